@@ -1,1 +1,30 @@
-//! Under construction.
+//! The words that every room of jiji shares, and the pure rules that go with them.
+//!
+//! Nothing here does I/O, reads a clock or draws randomness: a value of these types means the same on the operator's machine and on
+//! a server. Rooms that act (`store`, `fleet`, `apply`, `jiji-host`) meet in these words and nowhere else.
+//!
+//! | room | what it holds |
+//! | --- | --- |
+//! | [`digest`] | SHA-256 names of content |
+//! | [`name`] | names that were checked once at the edge and are trusted after |
+//! | [`secret`] | values that cannot be printed |
+//! | [`project`] | a validated deployment: servers, services, builder |
+//! | [`image`] | what identifies an image, and the blobs it is made of |
+//! | [`observation`] | what may be asked of a host, and what it answers |
+//! | [`plan`] | steps, phases, words, and what a plugin is allowed to ask for |
+//! | [`probe`] | health probes as data, and the timeline they leave |
+//! | [`transaction`] | lease, journal, settlement, release and audit records, and their transitions |
+//! | [`protocol`] | the frames between the operator and `jiji-host` |
+//! | [`event`] | the envelope of everything that people and machines watch |
+
+pub mod digest;
+pub mod event;
+pub mod image;
+pub mod name;
+pub mod observation;
+pub mod plan;
+pub mod probe;
+pub mod project;
+pub mod protocol;
+pub mod secret;
+pub mod transaction;

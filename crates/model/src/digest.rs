@@ -1,0 +1,147 @@
+//! SHA-256 names of content.
+//!
+//! A [`Digest`] is always SHA-256 and always printed as `sha256:` and 64 lower-case hexadecimal digits, the form of the OCI image
+//! specification (descriptor.md, "Digests"). Other algorithms are refused, so that one content has one name.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// The SHA-256 of some bytes: jiji's only kind of name for content.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest of `bytes`.
+    pub fn of(bytes: impl AsRef<[u8]>) -> Self {
+        Self(Sha256::digest(bytes.as_ref()).into())
+    }
+
+    /// The digest of a value's canonical JSON: keys sorted, no white space.
+    ///
+    /// # Panics
+    /// When the value cannot be JSON (a map with keys that are not strings): a mistake in the type, not in the data.
+    pub fn of_json<T: Serialize>(value: &T) -> Self {
+        Self::of(canonical_json(value))
+    }
+
+    /// Takes 32 raw bytes as a digest that somebody computed.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 32 raw bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The 64 hexadecimal digits, without the algorithm: a safe file name.
+    pub fn hex(&self) -> String {
+        use fmt::Write;
+        self.0.iter().fold(String::with_capacity(64), |mut out, byte| {
+            write!(out, "{byte:02x}").expect("writing to a String does not fail");
+            out
+        })
+    }
+
+    /// The first 12 hexadecimal digits: enough for a person, never for a machine.
+    pub fn short(&self) -> String {
+        self.hex()[..12].to_owned()
+    }
+}
+
+/// Canonical JSON: keys sorted, no white space, UTF-8. What digests of records are taken over.
+///
+/// # Panics
+/// As [`Digest::of_json`].
+pub fn canonical_json<T: Serialize>(value: &T) -> Vec<u8> {
+    // `serde_json::Value` keeps its maps in a BTreeMap, so passing through it sorts the keys.
+    let value = serde_json::to_value(value).expect("the type has string keys");
+    serde_json::to_vec(&value).expect("a JSON value can be written")
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.short())
+    }
+}
+
+/// Why a text is not a [`Digest`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseDigestError {
+    /// The text does not begin with `sha256:`.
+    #[error("read digest `{text}`: only `sha256:` is supported")]
+    Algorithm {
+        /// What was given.
+        text: String,
+    },
+    /// What follows the algorithm is not 64 lower-case hexadecimal digits.
+    #[error("read digest `{text}`: expected 64 lower-case hexadecimal digits")]
+    Digits {
+        /// What was given.
+        text: String,
+    },
+}
+
+impl FromStr for Digest {
+    type Err = ParseDigestError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.strip_prefix("sha256:").ok_or_else(|| ParseDigestError::Algorithm { text: text.to_owned() })?;
+        let bad = || ParseDigestError::Digits { text: text.to_owned() };
+        if digits.len() != 64 || !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(bad());
+        }
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| bad())?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| bad())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_of_nothing_is_the_known_one() {
+        let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(Digest::of(b"").to_string(), empty);
+        assert_eq!(empty.parse(), Ok(Digest::of(b"")));
+    }
+
+    #[test]
+    fn other_algorithms_upper_case_and_short_texts_are_refused() {
+        for text in ["sha512:00", "sha256:00", &format!("sha256:{}", "A".repeat(64)), "", "sha256:", &"a".repeat(64)] {
+            assert!(text.parse::<Digest>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn canonical_json_sorts_keys_at_every_depth() {
+        let value = serde_json::json!({"b": {"z": 1, "a": [true]}, "a": null});
+        assert_eq!(canonical_json(&value), br#"{"a":null,"b":{"a":[true],"z":1}}"#);
+    }
+}

@@ -1,0 +1,295 @@
+//! A validated deployment: what `deploy.yml` means once every rule was checked.
+//!
+//! `config` builds a [`Project`] and nobody else does; a value of this type names only servers that exist, has at least one service,
+//! and holds no secret value, only names of secrets.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::name::{AbsPath, HostName, PluginName, ProjectName, SecretName, ServiceName};
+
+/// One project in one environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Project {
+    /// The project's name: the scope of releases, journals and leases on every host.
+    pub name: ProjectName,
+    /// The environment (`-e`), or none for the base file alone. Part of the scope.
+    pub environment: Option<String>,
+    /// How images are built and where they are kept.
+    pub builder: Builder,
+    /// How servers are reached.
+    pub ssh: Ssh,
+    /// The servers, by the name that services use.
+    pub servers: BTreeMap<HostName, Server>,
+    /// The services.
+    pub services: BTreeMap<ServiceName, Service>,
+    /// Which plugin fills each role.
+    pub plugins: Plugins,
+}
+
+impl Project {
+    /// The name under which hosts keep this project's records: `NAME` or `NAME-ENVIRONMENT`.
+    pub fn scope(&self) -> String {
+        match &self.environment {
+            Some(environment) => format!("{}-{environment}", self.name),
+            None => self.name.to_string(),
+        }
+    }
+
+    /// Servers that at least one service runs on, in name order.
+    pub fn used_servers(&self) -> impl Iterator<Item = (&HostName, &Server)> {
+        self.servers.iter().filter(|(name, _)| self.services.values().any(|service| service.hosts.contains(name)))
+    }
+
+    /// Services that run on `host`, in name order.
+    pub fn services_on<'a>(&'a self, host: &'a HostName) -> impl Iterator<Item = (&'a ServiceName, &'a Service)> {
+        self.services.iter().filter(move |(_, service)| service.hosts.contains(host))
+    }
+}
+
+/// How images are built and where they are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Builder {
+    /// The container engine on the servers, where it cannot be told from the host: both are installed.
+    pub engine: Option<Engine>,
+    /// A registry to push to. Without one, blobs go to the hosts only.
+    pub registry: Option<Registry>,
+    /// Where a registry's content may be had from instead: registry host to mirrors, tried in order before the registry itself.
+    pub mirrors: BTreeMap<String, Vec<RegistryServer>>,
+}
+
+/// A container engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// Docker Engine.
+    Docker,
+    /// Podman.
+    Podman,
+}
+
+impl std::fmt::Display for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        })
+    }
+}
+
+/// `HOST[:PORT]` of a registry and how to speak to it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RegistryServer {
+    /// `HOST[:PORT]`, no scheme.
+    pub authority: String,
+    /// Plain HTTP: written `http://HOST:PORT` in the configuration, and the default for loopback.
+    pub plain_http: bool,
+}
+
+/// A registry to push to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registry {
+    /// Where.
+    pub server: RegistryServer,
+    /// A path below the server that repositories are put under, such as `acme`.
+    pub namespace: Option<String>,
+    /// User name.
+    pub username: Option<String>,
+    /// The secret that holds the password.
+    pub password: Option<SecretName>,
+}
+
+/// How servers are reached, for all that say nothing else. The user's own ssh configuration applies below this.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ssh {
+    /// User name.
+    pub user: Option<String>,
+    /// Port.
+    pub port: Option<u16>,
+    /// Jump hosts, in ssh's `ProxyJump` form.
+    pub proxy_jump: Option<String>,
+    /// Identity files.
+    pub keys: Vec<String>,
+    /// An ssh configuration file to use instead of the user's.
+    pub config: Option<String>,
+    /// Seconds to wait for a connection.
+    pub connect_timeout: Option<u32>,
+}
+
+/// A server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// What ssh connects to, or `localhost` for this machine without SSH.
+    pub address: String,
+    /// User name, before the project's.
+    pub user: Option<String>,
+    /// Port, before the project's.
+    pub port: Option<u16>,
+    /// The engine, before the project's.
+    pub engine: Option<Engine>,
+}
+
+impl Server {
+    /// Whether this machine itself is meant, so that no SSH is needed.
+    pub fn is_local(&self) -> bool {
+        self.address == "localhost"
+    }
+}
+
+/// A service: one image, run once on each of its hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Where its image comes from.
+    pub source: Source,
+    /// The servers it runs on, at least one, none twice.
+    pub hosts: Vec<HostName>,
+    /// Its environment, the project's merged in.
+    pub environment: Environment,
+    /// Arguments instead of the image's command.
+    pub command: Option<Vec<String>>,
+    /// Volumes and directories of the host.
+    pub volumes: Vec<Mount>,
+    /// How it is reached from outside, if it is.
+    pub proxy: Option<Proxy>,
+    /// How its health is told. Where a service has a proxy, `proxy.healthcheck` in the configuration lands here too.
+    pub healthcheck: Option<HealthCheck>,
+    /// How many releases stay on each host, the running one counted. At least 1.
+    pub retain: u32,
+    /// Seconds between SIGTERM and SIGKILL.
+    pub stop_timeout: u32,
+    /// Seconds that requests under way get to end after the proxy has moved on.
+    pub drain_timeout: u32,
+}
+
+/// Where a service's image comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A registry's image, by tag or digest. A tag is resolved once, into `jiji.lock`.
+    Image(String),
+    /// Built from source.
+    Build(Build),
+}
+
+/// What to build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Build {
+    /// The context directory, relative to the project's root.
+    pub context: String,
+    /// The Dockerfile, relative to the context.
+    pub dockerfile: String,
+    /// Build arguments.
+    pub args: BTreeMap<String, String>,
+    /// The stage to build instead of the last.
+    pub target: Option<String>,
+}
+
+/// A service's environment variables.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Values that anybody may see.
+    pub clear: BTreeMap<String, String>,
+    /// Names of secrets; each becomes the variable of that name.
+    pub secrets: Vec<SecretName>,
+}
+
+/// Something of the host that a container sees.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Mount {
+    /// What is mounted.
+    pub source: MountSource,
+    /// Where in the container.
+    pub target: AbsPath,
+    /// Whether the container may only read it.
+    pub read_only: bool,
+}
+
+/// What a [`Mount`] shows.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountSource {
+    /// A volume of the engine, by name.
+    Volume(String),
+    /// A path of the host.
+    Bind(AbsPath),
+    /// Memory that is gone with the container.
+    Tmpfs,
+}
+
+/// How a service is reached from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proxy {
+    /// The port the application listens on in its container.
+    pub app_port: u16,
+    /// Host names that are routed to it. Empty: all that no other service takes.
+    pub hosts: Vec<String>,
+    /// A path prefix that is routed to it, `/` for everything.
+    pub path_prefix: String,
+    /// Whether the proxy speaks TLS for these hosts.
+    pub ssl: bool,
+}
+
+/// How a service's health is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// What is asked.
+    pub check: Check,
+    /// Milliseconds between two probes.
+    pub interval_ms: u32,
+    /// Milliseconds one probe may take.
+    pub timeout_ms: u32,
+    /// Milliseconds from the container's start until it must be healthy.
+    pub deadline_ms: u32,
+}
+
+/// What a health check asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Check {
+    /// `GET` of a path on a port; 200 to 299 is healthy. The port defaults to the proxy's `app_port`.
+    Http {
+        /// Port in the container.
+        port: u16,
+        /// Path, beginning with `/`.
+        path: String,
+    },
+    /// A TCP connection.
+    Tcp {
+        /// Port in the container.
+        port: u16,
+    },
+    /// A command in the container; exit 0 is healthy.
+    Exec {
+        /// Its arguments.
+        argv: Vec<String>,
+    },
+}
+
+/// Which plugin fills each role, and its settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plugins {
+    /// The proxy's.
+    pub proxy: PluginChoice,
+    /// The health judge's.
+    pub health: PluginChoice,
+}
+
+impl Default for Plugins {
+    fn default() -> Self {
+        let choice = |name: &str| PluginChoice {
+            name: PluginName::new(name).expect("a default plugin's name is a plugin name"),
+            settings: serde_json::Value::Object(serde_json::Map::new()),
+        };
+        Self { proxy: choice("proxy-kamal"), health: choice("health-probe") }
+    }
+}
+
+/// A plugin and the settings it is called with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginChoice {
+    /// An embedded plugin, or one that `jiji.lock` pins.
+    pub name: PluginName,
+    /// Settings, checked by the plugin itself against its schema. Always an object.
+    pub settings: serde_json::Value,
+}
