@@ -16,6 +16,10 @@ pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// OCI media type of a layer compressed with gzip.
 pub const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
+/// The version of the rules by which layers are written: tar dialect, normalisation, compressor and its exact version. Part of every
+/// build key and of `jiji.lock`, so that a change of the rules is a change of names and never a silent change of bytes.
+pub const LAYER_FORMAT: u32 = 1;
+
 /// The pair of digests that names one image for one platform.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,18 +55,46 @@ pub struct Platform {
 impl Platform {
     /// `linux/amd64`.
     pub fn linux_amd64() -> Self {
-        Self { os: "linux".to_owned(), architecture: "amd64".to_owned() }
+        Self {
+            os: "linux".to_owned(),
+            architecture: "amd64".to_owned(),
+        }
     }
 
     /// `linux/arm64`.
     pub fn linux_arm64() -> Self {
-        Self { os: "linux".to_owned(), architecture: "arm64".to_owned() }
+        Self {
+            os: "linux".to_owned(),
+            architecture: "arm64".to_owned(),
+        }
     }
 }
 
 impl std::fmt::Display for Platform {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)
+    }
+}
+
+/// Why a text is not a [`Platform`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("read platform `{text}`: expected `linux/amd64` or `linux/arm64`")]
+pub struct ParsePlatformError {
+    /// What was given.
+    pub text: String,
+}
+
+impl std::str::FromStr for Platform {
+    type Err = ParsePlatformError;
+
+    /// Reads `OS/ARCHITECTURE`. Only the platforms that jiji builds for are platforms; `linux/arm64/v8` is `linux/arm64`
+    /// (image-spec, image-index.md: v8 is what arm64 means).
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "linux/amd64" | "linux/x86_64" => Ok(Self::linux_amd64()),
+            "linux/arm64" | "linux/arm64/v8" | "linux/aarch64" => Ok(Self::linux_arm64()),
+            _ => Err(ParsePlatformError { text: text.to_owned() }),
+        }
     }
 }
 
@@ -86,7 +118,10 @@ pub struct Image {
 impl Image {
     /// The identity.
     pub fn id(&self) -> ImageId {
-        ImageId { manifest: self.manifest.digest, config: self.config.digest }
+        ImageId {
+            manifest: self.manifest.digest,
+            config: self.config.digest,
+        }
     }
 
     /// All blobs: manifest, configuration, layers.

@@ -134,7 +134,10 @@ fn edged(text: &str, longest: usize) -> bool {
 }
 
 fn words(text: &str, longest: usize) -> bool {
-    edged(text, longest) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
+    edged(text, longest)
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
 }
 
 #[cfg(test)]
