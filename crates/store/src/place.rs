@@ -1,0 +1,156 @@
+//! Putting files and directories in their place, whole or not at all.
+//!
+//! A temporary file or directory is locked by its writer from before anybody could take it for abandoned until it is renamed or
+//! removed, so that [`remove_abandoned`] needs neither process numbers (which differ between PID namespaces) nor ages.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use tempfile::{NamedTempFile, TempDir};
+
+use crate::{StoreError, failed};
+
+/// Creates a directory of mode 0700, and its parents with the usual mode, where there is none.
+pub(crate) fn create_private(path: &Path) -> Result<(), StoreError> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(failed("create", parent))?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other.map_err(failed("create", path)),
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<(), StoreError> {
+    File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(failed("sync", path))
+}
+
+/// Whether `file` is what `path` names. A sweeper may have removed it between its creation and its lock.
+pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let own = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (own.dev(), own.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A locked temporary file in `tmp`.
+pub(crate) fn temp_file(tmp: &Path) -> Result<NamedTempFile, StoreError> {
+    let attempt = || loop {
+        let file = NamedTempFile::new_in(tmp)?;
+        file.as_file().lock()?;
+        if is_at(file.as_file(), file.path())? {
+            return Ok(file);
+        }
+    };
+    attempt().map_err(failed("create a file in", tmp))
+}
+
+/// A temporary directory. Dropped, it is removed, unless it was renamed.
+#[derive(Debug)]
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn remove(self) -> Result<(), StoreError> {
+        remove_tree(&self.0).map_err(failed("remove", &self.0))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        match remove_tree(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                // The next sweep tries again.
+                tracing::debug!(%error, path = %self.0.display(), "remove a temporary directory");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A locked temporary directory in `tmp`, and its lock.
+pub(crate) fn temp_dir(tmp: &Path) -> Result<(Scratch, File), StoreError> {
+    let attempt = || loop {
+        let dir = Scratch(TempDir::new_in(tmp)?.keep());
+        let lock = match File::open(dir.path()) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        lock.lock()?;
+        if is_at(&lock, dir.path())? {
+            return Ok((dir, lock));
+        }
+    };
+    attempt().map_err(failed("create a directory in", tmp))
+}
+
+/// Removes what is at `path` in a `tmp` if no writer holds it. True if it was removed.
+pub(crate) fn remove_abandoned(path: &Path) -> io::Result<bool> {
+    let held = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match held.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => return Ok(false),
+        Err(fs::TryLockError::Error(error)) => return Err(error),
+    }
+    if !is_at(&held, path)? {
+        return Ok(false);
+    }
+    if held.metadata()?.is_dir() {
+        remove_tree(path)?
+    } else {
+        fs::remove_file(path)?
+    }
+    Ok(true)
+}
+
+/// Removes a directory with everything in it, also where a layer brought directories that its owner may not enter.
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(path)?;
+            fs::remove_dir_all(path)
+        }
+        other => other,
+    }
+}
+
+fn open_up(dir: &Path) -> io::Result<()> {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_up(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a small file so that `path` holds its old content or its new content, whatever happens.
+pub(crate) fn write_atomic(tmp: &Path, path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    let mut file = temp_file(tmp)?;
+    file.write_all(content).map_err(failed("write", path))?;
+    rename_into_place(file, path)
+}
+
+/// Makes a temporary file's bytes durable, gives it its name, and makes the name durable.
+pub(crate) fn rename_into_place(file: NamedTempFile, path: &Path) -> Result<(), StoreError> {
+    file.as_file().sync_all().map_err(failed("sync", path))?;
+    file.persist(path)
+        .map_err(|error| failed("create", path)(error.error))?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
