@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`digest`] | SHA-256 names of content |
 //! | [`name`] | names that were checked once at the edge and are trusted after |
+//! | [`reference`] | where an image is to be had: registry, repository, tag or digest |
 //! | [`secret`] | values that cannot be printed |
 //! | [`project`] | a validated deployment: servers, services, builder |
 //! | [`image`] | what identifies an image, and the blobs it is made of |
@@ -26,5 +27,6 @@ pub mod plan;
 pub mod probe;
 pub mod project;
 pub mod protocol;
+pub mod reference;
 pub mod secret;
 pub mod transaction;

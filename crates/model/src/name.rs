@@ -118,12 +118,34 @@ name!(
     PluginName, "plugin name", "expected 1 to 64 of a-z, 0-9 and `-`, beginning and ending with a letter or digit",
     |text| edged(text, 64) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 );
+name!(
+    /// A repository on a registry, without the registry (distribution-spec, "Pulling manifests"; 255 is what clients add to it).
+    RepositoryName, "repository name",
+    "expected at most 255 of a-z, 0-9 and single `.`, `_`, `__` or dashes between them, in parts separated by `/`",
+    |text| text.len() <= 255 && text.split('/').all(repository_part)
+);
+name!(
+    /// A tag of a repository (distribution-spec, "Pulling manifests").
+    TagName, "tag", "expected 1 to 128 of A-Z, a-z, 0-9, `_`, `.` and `-`, beginning with a letter, digit or `_`",
+    |text| (1..=128).contains(&text.len())
+        && (text.as_bytes()[0].is_ascii_alphanumeric() || text.as_bytes()[0] == b'_')
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+);
 
 impl AbsPath {
     /// Whether `self` is `root` or lies below it.
     pub fn is_within(&self, root: &Self) -> bool {
         root.0 == "/" || self.0 == root.0 || self.0.strip_prefix(&root.0).is_some_and(|rest| rest.starts_with('/'))
     }
+}
+
+fn repository_part(part: &str) -> bool {
+    let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    edged(part, 255)
+        && part.bytes().all(|b| alphanumeric(b) || matches!(b, b'-' | b'_' | b'.'))
+        && part
+            .split(|c: char| c.is_ascii_alphanumeric())
+            .all(|between| matches!(between, "" | "." | "_" | "__") || between.bytes().all(|b| b == b'-'))
 }
 
 fn edged(text: &str, longest: usize) -> bool {
@@ -152,6 +174,33 @@ mod tests {
         }
         assert!(HostName::new("fra-1.example").is_ok());
         assert!(SecretName::new("1A").is_err());
+    }
+
+    #[test]
+    fn repositories_and_tags_follow_the_distribution_specification() {
+        for text in ["a", "library/debian", "a--b/c__d/e.f_g", "0/1"] {
+            assert!(RepositoryName::new(text).is_ok(), "{text:?}");
+        }
+        for text in [
+            "",
+            "/",
+            "a/",
+            "A",
+            "a..b",
+            "a___b",
+            "-a",
+            "a/../b",
+            "a._b",
+            "a%2fb",
+            "a:b",
+            &"a".repeat(256),
+        ] {
+            assert!(RepositoryName::new(text).is_err(), "{text:?}");
+        }
+        assert!(TagName::new("_v1.0-RC").is_ok());
+        for text in ["", ".", "..", "-a", "a/b", "a:b", "sha256:0", &"a".repeat(129)] {
+            assert!(TagName::new(text).is_err(), "{text:?}");
+        }
     }
 
     #[test]
