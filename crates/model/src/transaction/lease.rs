@@ -1,0 +1,173 @@
+//! Who may change a project on a host, until when.
+//!
+//! A lease is kept per host and project and changed only under a file lock. It expires by the time since boot, never by the wall clock, and
+//! belongs to one session of `jiji-host`: when that process is gone, so is the lease. Its fencing number only grows.
+
+use serde::{Deserialize, Serialize};
+
+/// A lease as recorded on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lease {
+    /// Format of this record, [`Lease::VERSION`].
+    pub version: u32,
+    /// A random id of the run of jiji that holds it.
+    pub holder: String,
+    /// `user@machine`, for people.
+    pub who: String,
+    /// The fencing number.
+    pub fencing: u64,
+    /// The boot in which it was granted; in another one it is void.
+    pub boot_id: String,
+    /// `CLOCK_BOOTTIME` milliseconds at which it expires.
+    pub expires_ms: u64,
+    /// Process group of the session that holds it.
+    pub session: i32,
+    /// Start time of that process in clock ticks since boot, so that a reused number is not taken for it.
+    pub session_start: u64,
+}
+
+impl Lease {
+    /// The version that this jiji writes and reads.
+    pub const VERSION: u32 = 1;
+}
+
+/// What an operator asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseRequest {
+    /// The project's scope.
+    pub scope: String,
+    /// Random id of the run of jiji.
+    pub holder: String,
+    /// `user@machine`, for people.
+    pub who: String,
+    /// Fencing number: higher than any that the fleet has seen.
+    pub fencing: u64,
+    /// Milliseconds until it expires without a heartbeat.
+    pub ttl_ms: u64,
+}
+
+/// The time and process that a decision is made in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moment<'a> {
+    /// The kernel's id of this boot.
+    pub boot_id: &'a str,
+    /// `CLOCK_BOOTTIME` in milliseconds.
+    pub now_ms: u64,
+    /// The asking session's process group and start time.
+    pub session: (i32, u64),
+}
+
+/// What a host answers to a [`LeaseRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseDecision {
+    /// Granted, and written.
+    Granted(Lease),
+    /// Somebody else holds it.
+    Held(Lease),
+    /// The number is not higher than one already granted here.
+    Stale {
+        /// The highest number granted.
+        highest: u64,
+    },
+}
+
+/// Whether a recorded lease still counts. `session_alive` tells whether the process that holds it runs.
+pub fn live(lease: &Lease, boot_id: &str, now_ms: u64, session_alive: bool) -> bool {
+    session_alive && lease.boot_id == boot_id && now_ms < lease.expires_ms
+}
+
+/// Decides a request. `current` comes with whether its session's process is alive; `highest` is the highest number ever granted here.
+pub fn decide(
+    request: &LeaseRequest,
+    current: Option<(&Lease, bool)>,
+    highest: u64,
+    moment: &Moment<'_>,
+) -> LeaseDecision {
+    if let Some((lease, alive)) = current
+        && lease.holder != request.holder
+        && live(lease, moment.boot_id, moment.now_ms, alive)
+    {
+        return LeaseDecision::Held(lease.clone());
+    }
+    let renews = current.is_some_and(|(lease, _)| lease.holder == request.holder && lease.fencing == request.fencing);
+    if request.fencing <= highest && !renews {
+        return LeaseDecision::Stale { highest };
+    }
+    LeaseDecision::Granted(Lease {
+        version: Lease::VERSION,
+        holder: request.holder.clone(),
+        who: request.who.clone(),
+        fencing: request.fencing,
+        boot_id: moment.boot_id.to_owned(),
+        expires_ms: moment.now_ms.saturating_add(request.ttl_ms),
+        session: moment.session.0,
+        session_start: moment.session.1,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(holder: &str, fencing: u64) -> LeaseRequest {
+        LeaseRequest {
+            scope: "shop".into(),
+            holder: holder.into(),
+            who: "a@b".into(),
+            fencing,
+            ttl_ms: 1000,
+        }
+    }
+
+    fn moment(now_ms: u64) -> Moment<'static> {
+        Moment {
+            boot_id: "boot",
+            now_ms,
+            session: (7, 1),
+        }
+    }
+
+    fn granted(decision: LeaseDecision) -> Lease {
+        match decision {
+            LeaseDecision::Granted(lease) => lease,
+            other => panic!("expected a grant, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_live_lease_is_held_against_others_and_renewed_by_its_holder() {
+        let lease = granted(decide(&request("a", 1), None, 0, &moment(0)));
+        assert!(matches!(
+            decide(&request("b", 2), Some((&lease, true)), 1, &moment(999)),
+            LeaseDecision::Held(_)
+        ));
+        assert_eq!(
+            granted(decide(&request("a", 1), Some((&lease, true)), 1, &moment(500))).expires_ms,
+            1500
+        );
+    }
+
+    #[test]
+    fn an_expired_lease_a_dead_session_and_another_boot_free_it() {
+        let lease = granted(decide(&request("a", 1), None, 0, &moment(0)));
+        granted(decide(&request("b", 2), Some((&lease, true)), 1, &moment(1000)));
+        granted(decide(&request("b", 2), Some((&lease, false)), 1, &moment(1)));
+        let rebooted = Moment {
+            boot_id: "other",
+            now_ms: 1,
+            session: (7, 1),
+        };
+        granted(decide(&request("b", 2), Some((&lease, true)), 1, &rebooted));
+    }
+
+    #[test]
+    fn a_number_that_does_not_grow_is_refused() {
+        assert_eq!(
+            decide(&request("b", 3), None, 3, &moment(0)),
+            LeaseDecision::Stale { highest: 3 }
+        );
+    }
+}
