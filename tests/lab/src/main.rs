@@ -1,2 +1,212 @@
-//! The laboratory.
-fn main() {}
+//! `lab`: builds laboratories and lets people play in them.
+//!
+//! The commands that are not shown in the help are the laboratory's own processes.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for people: this is where it speaks"
+)]
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use jiji_lab::{Engines, Lab, LabError, Record, Spec, parse_duration};
+
+/// Several real hosts on one machine.
+#[derive(Parser)]
+#[command(version, about)]
+struct Args {
+    /// The directory in which labs lie [default: /var/tmp/jiji-lab]
+    #[arg(long, global = true, env = "JIJI_LAB_STATE", value_name = "DIR")]
+    state: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Order,
+}
+
+#[derive(Subcommand)]
+enum Order {
+    /// Build a lab and leave it running
+    Up {
+        /// How many hosts
+        #[arg(long, default_value_t = 2)]
+        hosts: usize,
+        /// Their container engines: podman, docker or mixed
+        #[arg(long, default_value = "mixed")]
+        engine: Engines,
+        /// The round trip time between operator and hosts, like 50ms
+        #[arg(long, value_parser = parse_duration)]
+        rtt: Option<std::time::Duration>,
+        /// The lab's name
+        #[arg(long)]
+        name: Option<String>,
+        /// A directory that hosts see as it is; may be given several times
+        #[arg(long, value_name = "DIR")]
+        bind: Vec<PathBuf>,
+        /// Print the record of the lab as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a command on a host, as root
+    Exec {
+        /// The lab, if there are several
+        #[arg(long)]
+        name: Option<String>,
+        /// The host
+        host: String,
+        /// The command and its arguments
+        #[arg(required = true, last = true)]
+        argv: Vec<OsString>,
+    },
+    /// Show the labs that are up
+    Status {
+        /// Print their records as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a lab
+    Down {
+        /// The lab, if there are several
+        #[arg(long)]
+        name: Option<String>,
+        /// End all labs of the state directory
+        #[arg(long)]
+        all: bool,
+    },
+    /// Keep a lab
+    #[command(hide = true)]
+    Keep {
+        dir: PathBuf,
+        #[arg(long)]
+        owned: bool,
+    },
+    /// Be the first process of a host
+    #[command(hide = true)]
+    Machine { orders: PathBuf },
+    /// Become a command in a control group
+    #[command(hide = true)]
+    Stage {
+        group: PathBuf,
+        #[arg(required = true, last = true)]
+        argv: Vec<OsString>,
+    },
+    /// Become a command on a host
+    #[command(hide = true)]
+    Enter {
+        dir: PathBuf,
+        host: String,
+        #[arg(required = true, last = true)]
+        argv: Vec<OsString>,
+    },
+    /// Relay connections to hosts
+    #[command(hide = true)]
+    Relay { order: PathBuf },
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: failed to {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> Result<ExitCode, LabError> {
+    let state = args.state.as_deref();
+    match args.command {
+        Order::Up {
+            hosts,
+            engine,
+            rtt,
+            name,
+            bind,
+            json,
+        } => {
+            let spec = Spec {
+                name,
+                rtt,
+                state: args.state,
+                binds: bind,
+                ..Spec::new(hosts, engine)
+            };
+            let lab = Lab::up_detached(&spec)?;
+            if json {
+                print_json(lab.record())?
+            } else {
+                print_up(lab.record())
+            }
+        }
+        Order::Exec { name, host, argv } => {
+            let lab = Lab::attach(state, name.as_deref())?;
+            jiji_lab::process::enter(&lab.record().dir, &host, &argv)?;
+        }
+        Order::Status { json } => {
+            let labs = Lab::all(state);
+            if json {
+                print_json(&labs.iter().map(Lab::record).collect::<Vec<_>>())?;
+            } else {
+                labs.iter().try_for_each(print_status)?;
+            }
+        }
+        Order::Down { name, all } => {
+            if all {
+                Lab::all(state).into_iter().try_for_each(Lab::down)?;
+                Lab::sweep(state)?;
+            } else {
+                Lab::attach(state, name.as_deref())?.down()?;
+            }
+        }
+        Order::Keep { dir, owned } => jiji_lab::process::keep(&dir, owned)?,
+        Order::Machine { orders } => jiji_lab::process::machine(&orders)?,
+        Order::Stage { group, argv } => jiji_lab::process::stage(&group, &argv)?,
+        Order::Enter { dir, host, argv } => jiji_lab::process::enter(&dir, &host, &argv)?,
+        Order::Relay { order } => jiji_lab::process::relay(&order)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), LabError> {
+    let text = serde_json::to_string_pretty(value).map_err(|source| LabError::Json {
+        what: "the record to print".to_owned(),
+        source,
+    })?;
+    println!("{text}");
+    Ok(())
+}
+
+fn print_up(record: &Record) {
+    println!("lab {} is up", record.name);
+    for host in &record.hosts {
+        println!("  {:12} {:15} {}", host.name, host.address, host.engine.name());
+    }
+    if let Some(registry) = &record.registry {
+        println!("  {:12} {}", "registry", registry.address);
+    }
+    println!("  {:12} {}", "ssh config", record.ssh_config.display());
+    println!();
+    println!("in a shell as root, for `ssh HOST`, `jiji ...` and `in_lab COMMAND`:");
+    println!("  eval \"$(cat {})\"", record.env.display());
+}
+
+fn print_status(lab: &Lab) -> Result<(), LabError> {
+    let record = lab.record();
+    let state = if record.ready { "up" } else { "starting" };
+    println!("lab {} is {state} (keeper {})", record.name, record.owner.pid);
+    for host in lab.hosts() {
+        let now = host.record()?;
+        let state = if now.pid == 0 { "off" } else { "on" };
+        let seen = host.ssh_sessions().unwrap_or_default();
+        println!(
+            "  {:12} {:15} {:6} {:3} ssh: {} connections, {} sessions",
+            now.name,
+            now.address,
+            now.engine.name(),
+            state,
+            seen.connections,
+            seen.sessions
+        );
+    }
+    Ok(())
+}
