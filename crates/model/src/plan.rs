@@ -340,6 +340,10 @@ pub enum Action {
         container: ContainerName,
         /// Arguments, one word each.
         argv: Vec<Word>,
+        /// Texts on standard error that make a failure as good as done, such as `service not found` where something is removed: an
+        /// undo may run twice, and not every program calls that a success.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tolerate: Vec<String>,
     },
     /// A container becomes healthy.
     WaitProbe {

@@ -4,11 +4,12 @@
 //! own steps are not vetted against grants, only for their form ([`vet_form`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use super::{Action, ContainerImage, ContainerSpec, Evidence, Grants, LABEL_SCOPE, NETWORK, Step, Word};
 use crate::name::{AbsPath, HostName, PluginName};
 use crate::observation::{Query, Want};
-use crate::project::MountSource;
+use crate::project::{Check as ProbeCheck, MountSource};
 
 /// Most steps that one plugin may answer with in one call.
 pub const MAX_STEPS: usize = 256;
@@ -105,7 +106,12 @@ pub fn vet_wants(wants: &[Want], grants: &Grants) -> Result<(), Vec<Refusal>> {
                 }
             }
             Query::File { path, .. } => path_granted(grants, path).map_err(|()| format!("read `{path}`")),
-            Query::Http { .. } => Ok(()),
+            Query::Http { address, .. } if reachable(*address) => Ok(()),
+            Query::Http { address, .. } => {
+                let reason = format!("`GET` from {address}, which is not this host's");
+                refusals.push(refusal(&want.id, reason, false));
+                continue;
+            }
             Query::Blobs { .. } | Query::Records { .. } | Query::SecretsMac { .. } => {
                 Err("read jiji's own records".to_owned())
             }
@@ -178,6 +184,11 @@ fn exec_granted<'a>(grants: &Grants, container: &str, argv: impl Iterator<Item =
             && !grant.argv.is_empty()
             && grant.argv.iter().all(|want| argv.next() == Some(want))
     })
+}
+
+/// Whether a plugin may have an address asked: this host's own services and containers, and nothing behind them.
+fn reachable(address: Ipv4Addr) -> bool {
+    address.is_loopback() || address.octets()[..2] == [10, 210]
 }
 
 fn path_granted(grants: &Grants, path: &AbsPath) -> Result<(), ()> {
@@ -266,17 +277,16 @@ impl Check<'_> {
             Action::ContainerStart { name } | Action::ContainerStop { name, .. } | Action::ContainerRemove { name } => {
                 self.container(name.as_str())
             }
-            Action::ContainerExec { container, argv } => {
+            Action::ContainerExec { container, argv, .. } => {
                 self.words(argv);
-                let plain = Self::argv(argv);
-                if !exec_granted(self.grants, container.as_str(), plain.iter().copied()) {
-                    self.deny(format_args!(
-                        "run `{}` in container `{container}`",
-                        plain.join(" ").replace('\0', "…")
-                    ));
+                self.exec(container.as_str(), &Self::argv(argv));
+            }
+            Action::WaitProbe { container, probe, .. } => {
+                self.container(container.as_str());
+                if let ProbeCheck::Exec { argv } = &probe.check {
+                    self.exec(container.as_str(), &argv.iter().map(String::as_str).collect::<Vec<_>>());
                 }
             }
-            Action::WaitProbe { container, .. } => self.container(container.as_str()),
             Action::VolumeEnsure { name } => self.volume(name),
             Action::Directory { path, mode } => {
                 self.path(path);
@@ -288,7 +298,14 @@ impl Check<'_> {
                 self.words(content);
             }
             Action::Remove { path } => self.path(path),
-            Action::HttpWait { .. } => {}
+            Action::HttpWait { address, probe } => {
+                if !reachable(*address) {
+                    self.wrong(format!("`GET` from {address}, which is not this host's"));
+                }
+                if !matches!(probe.check, ProbeCheck::Http { .. }) {
+                    self.wrong("an HTTP wait whose check is not HTTP");
+                }
+            }
             Action::Run { argv, stdin } => {
                 self.words(argv.iter().chain(stdin));
                 let plain = Self::argv(argv);
@@ -302,6 +319,15 @@ impl Check<'_> {
                 }
             }
             Action::Other { kind, .. } => self.wrong(format!("unknown action `{kind}`")),
+        }
+    }
+
+    fn exec(&mut self, container: &str, argv: &[&str]) {
+        if !exec_granted(self.grants, container, argv.iter().copied()) {
+            self.deny(format_args!(
+                "run `{}` in container `{container}`",
+                argv.join(" ").replace('\0', "…")
+            ));
         }
     }
 
@@ -346,6 +372,8 @@ impl Check<'_> {
                 .labels
                 .get(super::LABEL_PLUGIN)
                 .is_some_and(|name| name != self.plugin.as_str())
+            // Only the core says that a container belongs to a project.
+            || spec.labels.get(LABEL_SCOPE).is_some_and(|scope| scope != "*")
         {
             self.wrong("labels of `jiji.` are the core's");
         }
@@ -388,6 +416,7 @@ mod tests {
         Action::ContainerExec {
             container: ContainerName::new("kamal-proxy").expect("a name"),
             argv: argv.iter().map(|text| Word::lit(*text)).collect(),
+            tolerate: Vec::new(),
         }
     }
 
@@ -444,6 +473,49 @@ mod tests {
         let mut grants = exec_grant(&["kamal-proxy", "deploy"]);
         grants.secrets.push("X".parse().expect("a name"));
         assert!(check(action, &grants).is_err());
+    }
+
+    #[test]
+    fn a_probe_that_runs_a_command_needs_the_commands_grant() {
+        let probe = |argv: &[&str]| Action::WaitProbe {
+            container: ContainerName::new("kamal-proxy").expect("a name"),
+            network: NETWORK.to_owned(),
+            probe: crate::probe::ProbeSpec {
+                check: ProbeCheck::Exec {
+                    argv: argv.iter().map(|text| (*text).to_owned()).collect(),
+                },
+                interval_ms: 100,
+                timeout_ms: 100,
+                healthy_after: 1,
+                deadline_ms: 100,
+                status_from: 200,
+                status_to: 299,
+            },
+        };
+        let mut grants = exec_grant(&["kamal-proxy", "list"]);
+        grants.containers.push("kamal-proxy".to_owned());
+        assert_eq!(check(probe(&["kamal-proxy", "list"]), &grants), Ok(()));
+        assert!(check(probe(&["sh", "-c", "true"]), &grants).is_err());
+    }
+
+    #[test]
+    fn only_addresses_of_the_host_itself_can_be_asked() {
+        let want = |address: &str| Want {
+            id: "x".to_owned(),
+            query: Query::Http {
+                address: address.parse().expect("an address"),
+                port: 80,
+                path: "/".to_owned(),
+                host: None,
+            },
+        };
+        assert_eq!(
+            vet_wants(&[want("127.0.0.1"), want("10.210.3.140")], &Grants::default()),
+            Ok(())
+        );
+        for address in ["169.254.169.254", "10.0.0.1", "0.0.0.0", "203.0.113.7"] {
+            assert!(vet_wants(&[want(address)], &Grants::default()).is_err(), "{address}");
+        }
     }
 
     #[test]
