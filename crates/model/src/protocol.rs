@@ -4,6 +4,10 @@
 //! many bytes as the length says. [`FrameKind::Message`] is JSON ([`Ask`] to the host, [`Tell`] from it); [`FrameKind::Blob`] is 32 bytes of
 //! digest, 8 bytes of big-endian offset and content; [`FrameKind::Secrets`] is what [`encode_secrets`] writes. A frame is at most
 //! [`MAX_FRAME`] bytes. The host answers asks in their order.
+//!
+//! `jiji-host` is started as `jiji-host exec`, or as `jiji-host exec --engine docker|podman` ([`OPTION_ENGINE`]) where the configuration
+//! chooses; without a choice it takes the one engine that is installed and answers with none where both are. Its standard output
+//! carries frames from the first byte on, its standard error is for people, and it ends when its standard input does.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +25,12 @@ use crate::transaction::{Begin, LeaseDecision, LeaseRequest, Outcome, Release, S
 /// Version of the protocol. The operator sends the `jiji-host` of its own version, so the two always agree; the number is checked all the
 /// same.
 pub const VERSION: u32 = 1;
+
+/// The argument that starts a session.
+pub const ARGUMENT_EXEC: &str = "exec";
+
+/// The option before the engine's name that the configuration chooses.
+pub const OPTION_ENGINE: &str = "--engine";
 
 /// Longest frame in bytes, without its 5-byte head.
 pub const MAX_FRAME: usize = 4 * 1024 * 1024;
@@ -251,6 +261,10 @@ pub enum Request {
         /// The phase.
         phase: Phase,
     },
+    /// Somebody wants to stop: the step at work goes on to its end, but a wait for health ends at once and counts as failed, and no
+    /// further step of the phase begins. Taken while a [`Self::Run`] is worked on, whose answer then comes; at any other time it
+    /// means nothing. Not answered.
+    Interrupt,
     /// Record a settlement. Needs the lease. Answered by [`Reply::Done`].
     Settle(Settlement),
     /// Take back what was done, the last step first; every undo is tried. Needs the lease and a settled revert, so that no step can

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::HostName;
 
+/// Where the roster lies on a host, as JSON: written by a step of the plan like every other file.
+pub const PATH: &str = "/var/lib/jiji/roster.json";
+
 /// The roster as stored on every host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
