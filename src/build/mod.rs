@@ -1,3 +1,4 @@
 //! Under construction.
 
 pub mod dockerfile;
+pub mod layer;

@@ -301,7 +301,7 @@ fn toml_of(value: &serde_json::Value) -> Result<toml::Value, &'static str> {
         Json::Array(list) => toml::Value::Array(list.iter().map(toml_of).collect::<Result<_, _>>()?),
         Json::Object(map) => toml::Value::Table(
             map.iter()
-                .map(|(key, value)| Ok((key.clone(), toml_of(value)?)))
+                .map(|(key, value)| toml_of(value).map(|value| (key.clone(), value)))
                 .collect::<Result<_, _>>()?,
         ),
     })

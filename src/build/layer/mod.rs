@@ -1,0 +1,282 @@
+//! Writes a layer: the same entries give the same bytes, on every machine.
+//!
+//! One pass: entries are written as tar, the tar is hashed (its `diff_id`) and compressed, and what comes of it is hashed (its digest)
+//! on its way into the store. Nothing is held but some MiB.
+//!
+//! What belongs into a layer is not decided here: [`crate::build::context`] and [`crate::build::graph`] do. This room only knows how
+//! entries become bytes: [`LAYER_FORMAT`] names the rules, which are
+//! - entries sorted as [`TarPath`] says, none twice, the root itself never;
+//! - every entry's modification time is the build's epoch; no other times;
+//! - numeric owners alone; modes as given; extended attributes as given (callers pass `security.capability` alone);
+//! - the tar dialect of `tar.rs` and the compression of `gzip.rs`.
+//!
+//! The tests hold digests of known layers. A change that alters one is a new layer format.
+
+mod gzip;
+mod path;
+mod tar;
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+
+use jiji_model::digest::Digest;
+use jiji_model::image::{Descriptor, LAYER_GZIP};
+use jiji_store::{BlobWriter, Layer, Store, StoreError};
+use sha2::{Digest as _, Sha256};
+
+pub use jiji_model::image::LAYER_FORMAT;
+pub use path::{TarPath, WHITEOUT};
+
+/// The name of the compression in the store's records of layers.
+pub const CODEC: &str = "gzip-1";
+
+/// One entry of a layer, without its path and its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is.
+    pub node: Node,
+    /// Permissions, with the set-user, set-group and sticky bits: at most 0o7777.
+    pub mode: u32,
+    /// Numeric owner.
+    pub uid: u32,
+    /// Numeric group.
+    pub gid: u32,
+    /// Extended attributes.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Node {
+    /// A directory.
+    Directory,
+    /// A file of so many bytes. A whiteout is an empty one with a name that says so.
+    File {
+        /// Bytes.
+        size: u64,
+    },
+    /// A symbolic link and what it says.
+    Symlink(Vec<u8>),
+    /// Another name of a file that came before it in the same layer.
+    Hardlink(TarPath),
+    /// A character device.
+    Character {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A block device.
+    Block {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A named pipe.
+    Fifo,
+}
+
+impl Entry {
+    /// A directory of root's.
+    pub fn directory(mode: u32) -> Self {
+        Self {
+            node: Node::Directory,
+            mode,
+            uid: 0,
+            gid: 0,
+            xattrs: BTreeMap::new(),
+        }
+    }
+
+    /// A file of root's.
+    pub fn file(mode: u32, size: u64) -> Self {
+        Self {
+            node: Node::File { size },
+            mode,
+            uid: 0,
+            gid: 0,
+            xattrs: BTreeMap::new(),
+        }
+    }
+
+    /// What removes the path it is the whiteout of.
+    pub fn whiteout() -> Self {
+        Self::file(0, 0)
+    }
+}
+
+/// Why a layer could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// The store did not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store's disk did not take it.
+    #[error("write a layer: {0}")]
+    Write(#[source] io::Error),
+    /// A file's content could not be read.
+    #[error("read the content of `{path}`: {source}")]
+    Content {
+        /// Its path in the layer.
+        path: TarPath,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file had another length or other bytes than when it was looked at.
+    #[error("copy `{path}`: it changed while it was read")]
+    Changed {
+        /// Its path in the layer.
+        path: TarPath,
+    },
+}
+
+impl LayerError {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Changed { .. } => {
+                Some("something writes to the context while it is built; build again when it is done")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A layer being written. Dropped, it leaves nothing.
+pub struct LayerWriter {
+    store: Store,
+    epoch: u64,
+    out: Hashed<gzip::Gzip<BlobWriter>>,
+    last: TarPath,
+}
+
+/// Hashes what passes.
+struct Hashed<W> {
+    out: W,
+    hash: Sha256,
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.hash.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl LayerWriter {
+    /// Begins a layer whose entries all have the modification time `epoch`, in seconds since 1970. Compresses on `threads` cores,
+    /// which changes nothing but how long it takes.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn new(store: &Store, epoch: u64, threads: usize) -> Result<Self, LayerError> {
+        let out = Hashed {
+            out: gzip::Gzip::new(store.writer()?, threads),
+            hash: Sha256::new(),
+        };
+        Ok(Self {
+            store: store.clone(),
+            epoch,
+            out,
+            last: TarPath::root(),
+        })
+    }
+
+    /// Adds an entry that has no content: all but files that are not empty.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    ///
+    /// # Panics
+    /// When the entries do not come in their order.
+    pub fn entry(&mut self, path: &TarPath, entry: &Entry) -> Result<(), LayerError> {
+        self.file(path, entry, None, &mut io::empty())
+    }
+
+    /// Adds an entry with its content. Where `expected` is given, the content must hash to it.
+    ///
+    /// # Errors
+    /// When the content cannot be read, is not as long as the entry says or not what was expected, or the store cannot be written.
+    ///
+    /// # Panics
+    /// When the entries do not come in their order.
+    pub fn file(
+        &mut self,
+        path: &TarPath,
+        entry: &Entry,
+        expected: Option<&Digest>,
+        content: &mut dyn Read,
+    ) -> Result<(), LayerError> {
+        assert!(*path > self.last, "{path:?} was written after {:?}", self.last);
+        self.last.clone_from(path);
+        self.out
+            .write_all(&tar::header(path, entry, self.epoch))
+            .map_err(LayerError::Write)?;
+        let Node::File { size } = entry.node else { return Ok(()) };
+        let mut hash = expected.map(|_| Sha256::new());
+        let mut buffer = vec![0; usize::try_from(size).unwrap_or(usize::MAX).clamp(1, 128 * 1024)];
+        let mut left = size;
+        while left > 0 {
+            let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let count = match content.read(&mut buffer[..most]) {
+                Ok(0) => return Err(LayerError::Changed { path: path.clone() }),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => {
+                    return Err(LayerError::Content {
+                        path: path.clone(),
+                        source,
+                    });
+                }
+            };
+            if let Some(hash) = &mut hash {
+                hash.update(&buffer[..count]);
+            }
+            self.out.write_all(&buffer[..count]).map_err(LayerError::Write)?;
+            left -= count as u64;
+        }
+        let more = content.read(&mut buffer[..1]);
+        let more = more.map_err(|source| LayerError::Content {
+            path: path.clone(),
+            source,
+        })?;
+        let actual = hash.map(|hash| Digest::from_bytes(hash.finalize().into()));
+        if more > 0 || actual.as_ref() != expected {
+            return Err(LayerError::Changed { path: path.clone() });
+        }
+        let padding = size.next_multiple_of(tar::BLOCK as u64) - size;
+        self.out
+            .write_all(&[0; tar::BLOCK][..padding as usize])
+            .map_err(LayerError::Write)
+    }
+
+    /// Ends the layer, puts it into the store and records it there.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn finish(mut self) -> Result<Layer, LayerError> {
+        self.out.write_all(&[0; 2 * tar::BLOCK]).map_err(LayerError::Write)?;
+        let diff_id = Digest::from_bytes(self.out.hash.finalize().into());
+        let blob = self.out.out.finish().map_err(LayerError::Write)?;
+        let (digest, size) = blob.finish(None)?;
+        let layer = Layer {
+            diff_id,
+            blob: Descriptor {
+                media_type: LAYER_GZIP.to_owned(),
+                digest,
+                size,
+            },
+        };
+        self.store.record_layer(&layer, CODEC)?;
+        Ok(layer)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+//! A path in an image, as bytes.
+
+use std::cmp::Ordering;
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+/// The beginning of the name of a file that removes another in a lower layer (image-spec, layer.md, "Whiteouts").
+pub const WHITEOUT: &[u8] = b".wh.";
+
+/// A path below the image's root: normal parts joined by `/`, no slash at its ends; empty for the root itself.
+///
+/// Names are bytes: two names that look the same in some encoding are two names. The order is the order of layers: parts are compared
+/// one by one, a directory comes before what is in it, and whiteouts before the other names of their directory, which the image
+/// specification recommends.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+pub struct TarPath(Vec<u8>);
+
+impl TarPath {
+    /// The root.
+    pub const fn root() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Takes a path's normal parts: `.` and empty parts fall away, `..` takes the part before it away and stops at the root.
+    pub fn normal(path: impl AsRef<[u8]>) -> Self {
+        let mut parts: Vec<&[u8]> = Vec::new();
+        for part in path.as_ref().split(|byte| *byte == b'/') {
+            match part {
+                b"" | b"." => {}
+                b".." => {
+                    parts.pop();
+                }
+                part => parts.push(part),
+            }
+        }
+        Self(parts.join(&b'/'))
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Whether it is the root.
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The parts, from the root on.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.split(|byte| *byte == b'/').filter(|part| !part.is_empty())
+    }
+
+    /// The last part; empty for the root.
+    pub fn name(&self) -> &[u8] {
+        self.0.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
+    }
+
+    /// The directory it is in; none for the root.
+    pub fn parent(&self) -> Option<Self> {
+        if self.is_root() {
+            return None;
+        }
+        let end = self.0.iter().rposition(|byte| *byte == b'/').unwrap_or_default();
+        Some(Self(self.0[..end].to_vec()))
+    }
+
+    /// All directories that it is in, from the root's child down.
+    pub fn parents(&self) -> Vec<Self> {
+        let mut parents: Vec<Self> = std::iter::successors(self.parent(), Self::parent).collect();
+        parents.pop();
+        parents.reverse();
+        parents
+    }
+
+    /// The path of a name in this directory.
+    pub fn join(&self, name: &[u8]) -> Self {
+        let mut bytes = self.0.clone();
+        if !bytes.is_empty() && !name.is_empty() {
+            bytes.push(b'/');
+        }
+        bytes.extend_from_slice(name);
+        Self(bytes)
+    }
+
+    /// The whiteout of this path.
+    pub fn whiteout(&self) -> Self {
+        let name = [WHITEOUT, self.name()].concat();
+        self.parent().unwrap_or_default().join(&name)
+    }
+
+    /// The path on this machine, below `root`.
+    pub fn below(&self, root: &Path) -> PathBuf {
+        if self.is_root() {
+            root.to_owned()
+        } else {
+            root.join(OsStr::from_bytes(&self.0))
+        }
+    }
+}
+
+impl Ord for TarPath {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let key = |part: &[u8]| !part.starts_with(WHITEOUT);
+        let (mut ours, mut theirs) = (self.parts(), other.parts());
+        loop {
+            match (ours.next(), theirs.next()) {
+                (None, None) => return Ordering::Equal,
+                (None, Some(_)) => return Ordering::Less,
+                (Some(_), None) => return Ordering::Greater,
+                (Some(a), Some(b)) => match key(a).cmp(&key(b)).then_with(|| a.cmp(b)) {
+                    Ordering::Equal => {}
+                    order => return order,
+                },
+            }
+        }
+    }
+}
+
+impl PartialOrd for TarPath {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for TarPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}", String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl fmt::Debug for TarPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}", self.0.escape_ascii())
+    }
+}
