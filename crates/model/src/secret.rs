@@ -28,6 +28,17 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// A secret that a project asks for, and where it does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// The secret's name.
+    pub name: crate::name::SecretName,
+    /// What needs it: the keys that lead there, `services.web.environment.secrets`.
+    pub by: String,
+    /// The place, for people: `.jiji/deploy.yml:14:12`.
+    pub place: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
