@@ -1,0 +1,146 @@
+//! What may be typed. The command reference in `docs/commands.md` is made from these definitions and compared in a test.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// From source to running on your own servers: the same digest on every machine, one transaction per fleet.
+#[derive(Debug, Parser)]
+#[command(name = "jiji", version, about, disable_help_subcommand = true, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The project's directory: where `.jiji/deploy.yml` is. Found upwards from the current one otherwise.
+    #[arg(short = 'C', long, value_name = "DIR", global = true)]
+    pub project: Option<PathBuf>,
+    /// The environment: `.jiji/deploy.ENV.yml` is laid over `.jiji/deploy.yml`.
+    #[arg(short, long, value_name = "ENV", global = true)]
+    pub environment: Option<String>,
+    /// Print events as NDJSON on standard output.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Show each event and diagnostics.
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Show errors only.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build, push what is missing, and move the fleet to the new images.
+    Ship(ShipArgs),
+    /// Build images into the store.
+    Build(BuildArgs),
+    /// Push built images to the registry: only the blobs that it lacks.
+    Push(PushArgs),
+    /// Move the fleet to the images that `jiji.lock` names, without building.
+    Deploy(DeployArgs),
+    /// Show what a ship would change, and change nothing.
+    Plan(PlanArgs),
+    /// Move the fleet back to an earlier release.
+    Rollback(RollbackArgs),
+    /// Show what runs on each host.
+    Status,
+    /// List, inspect and install plugins.
+    #[command(subcommand)]
+    Plugin(PluginCommand),
+    /// Print the version.
+    Version,
+    /// What runs on a server, for one session.
+    #[command(hide = true)]
+    Host(HostArgs),
+}
+
+/// `jiji ship`.
+#[derive(Debug, Args)]
+pub struct ShipArgs {
+    /// Fail if a build gives something else than `jiji.lock` says.
+    #[arg(long)]
+    pub locked: bool,
+    /// Do not push to the registry, even if there is one.
+    #[arg(long)]
+    pub no_push: bool,
+}
+
+/// `jiji build`.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// Services to build; all that are built from source otherwise.
+    pub services: Vec<String>,
+    /// Where to write an image besides the store: `oci:DIR`. With several services, one directory below it each.
+    #[arg(short, long, value_name = "oci:DIR")]
+    pub output: Option<String>,
+    /// Fail if a build gives something else than `jiji.lock` says.
+    #[arg(long)]
+    pub locked: bool,
+}
+
+/// `jiji push`.
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// Services to push; all otherwise.
+    pub services: Vec<String>,
+}
+
+/// `jiji deploy`.
+#[derive(Debug, Args)]
+pub struct DeployArgs {}
+
+/// `jiji plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {}
+
+/// `jiji rollback`.
+#[derive(Debug, Args)]
+pub struct RollbackArgs {
+    /// The release's number; the last good one that all hosts have otherwise. `jiji status` lists them.
+    pub release: Option<u64>,
+}
+
+/// `jiji plugin …`.
+#[derive(Debug, Subcommand)]
+pub enum PluginCommand {
+    /// List the plugins of this project.
+    List,
+    /// Show what a plugin is and what it asks for, without running the project.
+    Inspect {
+        /// A plugin's name, or a `.wasm` file.
+        plugin: String,
+    },
+    /// Fetch, verify and pin a plugin in `jiji.lock`.
+    Install {
+        /// A `.wasm` file, or `REGISTRY/REPOSITORY:TAG` or `…@sha256:…`.
+        source: String,
+        /// Accept what it asks for without being asked.
+        #[arg(long)]
+        accept: bool,
+        /// The name to install it under; its own otherwise.
+        #[arg(long)]
+        name: Option<String>,
+    },
+}
+
+/// `jiji host exec`.
+#[derive(Debug, Args)]
+pub struct HostArgs {
+    /// `exec`.
+    pub mode: String,
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_definitions_are_consistent() {
+        <super::Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -1,0 +1,52 @@
+//! The one place where jiji reads the process's environment and knows where its directories lie.
+//!
+//! | variable | what for |
+//! | --- | --- |
+//! | `XDG_CACHE_HOME` | store, action cache, compile cache lie in `jiji` below it; `~/.cache` otherwise |
+//! | `HOME` | where the above falls back to |
+//! | `USER`, `HOSTNAME` | who a lease and the audit log name |
+//! | `NO_COLOR`, `CI` | no colours; no prompt and one line per event |
+//! | `JIJI_ABORT_AT` | test builds only: abort at this point of a transaction |
+//!
+//! Everything else of the environment is the project's: `${VAR}` in `deploy.yml`, and secrets.
+
+use std::path::PathBuf;
+
+/// What jiji takes from its surroundings, read once.
+#[derive(Debug, Clone)]
+pub struct Environment {
+    /// The user's cache directory for jiji.
+    pub cache: PathBuf,
+    /// `user@machine`.
+    pub who: String,
+    /// Whether to colour.
+    pub color: bool,
+    /// Whether this is a CI run: no prompt, no moving progress.
+    pub ci: bool,
+    /// Where a test build aborts.
+    pub abort_at: Option<String>,
+}
+
+impl Environment {
+    /// Reads the process's environment.
+    pub fn read() -> Self {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let home = set("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
+        // The base directory specification asks for absolute paths and ignores others.
+        let cache = set("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+        let user = set("USER").or_else(|| set("LOGNAME")).unwrap_or_else(|| rustix::process::getuid().as_raw().to_string());
+        let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Self {
+            cache: cache.unwrap_or_else(|| home.join(".cache")).join("jiji"),
+            who: format!("{user}@{machine}"),
+            color: set("NO_COLOR").is_none(),
+            ci: set("CI").is_some(),
+            abort_at: set("JIJI_ABORT_AT"),
+        }
+    }
+}
+
+/// A variable of the environment, for `${VAR}` and secrets.
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}

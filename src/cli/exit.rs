@@ -1,0 +1,104 @@
+//! The exit codes: one number per kind of ending, documented in `docs/exit-codes.md` and kept for ever.
+
+/// How a run of jiji ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// A defect of jiji, or something of the operator's machine that no other number fits.
+    Internal = 1,
+    /// Wrong arguments or configuration.
+    Usage = 2,
+    /// An image could not be built.
+    Build = 3,
+    /// `--locked`, and what was built is not what `jiji.lock` says.
+    Locked = 4,
+    /// A registry refused, or sent something else than was asked for.
+    Registry = 5,
+    /// A host could not be reached.
+    Unreachable = 6,
+    /// A new version was not healthy; everything was reverted.
+    Unhealthy = 7,
+    /// A revert failed.
+    RevertFailed = 8,
+    /// It is not known how the transaction stands on some host.
+    InDoubt = 9,
+    /// Somebody else holds the lease.
+    Held = 10,
+    /// A plugin was refused or failed.
+    Plugin = 11,
+    /// A secret is not available.
+    Secret = 12,
+    /// Hosts differ from what was shipped.
+    Drift = 13,
+    /// Interrupted; everything was reverted.
+    Interrupted = 14,
+    /// Refused before any effect.
+    Refused = 15,
+    /// It failed for another cause; everything was reverted.
+    Reverted = 16,
+}
+
+impl Exit {
+    /// All codes in order.
+    pub const ALL: [Self; 17] = [
+        Self::Done,
+        Self::Internal,
+        Self::Usage,
+        Self::Build,
+        Self::Locked,
+        Self::Registry,
+        Self::Unreachable,
+        Self::Unhealthy,
+        Self::RevertFailed,
+        Self::InDoubt,
+        Self::Held,
+        Self::Plugin,
+        Self::Secret,
+        Self::Drift,
+        Self::Interrupted,
+        Self::Refused,
+        Self::Reverted,
+    ];
+
+    /// The number.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// What it means, one line.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Internal => "internal error",
+            Self::Usage => "wrong arguments or configuration",
+            Self::Build => "an image could not be built",
+            Self::Locked => "`--locked`, and the result differs from `jiji.lock`",
+            Self::Registry => "a registry refused or sent something else",
+            Self::Unreachable => "a host could not be reached",
+            Self::Unhealthy => "a new version was not healthy, all reverted",
+            Self::RevertFailed => "a revert failed",
+            Self::InDoubt => "a host's state is not known",
+            Self::Held => "somebody else holds the lease",
+            Self::Plugin => "a plugin was refused or failed",
+            Self::Secret => "a secret is not available",
+            Self::Drift => "hosts differ from what was shipped",
+            Self::Interrupted => "interrupted, all reverted",
+            Self::Refused => "refused before any effect",
+            Self::Reverted => "failed for another cause, all reverted",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_its_place_in_the_table() {
+        for (number, exit) in Exit::ALL.into_iter().enumerate() {
+            assert_eq!(usize::from(exit.code()), number);
+        }
+    }
+}
