@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiji_model::name::{AbsPath, HostName, ServiceName};
 use jiji_model::project::{Build, Check, Environment, HealthCheck, Mount, MountSource, Proxy, Service, Source};
+use jiji_model::reference::Reference;
 
 use super::{Decoder, Node, Servers, is_domain};
 use crate::config::error::Problem;
@@ -358,27 +359,7 @@ fn mount(text: &str) -> Option<Mount> {
 }
 
 fn is_image(text: &str) -> bool {
-    let name = text.split_once('@').map_or(text, |(name, _)| name);
-    // The registry's part may have a port and capitals; the rest of the name may not.
-    let path = match name.split_once('/') {
-        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => {
-            if !super::is_authority(first) {
-                return false;
-            }
-            rest
-        }
-        _ => name,
-    };
-    let (path, tag) = path.split_once(':').map_or((path, None), |(path, tag)| (path, Some(tag)));
-    let tag_fits = |tag: &str| {
-        (1..=128).contains(&tag.len())
-            && tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
-            && !tag.starts_with(['.', '-'])
-    };
-    let digest_fits = |digest: &str| digest.parse::<jiji_model::digest::Digest>().is_ok();
-    super::is_repository_path(path)
-        && tag.is_none_or(tag_fits)
-        && text.split_once('@').is_none_or(|(_, digest)| digest_fits(digest))
+    text.parse::<Reference>().is_ok()
 }
 
 /// A relative path that stays below where it begins.
