@@ -422,7 +422,8 @@ pub struct ContainerSpec {
     pub address: Option<Ipv4Addr>,
     /// Environment variables.
     pub env: BTreeMap<String, Word>,
-    /// Labels. The executor adds `jiji.spec` ([`ContainerSpec::digest`]), and `jiji.secrets` where `env` has secrets.
+    /// Labels. The executor adds `jiji.spec` ([`ContainerSpec::digest`]), `jiji.address` where it has an address, and `jiji.secrets`
+    /// where `env` has secrets.
     pub labels: BTreeMap<String, String>,
     /// Volumes and directories.
     pub mounts: Vec<Mount>,
@@ -444,6 +445,8 @@ pub struct ContainerSpec {
 pub const LABEL_SPEC: &str = "jiji.spec";
 /// Label that holds the keyed digest of the secrets in a container's environment.
 pub const LABEL_SECRETS: &str = "jiji.secrets";
+/// Label that holds the address a container was given in the `jiji` network: Podman does not tell it of one that is stopped.
+pub const LABEL_ADDRESS: &str = "jiji.address";
 /// Label on everything that jiji starts, with the project's scope as value; plugins' shared containers have `*`.
 pub const LABEL_SCOPE: &str = "jiji.scope";
 /// Label with the service's name.
