@@ -1,0 +1,214 @@
+//! A cgroup of the step's own, for the number of its processes and their memory.
+//!
+//! Both versions of the kernel's interface are in use, often mixed, and in a container there may be none that can be written to.
+//! What cannot be had is left out and said so: the sandbox keeps a step from seeing and reaching this machine without it.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::step::Limits;
+
+/// What a directory of a dead process is recognized by.
+const PREFIX: &str = "jiji-step-";
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// The cgroups of one step. Dropped, they are removed; whatever is in them must be dead by then.
+#[derive(Debug, Default)]
+pub(crate) struct Cgroups {
+    dirs: Vec<PathBuf>,
+    pub(crate) processes: bool,
+    pub(crate) memory: bool,
+}
+
+impl Cgroups {
+    /// Creates what this machine allows.
+    pub(crate) fn create(limits: &Limits) -> Self {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let places = places(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"));
+        let mut created = Self::default();
+        for place in places {
+            if place.controllers.iter().all(|&controller| created.has(controller)) {
+                continue;
+            }
+            created.add(&place, limits);
+        }
+        created
+    }
+
+    fn has(&self, controller: Controller) -> bool {
+        match controller {
+            Controller::Pids => self.processes,
+            Controller::Memory => self.memory,
+        }
+    }
+
+    fn add(&mut self, place: &Place, limits: &Limits) {
+        sweep(&place.parent);
+        if place.unified {
+            // Refused where it is on already for a reason that does not matter, or cannot be turned on, which the limits tell.
+            let _ = fs::write(place.parent.join("cgroup.subtree_control"), "+pids +memory");
+        }
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = place.parent.join(format!("{PREFIX}{}-{number}", std::process::id()));
+        if fs::create_dir(&dir).is_err() {
+            return;
+        }
+        let set = |file: &str, value: String| fs::write(dir.join(file), value).is_ok();
+        for controller in &place.controllers {
+            match controller {
+                // One more for the helper, one for the first process.
+                Controller::Pids => self.processes |= set("pids.max", (limits.processes + 2).to_string()),
+                Controller::Memory => {
+                    let file = if place.unified {
+                        "memory.max"
+                    } else {
+                        "memory.limit_in_bytes"
+                    };
+                    self.memory |= limits.memory.is_some_and(|bytes| set(file, bytes.to_string()));
+                }
+            }
+        }
+        self.dirs.push(dir);
+    }
+
+    /// The files a process writes `0` into to be bound.
+    pub(crate) fn entrances(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        self.dirs.iter().map(|dir| dir.join("cgroup.procs"))
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        for dir in &self.dirs {
+            // The kernel may take a moment to see that the last process has left.
+            for _ in 0..50 {
+                match fs::remove_dir(dir) {
+                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                    _ => break,
+                }
+            }
+        }
+    }
+}
+
+/// Removes what processes left that were killed before they could.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(PREFIX))
+            .and_then(|rest| rest.split('-').next());
+        if pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
+            // Fails where a pid of another namespace made it and is still in it; then it is not ours to remove.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Controller {
+    Pids,
+    Memory,
+}
+
+/// A directory in which a cgroup can be made, and what it can bound.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    parent: PathBuf,
+    controllers: Vec<Controller>,
+    unified: bool,
+}
+
+/// Reads where cgroups are mounted and which ones this process is in.
+///
+/// Version 1 allows a child of one's own cgroup. Version 2 allows no processes beside children that have controllers, so there it
+/// is a sibling; at the root, which is exempt, a child.
+fn places(mountinfo: &str, own: &str) -> Vec<Place> {
+    let mut places: Vec<Place> = mountinfo.lines().filter_map(|line| place(line, own)).collect();
+    places.sort_by_key(|place| place.unified);
+    places
+}
+
+fn place(line: &str, own: &str) -> Option<Place> {
+    // 36 35 98:0 ROOT MOUNTPOINT options - TYPE source SUPEROPTIONS (proc_pid_mountinfo(5))
+    let (left, right) = line.split_once(" - ")?;
+    let mut left = left.split(' ').skip(3);
+    let (root, mountpoint) = (left.next()?, left.next()?);
+    let mut right = right.split(' ');
+    let (kind, options) = (right.next()?, right.nth(1)?);
+    let unified = kind == "cgroup2";
+    let known = |name: &str| match name {
+        "pids" => Some(Controller::Pids),
+        "memory" => Some(Controller::Memory),
+        _ => None,
+    };
+    let (controllers, key): (Vec<_>, _) = match kind {
+        "cgroup2" => (vec![Controller::Pids, Controller::Memory], ""),
+        "cgroup" => {
+            let name = options.split(',').find(|name| known(name).is_some())?;
+            (options.split(',').filter_map(known).collect(), name)
+        }
+        _ => return None,
+    };
+    let path = own.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let names = fields.next()?;
+        names.split(',').any(|name| name == key).then(|| fields.next())?
+    })?;
+    let below = Path::new(path).strip_prefix(root).ok()?;
+    let below = if unified {
+        below.parent().unwrap_or(below)
+    } else {
+        below
+    };
+    Some(Place {
+        parent: Path::new(std::ffi::OsStr::from_bytes(mountpoint.as_bytes())).join(below),
+        controllers,
+        unified,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_one_is_a_child_and_version_two_a_sibling() {
+        let mounts = "30 20 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+                      31 20 0:27 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids\n\
+                      32 20 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+                      33 20 0:29 / / rw - ext4 /dev/vda rw\n";
+        let own = "8:pids:/a/b\n1:cpu:/\n0::/user.slice/session.scope\n";
+        let expected = vec![
+            Place {
+                parent: "/sys/fs/cgroup/pids/a/b".into(),
+                controllers: vec![Controller::Pids],
+                unified: false,
+            },
+            Place {
+                parent: "/sys/fs/cgroup/unified/user.slice".into(),
+                controllers: vec![Controller::Pids, Controller::Memory],
+                unified: true,
+            },
+        ];
+        assert_eq!(places(mounts, own), expected);
+    }
+
+    #[test]
+    fn a_mount_of_another_part_of_the_tree_is_no_place() {
+        let mounts = "31 20 0:27 /docker/x /sys/fs/cgroup/pids ro - cgroup cgroup rw,pids\n";
+        assert_eq!(places(mounts, "8:pids:/elsewhere\n"), vec![]);
+        assert_eq!(
+            places(mounts, "8:pids:/docker/x/y\n")[0].parent,
+            Path::new("/sys/fs/cgroup/pids/y")
+        );
+    }
+}

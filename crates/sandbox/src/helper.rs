@@ -1,0 +1,176 @@
+//! The helper: a fresh copy of this program with a single thread, between the caller and the sandbox.
+//!
+//! Namespaces can be entered only by a process with one thread, and the caller has many; so it starts its own program again and
+//! [`enter_if_requested`] takes over before `main` does anything. The helper creates the namespaces, starts their first process
+//! and then only watches: for that process's end, for the deadline, for the caller hanging up. Whatever ends first, when the helper
+//! is gone so is everything in the sandbox: the first process is killed with its parent, and the kernel kills a pid namespace with
+//! its first process. Building the sandbox itself is `inside`'s work.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
+use rustix::thread::UnshareFlags;
+
+use crate::inside;
+use crate::sys::{self, Fork};
+use crate::wire::{self, Doing, During as _, Failure, Reply, Request, Run};
+
+/// The one argument that makes a program a helper.
+pub(crate) const REQUEST: &str = "__sandbox";
+
+/// Becomes the sandbox's helper, and never returns, if this process was started to be one. To be called first thing in `main`,
+/// before any thread exists; otherwise it costs nothing.
+pub fn enter_if_requested() {
+    if std::env::args_os().nth(1).as_deref() != Some(OsStr::new(REQUEST)) {
+        return;
+    }
+    let code = i32::from(serve().is_err()) * 2;
+    #[expect(clippy::exit, reason = "a helper must never go on to its program's own main")]
+    std::process::exit(code)
+}
+
+/// Answers one request. Errors mean that there is nobody to answer.
+fn serve() -> io::Result<()> {
+    // Standard input is the socket; it moves away so that no child can inherit it as its input.
+    let mut control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    rustix::stdio::dup2_stdin(null()?)?;
+    // A Ctrl-C is for the caller, who decides what it means.
+    let _ = rustix::process::setsid();
+    let request: Request = wire::receive(&mut control)?;
+    let reply = match request {
+        Request::Probe { scratch } => inside::probe(&scratch).map(|()| Reply::Able),
+        Request::Run(run) => watch(&run, &control),
+    };
+    wire::send(&mut control, &reply.unwrap_or_else(Reply::Failed))
+}
+
+fn null() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(
+        "/dev/null",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// All that a step is separated in. The user namespace is not among them: the step's root is this machine's root, with few
+/// capabilities, because files must get owners that the layer can name.
+pub(crate) const NAMESPACES: UnshareFlags = UnshareFlags::NEWNS
+    .union(UnshareFlags::NEWPID)
+    .union(UnshareFlags::NEWNET)
+    .union(UnshareFlags::NEWIPC)
+    .union(UnshareFlags::NEWUTS)
+    .union(UnshareFlags::NEWCGROUP);
+
+fn watch(run: &Run, control: &UnixStream) -> Result<Reply, Failure> {
+    let deadline = run
+        .millis
+        .and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
+    sealed()?;
+    for file in &run.cgroups {
+        std::fs::write(file, "0").during(Doing::Cgroup)?;
+    }
+    let (reports, report) = pipe()?;
+    let (gate, go) = pipe()?;
+    sys::unshare(NAMESPACES).during(Doing::Namespaces)?;
+    let first = match sys::fork().during(Doing::Fork)? {
+        Fork::Child => {
+            drop((go, reports));
+            inside::first_process(run, gate, report)
+        }
+        Fork::Parent(first) => first,
+    };
+    drop((gate, report));
+    let result = attend(first, control, reports, go, deadline);
+    // Nothing may outlive the helper, not even where watching failed. Killing a process that was waited for is an error that
+    // changes nothing; its id is in use until then.
+    result.unwrap_or_else(|failure| {
+        let _ = rustix::process::kill_process(first, Signal::KILL);
+        let _ = rustix::process::waitpid(Some(first), WaitOptions::empty());
+        Err(failure)
+    })
+}
+
+/// Waits for the first process's end and says how it came about.
+fn attend(
+    first: Pid,
+    control: &UnixStream,
+    reports: OwnedFd,
+    go: OwnedFd,
+    deadline: Option<Instant>,
+) -> Result<Result<Reply, Failure>, Failure> {
+    let pidfd = rustix::process::pidfd_open(first, PidfdFlags::empty()).during(Doing::Fork)?;
+    // The first process waits for this before it does anything: it must not begin if this process died before it asked to be
+    // killed with it.
+    rustix::io::write(&go, b"g").during(Doing::Fork)?;
+    let cut = loop {
+        let timeout = match deadline {
+            None => None,
+            Some(deadline) => match deadline.checked_duration_since(Instant::now()) {
+                None => break Some(Reply::TimedOut),
+                Some(left) => Some(Timespec::try_from(left).unwrap_or(Timespec {
+                    tv_sec: 3600,
+                    tv_nsec: 0,
+                })),
+            },
+        };
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN), PollFd::new(control, PollFlags::IN)];
+        match poll(&mut fds, timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other.during(Doing::Fork)?,
+        };
+        if !fds[0].revents().is_empty() {
+            break None;
+        }
+        if !fds[1].revents().is_empty() {
+            break Some(Reply::Cancelled);
+        }
+    };
+    if cut.is_some() {
+        rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).during(Doing::Fork)?;
+    }
+    // Returns when every process of the namespace is gone: the kernel reaps them before the first.
+    rustix::process::waitpid(Some(first), WaitOptions::empty()).during(Doing::Fork)?;
+    if let Some(reply) = cut {
+        return Ok(Ok(reply));
+    }
+    let mut bytes = Vec::new();
+    File::from(reports).read_to_end(&mut bytes).during(Doing::Fork)?;
+    Ok(match wire::receive(&mut bytes.as_slice()) {
+        Ok(Reply::Failed(failure)) => Err(failure),
+        Ok(reply) => Ok(reply),
+        Err(_) => Ok(Reply::Silent),
+    })
+}
+
+/// Makes sure that nobody can write to this program through `/proc/PID/exe`, not even the sandbox's root (CVE-2019-5736): the
+/// caller started it from a read-only mount of its own.
+fn sealed() -> Result<(), Failure> {
+    let exe = rustix::fs::statvfs("/proc/self/exe").during(Doing::Seal)?;
+    if exe.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Ok(());
+    }
+    Err(rustix::io::Errno::PERM).during(Doing::Seal)
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), Failure> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(Doing::Fork)
+}
+
+/// A descriptor as a path that mount options can hold, however long and odd its real name is.
+pub(crate) fn by_number(fd: &OwnedFd) -> String {
+    use std::os::fd::AsRawFd as _;
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// A name from the wire as something to open.
+pub(crate) fn bytes(name: &OsStr) -> &[u8] {
+    name.as_bytes()
+}

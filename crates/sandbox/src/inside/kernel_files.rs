@@ -1,0 +1,117 @@
+//! `/proc` and `/sys`: new ones, of which a step can read what any user could and write nothing but its own processes' files.
+//!
+//! The step's root is this machine's root to the kernel's permission checks, and some files here need no capability beyond that:
+//! a write to `/proc/sys/kernel/core_pattern` would run a program of the step's choice outside. So everything that is not about
+//! the step's processes becomes read-only, whatever it is called, and what the kernel keeps from other users is hidden.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
+
+use super::devices::{data_only, new};
+use super::place::{DATA_ONLY, READ_ONLY, attach, bind, clone_flags, mount_point};
+use crate::sys;
+use crate::wire::{Doing, During as _, Failure};
+
+/// Readable for everybody and about the host's users all the same.
+const HIDDEN: [&[u8]; 2] = [b"keys", b"key-users"];
+
+/// Mounts `/proc` for the pid namespace of this process.
+pub(super) fn mount_proc(root: BorrowedFd<'_>) -> Result<(), Failure> {
+    let at = mount_point(root, "proc", Doing::Proc)?;
+    let proc = new("proc", &[], data_only()).during(Doing::Proc)?;
+    attach(proc.as_fd(), at.as_fd()).during(Doing::Proc)?;
+    protect(proc.as_fd()).map_err(|e| Failure::System {
+        doing: Doing::Proc,
+        errno: e.raw_os_error().unwrap_or(libc::EIO),
+    })
+}
+
+fn protect(proc: BorrowedFd<'_>) -> std::io::Result<()> {
+    let listed = rustix::fs::openat(
+        proc,
+        ".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    for entry in Dir::new(listed)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name
+            .to_bytes()
+            .iter()
+            .all(|byte| byte.is_ascii_digit() || *byte == b'.')
+        {
+            continue;
+        }
+        let at = rustix::fs::openat2(
+            proc,
+            name,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
+        )?;
+        let mode = rustix::fs::fstat(&at)?.st_mode;
+        match FileType::from_raw_mode(mode) {
+            FileType::Directory => read_only(at.as_fd())?,
+            FileType::RegularFile if mode & 0o004 == 0 || HIDDEN.contains(&name.to_bytes()) => {
+                let null = rustix::mount::open_tree(CWD, "/dev/null", clone_flags())?;
+                sys::mount_setattr(null.as_fd(), false, READ_ONLY)?;
+                attach(null.as_fd(), at.as_fd())?;
+            }
+            FileType::RegularFile if mode & 0o222 != 0 => read_only(at.as_fd())?,
+            // `self`, `net`, `mounts`: links into the reader's own process.
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Lays what `at` refers to over itself, read-only.
+fn read_only(at: BorrowedFd<'_>) -> std::io::Result<()> {
+    let flags = clone_flags() | rustix::mount::OpenTreeFlags::AT_EMPTY_PATH;
+    let copy = rustix::mount::open_tree(at, "", flags)?;
+    sys::mount_setattr(copy.as_fd(), false, READ_ONLY | DATA_ONLY)?;
+    Ok(attach(copy.as_fd(), at)?)
+}
+
+/// Mounts `/sys` for the network namespace of this process, read-only, with the step's number of processors.
+pub(super) fn mount_sys(root: BorrowedFd<'_>, scratch: &Path) -> Result<(), Failure> {
+    let at = mount_point(root, "sys", Doing::Sys)?;
+    let sysfs = new("sysfs", &[], data_only() | MountAttrFlags::MOUNT_ATTR_RDONLY).during(Doing::Sys)?;
+    attach(sysfs.as_fd(), at.as_fd()).during(Doing::Sys)?;
+    // The machine's serial numbers and boot variables.
+    if let Some(firmware) = open_if_there(sysfs.as_fd(), "firmware").during(Doing::Sys)? {
+        let empty = new(
+            "tmpfs",
+            &[("size", "4k"), ("mode", "0555")],
+            data_only() | MountAttrFlags::MOUNT_ATTR_RDONLY,
+        );
+        attach(empty.during(Doing::Sys)?.as_fd(), firmware.as_fd()).during(Doing::Sys)?;
+    }
+    // The C library's sysconf(_SC_NPROCESSORS_ONLN) and _CONF read these, whatever the affinity says.
+    for file in ["online", "possible", "present"] {
+        let path = Path::new("devices/system/cpu").join(file);
+        if let Some(at) = open_if_there(sysfs.as_fd(), &path).during(Doing::Sys)? {
+            bind(&scratch.join("bound/cpus"), at.as_fd(), READ_ONLY | DATA_ONLY).during(Doing::Sys)?;
+        }
+    }
+    Ok(())
+}
+
+fn open_if_there(dir: BorrowedFd<'_>, path: impl AsRef<Path>) -> rustix::io::Result<Option<rustix::fd::OwnedFd>> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(
+        dir,
+        path.as_ref(),
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        resolve,
+    ) {
+        Err(Errno::NOENT) => Ok(None),
+        other => other.map(Some),
+    }
+}

@@ -1,0 +1,108 @@
+//! The other side of the wall: the sandbox's first process builds it, starts the command, and reaps.
+//!
+//! Everything here runs as pid 1 of the new namespaces, or as the command's process before it becomes the command. It trusts the
+//! request and nothing that the image holds: names in the image are resolved below its root by the kernel (`openat2`), mounts are
+//! attached to descriptors, never to paths.
+
+mod accounts;
+mod devices;
+mod fixed;
+mod kernel_files;
+mod overlay;
+mod place;
+mod privileges;
+mod spawn;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::net::{AddressFamily, SocketType};
+use rustix::process::{DumpableBehavior, Signal};
+
+use crate::helper::NAMESPACES;
+use crate::sys;
+use crate::wire::{self, Doing, During as _, Failure, Reply, Run};
+
+/// The name every step's machine has.
+const HOST_NAME: &[u8] = b"localhost";
+/// What Linux calls a domain that was never set.
+const DOMAIN_NAME: &[u8] = b"(none)";
+
+/// Tries the overlay alone, in a mount namespace that goes with this process.
+pub(crate) fn probe(scratch: &OsStr) -> Result<(), Failure> {
+    sys::unshare(NAMESPACES).during(Doing::Namespaces)?;
+    private()?;
+    let below = Path::new(scratch).join("below");
+    overlay::mount(&[below.as_os_str()], Path::new(scratch)).map(drop)
+}
+
+/// Builds the sandbox and runs the command. Never returns.
+pub(crate) fn first_process(run: &Run, gate: OwnedFd, report: OwnedFd) -> ! {
+    let mut report = File::from(report);
+    let reply = begin(gate)
+        .and_then(|()| build(run))
+        .and_then(|place| spawn::command(run, place));
+    let reply = reply.unwrap_or_else(Reply::Failed);
+    let code = i32::from(wire::send(&mut report, &reply).is_err());
+    #[expect(clippy::exit, reason = "the sandbox ends with its first process")]
+    std::process::exit(code)
+}
+
+/// Ties this process's life to the helper's.
+fn begin(gate: OwnedFd) -> Result<(), Failure> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).during(Doing::Fork)?;
+    // Nobody in the sandbox may look into this process: /proc/1 then belongs to nobody they can be.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).during(Doing::Fork)?;
+    let mut byte = [0];
+    match rustix::io::read(&gate, &mut byte).during(Doing::Fork)? {
+        0 => Err(rustix::io::Errno::PIPE).during(Doing::Fork),
+        _ => Ok(()),
+    }
+}
+
+/// What the command's process still needs once the image is the root directory.
+pub(crate) struct Place {
+    /// The working directory.
+    pub(crate) workdir: OwnedFd,
+    /// Who the command runs as.
+    pub(crate) user: accounts::User,
+}
+
+fn build(run: &Run) -> Result<Place, Failure> {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    private()?;
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).during(Doing::Loopback)?;
+    sys::loopback_up(socket.as_fd()).during(Doing::Loopback)?;
+    drop(socket);
+    rustix::system::sethostname(HOST_NAME).during(Doing::HostName)?;
+    rustix::system::setdomainname(DOMAIN_NAME).during(Doing::HostName)?;
+
+    let scratch = Path::new(&run.scratch);
+    place::prepare(scratch, run)?;
+    let mut layers = vec![scratch.join("below").into_os_string()];
+    layers.extend(run.layers.iter().cloned());
+    let layers: Vec<&OsStr> = layers.iter().map(|layer| layer.as_os_str()).collect();
+    let root = overlay::mount(&layers, scratch)?;
+
+    let user = accounts::resolve(root.as_fd(), run.user.as_deref())?;
+    let workdir = place::workdir(root.as_fd(), Path::new(&run.workdir))?;
+    devices::fill(root.as_fd())?;
+    kernel_files::mount_proc(root.as_fd())?;
+    kernel_files::mount_sys(root.as_fd(), scratch)?;
+    place::bind_etc(root.as_fd(), scratch)?;
+
+    rustix::process::fchdir(&root).during(Doing::Pivot)?;
+    // Root and old root may be the same directory: the old one is then stacked on the new and comes off with the unmount
+    // (pivot_root(2), "pivot_root(".", ".")").
+    rustix::process::pivot_root(".", ".").during(Doing::Pivot)?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).during(Doing::Pivot)?;
+    rustix::process::chdir("/").during(Doing::Pivot)?;
+    Ok(Place { workdir, user })
+}
+
+fn private() -> Result<(), Failure> {
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).during(Doing::Private)
+}

@@ -1,0 +1,114 @@
+//! What is asked of the sandbox and what it answers: a [`Step`], its [`Limits`], its [`Outcome`].
+//!
+//! Plain data; nothing here touches the machine.
+
+use std::ffi::OsString;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// One command, the image it runs in and what it may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The program and its arguments. A program without a slash is looked up in the step's `PATH`, inside the image.
+    pub argv: Vec<OsString>,
+    /// Variables set over the fixed ones (see [`Step::new`]); the last of two with one name counts.
+    pub env: Vec<(OsString, OsString)>,
+    /// `name`, `uid`, `name:group` or `uid:gid`, looked up in the image's own `/etc/passwd` and `/etc/group`. Nothing means root.
+    pub user: Option<String>,
+    /// The directory the command starts in, seen from the image's root. It is created where it is missing, as root, mode 0755.
+    pub workdir: PathBuf,
+    /// The unpacked layers, lowest first, as `unpack` left them. At least one.
+    pub layers: Vec<PathBuf>,
+    /// What `SOURCE_DATE_EPOCH` says to the command, in seconds.
+    pub source_date_epoch: u64,
+    /// What the command may use.
+    pub limits: Limits,
+}
+
+impl Step {
+    /// A command that runs as root in `/` with the fixed environment alone: `PATH` (Docker's), `HOME` (from the image's
+    /// `/etc/passwd`), `LANG=C.UTF-8`, `TZ=UTC`, `TERM=dumb`, `SOURCE_DATE_EPOCH=0`.
+    pub fn new<A: Into<OsString>>(argv: impl IntoIterator<Item = A>, layers: Vec<PathBuf>) -> Self {
+        Self {
+            argv: argv.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            user: None,
+            workdir: PathBuf::from("/"),
+            layers,
+            source_date_epoch: 0,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// What a step may use of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// How many processors the command sees and gets, whatever the machine has: a build must not depend on it.
+    pub cpus: NonZeroU32,
+    /// How many processes and threads may exist at once. Kept by a cgroup; see `Support::processes_bounded`.
+    pub processes: u32,
+    /// Bytes of memory, where this machine has a memory cgroup; beyond that the kernel kills within the step.
+    pub memory: Option<u64>,
+    /// Bytes of output that are handed on; what comes after is read, counted and dropped.
+    pub output: u64,
+    /// Wall-clock time after which everything in the sandbox is killed.
+    pub time: Option<Duration>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            cpus: NonZeroU32::MIN,
+            processes: 4096,
+            memory: None,
+            output: 16 << 20,
+            time: None,
+        }
+    }
+}
+
+/// Where a line of output came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+/// How a step ended, once it had begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// How the command itself ended. What it left running was killed with it.
+    pub exit: Exit,
+    /// Bytes of output the command wrote.
+    pub output: u64,
+    /// How many of them were dropped for being beyond [`Limits::output`].
+    pub dropped: u64,
+    /// Wall-clock time from the start of the helper to its end.
+    pub elapsed: Duration,
+    /// Whether [`Limits::processes`] was in force.
+    pub processes_bounded: bool,
+}
+
+/// The end of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It exited with this code.
+    Code(u8),
+    /// It was killed by this signal.
+    Signal(i32),
+    /// [`Limits::time`] was over and everything was killed.
+    TimedOut,
+    /// A `Canceller` was used and everything was killed.
+    Cancelled,
+}
+
+impl Exit {
+    /// Whether the command exited with 0.
+    pub fn success(self) -> bool {
+        self == Self::Code(0)
+    }
+}
