@@ -444,19 +444,15 @@ impl Keeper {
     /// Writes the file that a person sources.
     fn write_env(&self) -> Result<(), LabError> {
         let record = &self.record;
-        let mut names = String::new();
-        for host in &record.hosts {
-            names.push_str(&format!(
-                "export LAB_{}={}\n",
-                host.name.replace('-', "_").to_uppercase(),
-                host.address
-            ));
-        }
-        let registry = record.registry.as_ref().map_or("", |registry| &registry.address);
+        let names: String = record
+            .variables()
+            .iter()
+            .map(|(name, value)| format!("export {name}='{value}'\n"))
+            .collect();
         let text = format!(
             "# To be sourced in a POSIX shell: `ssh HOST`, `jiji ...` and `in_lab COMMAND` then run where the operator of the lab\n\
              # `{name}` is. JIJI names the program to run as jiji.\n\
-             export JIJI_LAB_NAME={name} JIJI_LAB_STATE='{state}' LAB_REGISTRY='{registry}'\n\
+             export JIJI_LAB_STATE='{state}'\n\
              {names}\
              in_lab() {{\n    nsenter --net=/proc/{pid}/ns/net -- env HOME='{home}' PATH='{bin}':\"$PATH\" SSH_AUTH_SOCK= \"$@\"\n}}\n\
              ssh() {{ in_lab ssh \"$@\"; }}\n\

@@ -8,10 +8,10 @@
     reason = "a program for people: this is where it speaks"
 )]
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use jiji_lab::{Engines, Lab, LabError, Record, Spec, parse_duration};
+use jiji_lab::{Engines, Lab, LabError, Record, Spec, images::Image, parse_duration};
 
 /// Several real hosts on one machine.
 #[derive(Parser)]
@@ -43,6 +43,9 @@ enum Order {
         /// A directory that hosts see as it is; may be given several times
         #[arg(long, value_name = "DIR")]
         bind: Vec<PathBuf>,
+        /// Leave the registry empty instead of putting the lab's images into it
+        #[arg(long)]
+        bare: bool,
         /// Print the record of the lab as JSON
         #[arg(long)]
         json: bool,
@@ -122,6 +125,7 @@ fn run(args: Args) -> Result<ExitCode, LabError> {
             rtt,
             name,
             bind,
+            bare,
             json,
         } => {
             let spec = Spec {
@@ -132,10 +136,14 @@ fn run(args: Args) -> Result<ExitCode, LabError> {
                 ..Spec::new(hosts, engine)
             };
             let lab = Lab::up_detached(&spec)?;
+            let images = if bare { Vec::new() } else { fill(&lab)? };
             if json {
-                print_json(lab.record())?
+                print_json(&Up {
+                    lab: lab.record(),
+                    images: &images,
+                })?;
             } else {
-                print_up(lab.record())
+                print_up(lab.record(), &images);
             }
         }
         Order::Exec { name, host, argv } => {
@@ -167,6 +175,39 @@ fn run(args: Args) -> Result<ExitCode, LabError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What `lab up --json` prints.
+#[derive(serde::Serialize)]
+struct Up<'a> {
+    #[serde(flatten)]
+    lab: &'a Record,
+    images: &'a [Image],
+}
+
+/// Puts the lab's images into its registry, and the proxy's into the file that people source. A lab whose images cannot be
+/// had is of no use, so it ends.
+fn fill(lab: &Lab) -> Result<Vec<Image>, LabError> {
+    let images = lab.images().inspect_err(|_| {
+        if let Ok(lab) = Lab::attach(lab.record().dir.parent(), Some(&lab.record().name)) {
+            drop(lab.down());
+        }
+    })?;
+    let path = &lab.record().env;
+    let lines: String = images
+        .iter()
+        .map(|image| format!("export {}='{}'\n", image.variable(), image.pinned))
+        .collect();
+    std::fs::File::options()
+        .append(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(lines.as_bytes()))
+        .map_err(|source| LabError::File {
+            action: "write",
+            path: path.clone(),
+            source,
+        })?;
+    Ok(images)
+}
+
 fn print_json(value: &impl serde::Serialize) -> Result<(), LabError> {
     let text = serde_json::to_string_pretty(value).map_err(|source| LabError::Json {
         what: "the record to print".to_owned(),
@@ -176,13 +217,16 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), LabError> {
     Ok(())
 }
 
-fn print_up(record: &Record) {
+fn print_up(record: &Record, images: &[Image]) {
     println!("lab {} is up", record.name);
     for host in &record.hosts {
         println!("  {:12} {:15} {}", host.name, host.address, host.engine.name());
     }
     if let Some(registry) = &record.registry {
         println!("  {:12} {}", "registry", registry.address);
+    }
+    for image in images {
+        println!("  {:12} {}", "image", image.reference);
     }
     println!("  {:12} {}", "ssh config", record.ssh_config.display());
     println!();

@@ -169,6 +169,23 @@ impl Record {
         fs::rename(&fresh, &path).map_err(LabError::file("replace", &path))
     }
 
+    /// What deploy files under `examples/` take from the environment: `LAB_NAME`, `LAB_REGISTRY`, `LAB_SSH_CONFIG`, and
+    /// `LAB_HOST_N` and `LAB_ADDRESS_N` for each host, counted from 1.
+    pub fn variables(&self) -> Vec<(String, String)> {
+        let mut all = vec![
+            ("LAB_NAME".to_owned(), self.name.clone()),
+            ("LAB_SSH_CONFIG".to_owned(), self.ssh_config.display().to_string()),
+        ];
+        if let Some(registry) = &self.registry {
+            all.push(("LAB_REGISTRY".to_owned(), registry.address.clone()));
+        }
+        for (place, host) in (1..).zip(&self.hosts) {
+            all.push((format!("LAB_HOST_{place}"), host.name.clone()));
+            all.push((format!("LAB_ADDRESS_{place}"), host.address.to_string()));
+        }
+        all
+    }
+
     /// The host of that name.
     pub fn host(&self, name: &str) -> Result<&HostRecord, LabError> {
         self.hosts

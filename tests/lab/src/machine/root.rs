@@ -16,7 +16,7 @@ use rustix::{
 
 use super::Orders;
 use crate::{
-    LabError, cgroup,
+    Engine, LabError, cgroup,
     command::{command, run},
     ssh,
 };
@@ -170,7 +170,23 @@ impl Root {
         self.write("etc/ssh/lab_host_key", &key, 0o600)?;
         self.write("etc/ssh/lab_authorized_keys", &orders.authorized_key, 0o644)?;
         self.write("etc/ssh/lab_sshd_config", ssh::SSHD_CONFIG, 0o644)?;
+        self.one_engine(orders.engine)?;
         self.engines(orders)
+    }
+
+    /// A host has one engine: the machine's other one is out of its sight.
+    fn one_engine(&self, engine: Engine) -> Result<(), LabError> {
+        let others: &[&str] = match engine {
+            Engine::Podman => &["usr/bin/docker", "usr/sbin/dockerd", "usr/local/bin/docker"],
+            Engine::Docker => &["usr/bin/podman", "usr/local/bin/docker"],
+        };
+        for name in others {
+            let path = self.inside(name);
+            if path.exists() {
+                fs::remove_file(&path).map_err(LabError::file("hide", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Podman's and Docker's configuration. The hard limit on open files of the machine can lie below their defaults.
@@ -195,7 +211,10 @@ impl Root {
         let mut registries = "unqualified-search-registries = []\n".to_owned();
         let mut insecure = Vec::new();
         if let Some(registry) = &orders.registry {
-            registries.push_str(&format!("\n[[registry]]\nlocation = \"{registry}\"\ninsecure = true\n"));
+            registries.push_str(&format!(
+                "\n[[registry]]\nlocation = \"{registry}\"\ninsecure = true\n\n\
+                 [[registry]]\nprefix = \"lab.test\"\nlocation = \"{registry}\"\ninsecure = true\n"
+            ));
             insecure.push(registry.clone());
         }
         self.write("etc/containers/registries.conf", &registries, 0o644)?;
