@@ -1,4 +1,6 @@
 //! Under construction.
 
+pub mod context;
 pub mod dockerfile;
 pub mod layer;
+pub mod rootfs;

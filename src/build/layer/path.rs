@@ -75,6 +75,23 @@ impl TarPath {
         parents
     }
 
+    /// Whether it is in a directory, at any depth. Nothing is below itself.
+    pub fn is_below(&self, directory: &Self) -> bool {
+        match self.0.strip_prefix(directory.0.as_slice()) {
+            Some(rest) if directory.is_root() => !rest.is_empty(),
+            Some(rest) => rest.first() == Some(&b'/'),
+            None => false,
+        }
+    }
+
+    /// The path as seen from a directory it is below; itself where it is not.
+    pub fn relative_to(&self, directory: &Self) -> Self {
+        match self.0.strip_prefix(directory.0.as_slice()) {
+            Some(rest) if self.is_below(directory) => Self(rest.strip_prefix(b"/").unwrap_or(rest).to_vec()),
+            _ => self.clone(),
+        }
+    }
+
     /// The path of a name in this directory.
     pub fn join(&self, name: &[u8]) -> Self {
         let mut bytes = self.0.clone();

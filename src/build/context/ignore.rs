@@ -1,0 +1,101 @@
+//! What is left out of a context: `.dockerignore`, with the meaning it has in Docker, and what is never part of one.
+
+use crate::build::layer::TarPath;
+
+use super::glob::{BadPattern, Glob};
+
+/// Names that are left out at any depth and cannot be brought back: what git and jiji themselves write while a project is worked
+/// with. They would make every build another build.
+const NEVER: [&[u8]; 3] = [b".git", b".jiji", b"jiji.lock"];
+
+/// The rules of one context.
+#[derive(Debug, Clone, Default)]
+pub struct Ignore {
+    rules: Vec<Rule>,
+}
+
+#[derive(Debug, Clone)]
+struct Rule {
+    glob: Glob,
+    /// The rule began with `!`: it brings back what a rule before it left out.
+    back: bool,
+}
+
+/// A line of an ignore file that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadRule {
+    /// Its number, from 1.
+    pub line: u32,
+    /// Its text.
+    pub text: String,
+}
+
+impl Ignore {
+    /// Reads an ignore file.
+    ///
+    /// # Errors
+    /// [`BadRule`] for a pattern that cannot be read.
+    pub fn parse(text: &str) -> Result<Self, BadRule> {
+        let mut rules = Vec::new();
+        for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
+            let bad = || BadRule {
+                line: number as u32 + 1,
+                text: line.to_owned(),
+            };
+            let trimmed = line.trim();
+            // Only a `#` in the first column begins a comment.
+            if trimmed.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let (back, pattern) = match trimmed.strip_prefix('!') {
+                Some(rest) => (true, rest.trim()),
+                None => (false, trimmed),
+            };
+            if pattern.is_empty() {
+                return Err(bad());
+            }
+            let pattern = clean(pattern);
+            let glob = Glob::parse(&pattern, true).map_err(|BadPattern| bad())?;
+            rules.push(Rule { glob, back });
+        }
+        Ok(Self { rules })
+    }
+
+    /// Whether a path is left out. A rule that matches a directory holds for all that is in it; the last rule that matches counts.
+    pub fn leaves_out(&self, path: &TarPath) -> bool {
+        if self.is_never(path) {
+            return true;
+        }
+        let parents = path.parents();
+        let matched = |rule: &&Rule| rule.glob.matches(path) || parents.iter().any(|parent| rule.glob.matches(parent));
+        self.rules.iter().rev().find(matched).is_some_and(|rule| !rule.back)
+    }
+
+    /// Whether nothing in a directory that is left out can be brought back, so that it need not be looked at.
+    pub fn leaves_out_all(&self, directory: &TarPath) -> bool {
+        self.is_never(directory) || (self.leaves_out(directory) && !self.rules.iter().any(|rule| rule.back))
+    }
+
+    fn is_never(&self, path: &TarPath) -> bool {
+        path.parts().any(|part| NEVER.contains(&part))
+    }
+}
+
+/// A pattern's path without `.`, `..` and slashes at its ends, as Go's `filepath.Clean` makes it.
+fn clean(pattern: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in pattern.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    if parts.is_empty() {
+        ".".to_owned()
+    } else {
+        parts.join("/")
+    }
+}

@@ -1,0 +1,195 @@
+//! The files that a build may copy: a directory without what `.dockerignore` leaves out, in a form that says nothing about the machine.
+//!
+//! Owner, group, times, link counts and all of the mode but the executable bit fall away here: two checkouts of one commit are one
+//! context. Nothing outside of the directory is ever reached: symbolic links are kept as links and never followed on this machine.
+
+mod glob;
+mod ignore;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::build::layer::{Entry, Node, TarPath};
+use crate::build::rootfs::{Content, Found, Tree};
+
+pub use glob::{BadPattern, Glob};
+pub use ignore::{BadRule, Ignore};
+
+/// Why a context could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ContextError {
+    /// A file or directory cannot be read.
+    #[error("read `{path}`: {source}", path = path.display())]
+    Read {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The context is no directory.
+    #[error("read the context `{path}`: it is not a directory", path = path.display())]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A line of the ignore file cannot be read.
+    #[error("read {file}:{line}: `{text}` is no pattern", file = file.display(), line = rule.line, text = rule.text)]
+    Ignore {
+        /// The file.
+        file: PathBuf,
+        /// The line.
+        rule: BadRule,
+    },
+}
+
+impl ContextError {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("make it readable, or leave it out in `.dockerignore`")
+            }
+            Self::Ignore { .. } => Some("a `[` needs its `]`, a backslash something after it, and `!` a pattern"),
+            _ => None,
+        }
+    }
+}
+
+/// Looks at a context directory. `dockerfile` is the Dockerfile's path; an ignore file beside it, named as it is with `.dockerignore`
+/// added, counts instead of the context's own.
+///
+/// # Errors
+/// When something in it cannot be looked at. Contents are not read yet.
+pub fn read(root: &Path, dockerfile: &Path) -> Result<Tree, ContextError> {
+    let metadata = fs::metadata(root).map_err(|source| ContextError::Read {
+        path: root.to_owned(),
+        source,
+    })?;
+    if !metadata.is_dir() {
+        return Err(ContextError::NotADirectory { path: root.to_owned() });
+    }
+    let ignore = ignore_file(root, dockerfile)?;
+    let mut entries = BTreeMap::new();
+    walk(root, &TarPath::root(), &ignore, &mut entries)?;
+    Ok(Tree::new(entries))
+}
+
+fn ignore_file(root: &Path, dockerfile: &Path) -> Result<Ignore, ContextError> {
+    let mut beside = dockerfile.as_os_str().to_owned();
+    beside.push(".dockerignore");
+    for file in [PathBuf::from(beside), root.join(".dockerignore")] {
+        match fs::read(&file) {
+            Ok(text) => {
+                return Ignore::parse(&String::from_utf8_lossy(&text))
+                    .map_err(|rule| ContextError::Ignore { file, rule });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(ContextError::Read { path: file, source }),
+        }
+    }
+    Ok(Ignore::default())
+}
+
+fn walk(
+    root: &Path,
+    directory: &TarPath,
+    ignore: &Ignore,
+    entries: &mut BTreeMap<TarPath, Found>,
+) -> Result<(), ContextError> {
+    let path = directory.below(root);
+    let failed = |source| ContextError::Read {
+        path: path.clone(),
+        source,
+    };
+    for child in fs::read_dir(&path).map_err(failed)? {
+        let child = child.map_err(failed)?;
+        let name = directory.join(child.file_name().as_bytes());
+        let file = child.path();
+        let left_out = ignore.leaves_out(&name);
+        let kind = child.file_type().map_err(failed)?;
+        if kind.is_dir() {
+            if ignore.leaves_out_all(&name) {
+                continue;
+            }
+            let before = entries.len();
+            walk(root, &name, ignore, entries)?;
+            // A directory that is left out is there if something in it was brought back.
+            if !left_out || entries.len() > before {
+                entries.insert(
+                    name,
+                    Found {
+                        entry: Entry::directory(0o755),
+                        content: Content::None,
+                    },
+                );
+            }
+        } else if !left_out && !kind.is_socket() {
+            let failed = |source| ContextError::Read {
+                path: file.clone(),
+                source,
+            };
+            let metadata = child.metadata().map_err(failed)?;
+            let found = look(&file, &metadata).map_err(failed)?;
+            entries.insert(name, found);
+        }
+    }
+    Ok(())
+}
+
+/// What a file of a context is, without what differs from checkout to checkout.
+fn look(path: &Path, metadata: &Metadata) -> io::Result<Found> {
+    let kind = metadata.file_type();
+    if kind.is_symlink() {
+        let target = fs::read_link(path)?.as_os_str().as_bytes().to_vec();
+        let entry = Entry {
+            node: Node::Symlink(target),
+            ..Entry::directory(0o777)
+        };
+        return Ok(Found {
+            entry,
+            content: Content::None,
+        });
+    }
+    if !kind.is_file() {
+        // Named pipes and devices: known, so that a COPY of one can say what it is.
+        return Ok(Found {
+            entry: Entry {
+                node: Node::Fifo,
+                ..Entry::directory(0o644)
+            },
+            content: Content::None,
+        });
+    }
+    // git keeps of a mode whether the owner may execute, and so does a context.
+    let mode = if metadata.permissions().mode() & 0o100 != 0 {
+        0o755
+    } else {
+        0o644
+    };
+    Ok(Found {
+        entry: Entry::file(mode, metadata.len()),
+        content: Content::Path(path.to_owned()),
+    })
+}
+
+/// Opens a file of a context or of an unpacked layer: never what a link points to, should it have become one meanwhile.
+///
+/// # Errors
+/// When it cannot be opened or is no file.
+pub(in crate::build) fn open(path: &Path) -> io::Result<File> {
+    let file = File::options()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests;

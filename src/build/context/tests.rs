@@ -1,0 +1,134 @@
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+fn path(text: &str) -> TarPath {
+    TarPath::normal(text)
+}
+
+#[test]
+fn ignore_rules_mean_what_they_mean_in_docker() {
+    let cases: &[(&str, &str, bool)] = &[
+        ("a", "a", true),
+        ("a", "a/b/c", true),
+        ("a", "ab", false),
+        ("a", "x/a", false),
+        ("/a/", "a/b", true),
+        ("*/a", "x/a", true),
+        ("*/a", "x/y/a", false),
+        ("**/a", "a", true),
+        ("**/a", "x/y/a/b", true),
+        ("**/*.md", "x/y/z.md", true),
+        ("x/**", "x/y", true),
+        ("x/**", "x", false),
+        ("x/**/z", "x/z", true),
+        ("x/**/z", "x/a/b/z", true),
+        ("a?c", "abc", true),
+        ("a?c", "a/c", false),
+        ("[a-c]x", "bx", true),
+        ("[^a-c]x", "bx", false),
+        ("a\\*", "a*", true),
+        ("a\\*", "ab", false),
+        ("a.b", "axb", false),
+        ("*\n!keep", "keep", false),
+        ("*\n!keep", "keep/all", false),
+        ("*\n!keep", "other", true),
+        ("*\n!a/b", "a/b/c", false),
+        ("!a\na", "a", true),
+        ("a\n!a/b\na/b/c", "a/b/c", true),
+        ("a\n!a/b\na/b/c", "a/b/d", false),
+        ("#a", "#a", false),
+        (" #a", "#a", true),
+        ("./a/../b", "b", true),
+        ("!.git\n!jiji.lock\n!.jiji", ".git/config", true),
+        ("!**/.git", "sub/.git", true),
+        ("", "jiji.lock", true),
+        ("", ".jiji/deploy.yml", true),
+        ("", ".gitignore", false),
+        (".", "a", false),
+    ];
+    for (rules, text, expected) in cases {
+        let ignore = Ignore::parse(rules).unwrap_or_else(|bad| panic!("{bad:?}"));
+        assert_eq!(ignore.leaves_out(&path(text)), *expected, "{rules:?} and {text}");
+    }
+    assert_eq!(
+        Ignore::parse("a\n[b").map(|_| ()),
+        Err(BadRule {
+            line: 2,
+            text: "[b".to_owned()
+        })
+    );
+    assert_eq!(
+        Ignore::parse("!").map(|_| ()),
+        Err(BadRule {
+            line: 1,
+            text: "!".to_owned()
+        })
+    );
+}
+
+#[test]
+fn a_context_says_nothing_about_the_checkout() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path();
+    let mode = |name: &str, mode| {
+        fs::set_permissions(root.join(name), fs::Permissions::from_mode(mode)).expect("a mode");
+    };
+    fs::create_dir_all(root.join("src/empty")).expect("created");
+    fs::create_dir(root.join(".git")).expect("created");
+    for name in ["src/run", "src/text", ".git/index", "jiji.lock", "Dockerfile"] {
+        fs::write(root.join(name), name).expect("written");
+    }
+    symlink("/etc/passwd", root.join("link")).expect("linked");
+    fs::hard_link(root.join("src/text"), root.join("twin")).expect("linked");
+    mode("src/run", 0o4711);
+    mode("src/text", 0o600);
+    mode("src", 0o700);
+    let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).expect("bound");
+
+    let tree = read(root, &root.join("Dockerfile")).expect("a context");
+    let seen: Vec<String> = tree
+        .entries()
+        .map(|(path, found)| format!("{path} {:o} {:?}", found.entry.mode, found.entry.node))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            "/Dockerfile 644 File { size: 10 }",
+            "/link 777 Symlink([47, 101, 116, 99, 47, 112, 97, 115, 115, 119, 100])",
+            "/src 755 Directory",
+            "/src/empty 755 Directory",
+            "/src/run 755 File { size: 7 }",
+            "/src/text 644 File { size: 8 }",
+            "/twin 644 File { size: 8 }",
+        ]
+    );
+}
+
+#[test]
+fn an_ignore_file_beside_the_dockerfile_counts_instead_of_the_contexts() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path();
+    fs::create_dir(root.join("docker")).expect("created");
+    fs::write(root.join(".dockerignore"), "a").expect("written");
+    fs::write(root.join("docker/web"), "").expect("written");
+    fs::write(root.join("docker/web.dockerignore"), "b\ndocker\n!docker/web").expect("written");
+    fs::write(root.join("a"), "").expect("written");
+    fs::write(root.join("b"), "").expect("written");
+    let tree = read(root, &root.join("docker/web")).expect("a context");
+    let seen: Vec<String> = tree.entries().map(|(path, _)| path.to_string()).collect();
+    assert_eq!(seen, ["/.dockerignore", "/a", "/docker", "/docker/web"]);
+}
+
+#[test]
+fn a_context_that_cannot_be_read_says_where() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("file");
+    fs::write(&file, "").expect("written");
+    assert!(matches!(read(&file, &file), Err(ContextError::NotADirectory { .. })));
+    let error = read(&dir.path().join("nothing"), &file).expect_err("nothing there");
+    assert!(error.to_string().contains("nothing"), "{error}");
+    fs::write(dir.path().join(".dockerignore"), "ok\n[").expect("written");
+    let error = read(dir.path(), &file).expect_err("a bad rule");
+    assert!(error.to_string().contains(".dockerignore:2"), "{error}");
+}
