@@ -1,0 +1,297 @@
+//! The one line of shell: what is run on a server before `jiji-host` can be.
+//!
+//! Its text is fixed; only digests, a length and an engine's name are put in, all of them this program's own words. A first line starts
+//! `jiji-host` by its digest and answers in a marked line what it found; where the program is missing a second one takes it on standard
+//! input, verifies it and starts it. The marked line is looked for behind whatever a login shell prints, and what follows its end is the
+//! protocol's first frame.
+
+use std::collections::BTreeMap;
+
+use jiji_model::digest::Digest;
+use jiji_model::project::Engine;
+use jiji_model::protocol::{ARGUMENT_EXEC, OPTION_ENGINE};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+/// What a marked line begins with.
+const MARK: &str = "jiji-bootstrap 1 ";
+
+/// Most bytes that a login shell may print before the marked line.
+const MOST_NOISE: usize = 64 * 1024;
+
+/// Where programs lie on a server.
+const DIRECTORY: &str = "/var/lib/jiji/bin";
+
+/// The builds of `jiji-host` that can be sent to servers, by architecture in Go's words.
+#[derive(Debug, Clone, Default)]
+pub struct Programs {
+    builds: BTreeMap<&'static str, HostProgram>,
+}
+
+/// One build of `jiji-host`.
+#[derive(Debug, Clone)]
+pub struct HostProgram {
+    /// Its name on servers.
+    pub digest: Digest,
+    /// The executable.
+    pub bytes: std::borrow::Cow<'static, [u8]>,
+}
+
+/// Architectures in Go's words, with the words of `uname -m`.
+const ARCHITECTURES: [(&str, [&str; 2]); 2] = [("amd64", ["x86_64", "amd64"]), ("arm64", ["aarch64", "arm64"])];
+
+/// Go's word for what `uname -m` says, where jiji knows it.
+fn architecture(machine: &str) -> Option<&'static str> {
+    ARCHITECTURES
+        .iter()
+        .find(|(_, machines)| machines.contains(&machine))
+        .map(|(name, _)| *name)
+}
+
+impl Programs {
+    /// The builds that this program carries.
+    pub fn embedded() -> Self {
+        super::embedded::architectures().fold(Self::default(), |programs, name| {
+            match super::embedded::host_binary(name) {
+                Some(bytes) => programs.with(name, bytes),
+                None => programs,
+            }
+        })
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.builds.is_empty()
+    }
+
+    /// Adds a build, for an architecture in Go's words or those of `uname -m`. One that jiji does not know is left out.
+    #[must_use]
+    pub fn with(mut self, architecture: &str, bytes: impl Into<std::borrow::Cow<'static, [u8]>>) -> Self {
+        if let Some(name) = self::architecture(architecture) {
+            let bytes = bytes.into();
+            let digest = Digest::of(&bytes);
+            self.builds.insert(name, HostProgram { digest, bytes });
+        }
+        self
+    }
+
+    /// The build for what `uname -m` says.
+    pub(super) fn for_machine(&self, machine: &str) -> Option<&HostProgram> {
+        self.builds.get(architecture(machine)?)
+    }
+}
+
+fn arguments(engine: Option<Engine>) -> String {
+    match engine {
+        None => ARGUMENT_EXEC.to_owned(),
+        Some(engine) => format!("{ARGUMENT_EXEC} {OPTION_ENGINE} {engine}"),
+    }
+}
+
+/// The line that starts `jiji-host` where it is installed.
+pub(super) fn first_line(programs: &Programs, engine: Option<Engine>) -> String {
+    let mut cases = String::new();
+    for (name, machines) in ARCHITECTURES {
+        if let Some(program) = programs.builds.get(name) {
+            cases.push_str(&format!("{}) h={};; ", machines.join("|"), program.digest.hex()));
+        }
+    }
+    let arguments = arguments(engine);
+    format!(
+        "sh -c 'm=$(uname -m); u=$(id -u); h=; case $m in {cases}esac; \
+         if [ \"$u\" = 0 ]; then s=; else s=\"sudo -n\"; \
+         $s true 2>/dev/null || {{ echo \"{MARK}no-sudo $m $u\"; exit 1; }}; fi; \
+         b={DIRECTORY}/$h; \
+         if [ -n \"$h\" ] && $s test -x $b; then echo \"{MARK}ready $m $u\"; exec $s $b {arguments}; fi; \
+         echo \"{MARK}missing $m $u\"; exit 127'"
+    )
+}
+
+/// The line that takes `jiji-host` on standard input, installs it and starts it. `root`: whether the user is root.
+pub(super) fn second_line(program: &HostProgram, root: bool, engine: Option<Engine>) -> String {
+    let (hex, size) = (program.digest.hex(), program.bytes.len());
+    let arguments = arguments(engine);
+    let sudo = if root { "" } else { "sudo -n " };
+    // A temporary name of its own for each process, so that two operators at first contact do not write into one file; `sync` before
+    // the rename, so that a name never stands for less than its content after a power cut.
+    format!(
+        "{sudo}sh -c 'umask 077; d={DIRECTORY}; t=$d/tmp.$$; \
+         mkdir -p $d && head -c {size} > $t || {{ echo \"{MARK}not-written\"; rm -f $t; exit 1; }}; \
+         c=$(sha256sum < $t); c=${{c%% *}}; \
+         if [ \"$c\" != {hex} ]; then echo \"{MARK}damaged\"; rm -f $t; exit 1; fi; \
+         chmod 700 $t && {{ sync $t 2>/dev/null || sync; }} && mv -f $t $d/{hex} || {{ echo \"{MARK}not-written\"; rm -f $t; exit 1; }}; \
+         echo \"{MARK}ready\"; exec $d/{hex} {arguments}'"
+    )
+}
+
+/// What the marked line said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Found {
+    /// `jiji-host` is being started.
+    Ready(Machine),
+    /// It is not installed.
+    Missing(Machine),
+    /// The user cannot become root.
+    NoSudo,
+    /// What was sent arrived with other bytes.
+    Damaged,
+    /// It could not be written.
+    NotWritten,
+}
+
+/// What the first line tells of a machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Machine {
+    /// What `uname -m` says.
+    pub(super) machine: String,
+    /// Whether the user is root.
+    pub(super) root: bool,
+}
+
+fn read_mark(line: &str) -> Option<Found> {
+    let mut words = line.trim_end().split(' ');
+    let word = words.next()?;
+    let machine = Machine {
+        machine: words.next().unwrap_or_default().to_owned(),
+        root: words.next() == Some("0"),
+    };
+    match word {
+        "ready" => Some(Found::Ready(machine)),
+        "missing" => Some(Found::Missing(machine)),
+        "no-sudo" => Some(Found::NoSudo),
+        "damaged" => Some(Found::Damaged),
+        "not-written" => Some(Found::NotWritten),
+        _ => None,
+    }
+}
+
+/// Reads up to the end of the marked line. Gives what it says and what came after it, or what came instead.
+pub(super) async fn read_until_mark(stdout: &mut (impl AsyncRead + Unpin)) -> Result<(Found, Vec<u8>), String> {
+    let mut read = Vec::new();
+    let mut block = vec![0; 8192];
+    loop {
+        if let Some((found, rest)) = find_mark(&read) {
+            return Ok((found, rest));
+        }
+        if read.len() > MOST_NOISE {
+            break;
+        }
+        match stdout.read(&mut block).await {
+            Ok(0) | Err(_) => break,
+            Ok(count) => read.extend_from_slice(&block[..count]),
+        }
+    }
+    let text: String = String::from_utf8_lossy(&read)
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(200)
+        .collect();
+    Err(text.trim().to_owned())
+}
+
+fn find_mark(read: &[u8]) -> Option<(Found, Vec<u8>)> {
+    let mark = MARK.as_bytes();
+    let start = read.windows(mark.len()).position(|window| window == mark)? + mark.len();
+    let length = read[start..].iter().position(|byte| *byte == b'\n')?;
+    let line = std::str::from_utf8(&read[start..start + length]).ok()?;
+    Some((read_mark(line)?, read[start + length + 1..].to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn programs() -> Programs {
+        Programs::default().with("amd64", &b"x"[..]).with("arm64", &b"y"[..])
+    }
+
+    #[tokio::test]
+    async fn the_mark_is_found_behind_what_a_login_shell_prints_and_frames_follow_it() {
+        let mut output: &[u8] = b"Welcome\nLast login: never\njiji-bootstrap 1 ready x86_64 0\n\0\0\0\x02\0{}";
+        let (found, rest) = read_until_mark(&mut output).await.expect("a mark");
+        let machine = Machine {
+            machine: "x86_64".to_owned(),
+            root: true,
+        };
+        assert_eq!((found, &rest[..]), (Found::Ready(machine), &b"\0\0\0\x02\0{}"[..]));
+        let mut output: &[u8] = b"This account is \x07currently not available.\n";
+        assert_eq!(
+            read_until_mark(&mut output).await,
+            Err("This account is  currently not available.".to_owned())
+        );
+    }
+
+    #[test]
+    fn the_lines_hold_nothing_but_their_own_words_and_survive_any_login_shell() {
+        let programs = programs();
+        let build = programs.for_machine("aarch64").expect("a build");
+        for line in [
+            first_line(&programs, Some(Engine::Podman)),
+            second_line(build, false, None),
+        ] {
+            // One pair of single quotes and no line break: sh, bash, zsh, fish and csh all pass it on as one word.
+            assert_eq!(line.matches('\'').count(), 2, "{line}");
+            assert!(!line.contains('\n') && !line.contains('\\'), "{line}");
+        }
+    }
+
+    /// Runs a line as sshd would: through a shell, with this input.
+    fn run(line: &str, input: &[u8]) -> (String, String) {
+        use std::io::Write as _;
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", line])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("sh runs");
+        child
+            .stdin
+            .take()
+            .expect("piped")
+            .write_all(input)
+            .expect("the line reads its input");
+        let output = child.wait_with_output().expect("it ends");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        (text(output.stdout), text(output.stderr))
+    }
+
+    #[test]
+    fn a_missing_program_is_installed_by_the_second_line_and_started_by_the_first() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let there = |line: String| line.replace(DIRECTORY, &dir.path().join("bin").display().to_string());
+        let script = b"#!/bin/sh\necho started $@; cat\n";
+        let programs = Programs::default()
+            .with("amd64", &script[..])
+            .with("arm64", &script[..]);
+        let build = programs.for_machine("x86_64").expect("a build").clone();
+        let first = there(first_line(&programs, Some(Engine::Docker)));
+        let root = rustix::process::getuid().is_root();
+
+        let (out, err) = run(&first, b"");
+        if !root && out.contains("no-sudo") {
+            return;
+        }
+        assert!(out.starts_with("jiji-bootstrap 1 missing "), "{out}{err}");
+
+        let second = there(second_line(&build, root, None));
+        let (out, err) = run(&second, b"#!/bin/sh\necho evil___ $@; cat\n");
+        assert_eq!(out, "jiji-bootstrap 1 damaged\n", "{err}");
+        let (out, err) = run(&second, script);
+        assert_eq!(out, "jiji-bootstrap 1 ready\nstarted exec\n", "{err}");
+
+        let (out, err) = run(&first, b"frames");
+        let mut lines = out.lines();
+        assert!(
+            lines
+                .next()
+                .is_some_and(|line| line.starts_with("jiji-bootstrap 1 ready ")),
+            "{out}{err}"
+        );
+        assert_eq!(lines.collect::<Vec<_>>(), ["started exec --engine docker", "frames"]);
+        let names: Vec<_> = std::fs::read_dir(dir.path().join("bin"))
+            .expect("listed")
+            .map(|entry| entry.expect("read").file_name())
+            .collect();
+        assert_eq!(names, [std::ffi::OsString::from(build.digest.hex())]);
+    }
+}

@@ -1,0 +1,161 @@
+//! How a server is reached, worked out from the project.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiji_model::name::HostName;
+use jiji_model::project::{Engine, Project};
+
+use super::error::FleetError;
+
+/// Seconds that a connection may take where the project says nothing.
+const CONNECT_TIMEOUT_S: u32 = 10;
+
+/// A server, and how to reach it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Its name in the project.
+    pub host: HostName,
+    /// The engine that the configuration chooses for it.
+    pub engine: Option<Engine>,
+    /// The way there.
+    pub transport: Transport,
+}
+
+/// The way to a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transport {
+    /// Through the user's ssh.
+    Ssh(SshTarget),
+    /// This machine: no ssh.
+    Local,
+}
+
+/// What ssh is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SshTarget {
+    /// Host name, address, or a name from the ssh configuration.
+    pub address: String,
+    /// User name, else ssh's.
+    pub user: Option<String>,
+    /// Port, else ssh's.
+    pub port: Option<u16>,
+    /// Jump hosts in order, else ssh's.
+    pub jump: Vec<String>,
+    /// Identity files; where there are some, no others are tried.
+    pub keys: Vec<String>,
+    /// An ssh configuration file to use instead of the user's and the system's.
+    pub config: Option<PathBuf>,
+    /// How long the connection may take.
+    pub connect_timeout: Duration,
+}
+
+impl Target {
+    /// How `project` reaches `host`.
+    ///
+    /// # Errors
+    /// [`FleetError::UnknownHost`], [`FleetError::Address`].
+    pub fn of(project: &Project, host: &HostName) -> Result<Self, FleetError> {
+        let server = project
+            .servers
+            .get(host)
+            .ok_or_else(|| FleetError::UnknownHost { host: host.clone() })?;
+        let engine = server.engine.or(project.builder.engine);
+        if server.is_local() {
+            return Ok(Self {
+                host: host.clone(),
+                engine,
+                transport: Transport::Local,
+            });
+        }
+        let ssh = &project.ssh;
+        let jump = ssh.proxy_jump.as_deref().unwrap_or_default();
+        let target = SshTarget {
+            address: server.address.clone(),
+            user: server.user.clone().or_else(|| ssh.user.clone()),
+            port: server.port.or(ssh.port),
+            jump: jump
+                .split(',')
+                .map(str::trim)
+                .filter(|part| !part.is_empty())
+                .map(str::to_owned)
+                .collect(),
+            keys: ssh.keys.clone(),
+            config: ssh.config.as_ref().map(PathBuf::from),
+            connect_timeout: Duration::from_secs(ssh.connect_timeout.unwrap_or(CONNECT_TIMEOUT_S).max(1).into()),
+        };
+        target.check(host)?;
+        Ok(Self {
+            host: host.clone(),
+            engine,
+            transport: Transport::Ssh(target),
+        })
+    }
+}
+
+impl SshTarget {
+    /// ssh takes these as arguments and expands them into the commands of a `ProxyCommand`, so they hold nothing but names.
+    fn check(&self, host: &HostName) -> Result<(), FleetError> {
+        let refuse = |text: &str, what| {
+            Err(FleetError::Address {
+                host: host.clone(),
+                text: text.to_owned(),
+                what,
+            })
+        };
+        let plain = |text: &str, others: &[u8]| {
+            !text.is_empty()
+                && !text.starts_with('-')
+                && text
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_') || others.contains(&b))
+        };
+        if !plain(&self.address, b":[]%") {
+            return refuse(&self.address, "a host name or address");
+        }
+        if let Some(user) = self.user.as_deref().filter(|user| !plain(user, b"@\\$")) {
+            return refuse(user, "a user name");
+        }
+        if let Some(jump) = self.jump.iter().find(|jump| !plain(jump, b"@:[]%/")) {
+            return refuse(jump, "a jump host in the form `[USER@]HOST[:PORT]`");
+        }
+        let quotable = |text: &str| !text.is_empty() && !text.contains('"') && !text.chars().any(char::is_control);
+        match self.keys.iter().find(|key| !quotable(key)) {
+            Some(key) => refuse(key, "the path of an identity file"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(address: &str) -> SshTarget {
+        SshTarget {
+            address: address.to_owned(),
+            user: None,
+            port: None,
+            jump: Vec::new(),
+            keys: Vec::new(),
+            config: None,
+            connect_timeout: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn nothing_that_ssh_could_take_for_an_option_or_a_command_is_an_address() {
+        let host = HostName::new("one").expect("a name");
+        for address in ["h", "h.example", "10.0.0.1", "fe80::1%eth0"] {
+            assert!(target(address).check(&host).is_ok(), "{address}");
+        }
+        for address in ["", "-oProxyCommand=x", "a b", "a;b", "$(x)", "a\nb", "`x`", "a'b"] {
+            assert!(target(address).check(&host).is_err(), "{address}");
+        }
+        let keys = SshTarget {
+            keys: vec!["a\"\nProxyCommand x".to_owned()],
+            ..target("h")
+        };
+        assert!(keys.check(&host).is_err());
+    }
+}

@@ -1,0 +1,1 @@
+//! Sessions against a host that this process plays, over real pipes.
