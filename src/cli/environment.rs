@@ -34,7 +34,8 @@ impl Environment {
         let home = set("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
         // The base directory specification asks for absolute paths and ignores others.
         let cache = set("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-        let user = set("USER").or_else(|| set("LOGNAME")).unwrap_or_else(|| rustix::process::getuid().as_raw().to_string());
+        let user =
+            set("USER").or_else(|| set("LOGNAME")).unwrap_or_else(|| rustix::process::getuid().as_raw().to_string());
         let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
         Self {
             cache: cache.unwrap_or_else(|| home.join(".cache")).join("jiji"),

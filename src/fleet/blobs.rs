@@ -76,10 +76,7 @@ impl Session {
         let facts = self.blob_facts(reply, "verify blobs")?;
         let whole = |digest: &Digest| facts.iter().any(|fact| fact.digest == *digest && fact.complete);
         match missing.iter().find(|(digest, ..)| !whole(digest)) {
-            Some((digest, ..)) => Err(FleetError::Blob {
-                host: self.host().clone(),
-                digest: *digest,
-            }),
+            Some((digest, ..)) => Err(FleetError::Blob { host: self.host().clone(), digest: *digest }),
             None => Ok(so_far),
         }
     }
@@ -87,16 +84,10 @@ impl Session {
     fn blob_facts(&self, reply: Reply, doing: &'static str) -> Result<Vec<BlobFacts>, FleetError> {
         match reply {
             Reply::Blobs(facts) => Ok(facts),
-            Reply::Refused { why, message } => Err(FleetError::Refused {
-                host: self.host().clone(),
-                doing,
-                why,
-                message,
-            }),
-            _ => Err(FleetError::Unexpected {
-                host: self.host().clone(),
-                doing,
-            }),
+            Reply::Refused { why, message } => {
+                Err(FleetError::Refused { host: self.host().clone(), doing, why, message })
+            }
+            _ => Err(FleetError::Unexpected { host: self.host().clone(), doing }),
         }
     }
 
@@ -108,24 +99,12 @@ impl Session {
         have: u64,
         sent: &mut (dyn FnMut(u64) + Send),
     ) -> Result<(), FleetError> {
-        let failed = |source: StoreError| FleetError::Store {
-            host: self.host().clone(),
-            source: Arc::new(source),
-        };
-        let unreadable = |source: std::io::Error| {
-            failed(StoreError::Io {
-                action: "read",
-                path: store.blob_path(digest),
-                source,
-            })
-        };
+        let failed = |source: StoreError| FleetError::Store { host: self.host().clone(), source: Arc::new(source) };
+        let unreadable =
+            |source: std::io::Error| failed(StoreError::Io { action: "read", path: store.blob_path(digest), source });
         let (file, length) = store.open_blob(digest).map_err(failed)?;
         if length != size {
-            return Err(failed(StoreError::Short {
-                digest: *digest,
-                received: length,
-                size,
-            }));
+            return Err(failed(StoreError::Short { digest: *digest, received: length, size }));
         }
         let mut file = tokio::fs::File::from_std(file);
         file.seek(SeekFrom::Start(have)).await.map_err(unreadable)?;
@@ -140,11 +119,7 @@ impl Session {
                 }
             }
             if filled == 0 {
-                return Err(failed(StoreError::Short {
-                    digest: *digest,
-                    received: offset,
-                    size,
-                }));
+                return Err(failed(StoreError::Short { digest: *digest, received: offset, size }));
             }
             self.send_piece(encode_blob(digest, offset, &piece[..filled])).await?;
             offset += filled as u64;

@@ -41,10 +41,7 @@ const ARCHITECTURES: [(&str, [&str; 2]); 2] = [("amd64", ["x86_64", "amd64"]), (
 
 /// Go's word for what `uname -m` says, where jiji knows it.
 fn architecture(machine: &str) -> Option<&'static str> {
-    ARCHITECTURES
-        .iter()
-        .find(|(_, machines)| machines.contains(&machine))
-        .map(|(name, _)| *name)
+    ARCHITECTURES.iter().find(|(_, machines)| machines.contains(&machine)).map(|(name, _)| *name)
 }
 
 impl Programs {
@@ -150,10 +147,7 @@ pub(super) struct Machine {
 fn read_mark(line: &str) -> Option<Found> {
     let mut words = line.trim_end().split(' ');
     let word = words.next()?;
-    let machine = Machine {
-        machine: words.next().unwrap_or_default().to_owned(),
-        root: words.next() == Some("0"),
-    };
+    let machine = Machine { machine: words.next().unwrap_or_default().to_owned(), root: words.next() == Some("0") };
     match word {
         "ready" => Some(Found::Ready(machine)),
         "missing" => Some(Found::Missing(machine)),
@@ -180,11 +174,8 @@ pub(super) async fn read_until_mark(stdout: &mut (impl AsyncRead + Unpin)) -> Re
             Ok(count) => read.extend_from_slice(&block[..count]),
         }
     }
-    let text: String = String::from_utf8_lossy(&read)
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(200)
-        .collect();
+    let text: String =
+        String::from_utf8_lossy(&read).chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
     Err(text.trim().to_owned())
 }
 
@@ -208,26 +199,17 @@ mod tests {
     async fn the_mark_is_found_behind_what_a_login_shell_prints_and_frames_follow_it() {
         let mut output: &[u8] = b"Welcome\nLast login: never\njiji-bootstrap 1 ready x86_64 0\n\0\0\0\x02\0{}";
         let (found, rest) = read_until_mark(&mut output).await.expect("a mark");
-        let machine = Machine {
-            machine: "x86_64".to_owned(),
-            root: true,
-        };
+        let machine = Machine { machine: "x86_64".to_owned(), root: true };
         assert_eq!((found, &rest[..]), (Found::Ready(machine), &b"\0\0\0\x02\0{}"[..]));
         let mut output: &[u8] = b"This account is \x07currently not available.\n";
-        assert_eq!(
-            read_until_mark(&mut output).await,
-            Err("This account is  currently not available.".to_owned())
-        );
+        assert_eq!(read_until_mark(&mut output).await, Err("This account is  currently not available.".to_owned()));
     }
 
     #[test]
     fn the_lines_hold_nothing_but_their_own_words_and_survive_any_login_shell() {
         let programs = programs();
         let build = programs.for_machine("aarch64").expect("a build");
-        for line in [
-            first_line(&programs, Some(Engine::Podman)),
-            second_line(build, false, None),
-        ] {
+        for line in [first_line(&programs, Some(Engine::Podman)), second_line(build, false, None)] {
             // One pair of single quotes and no line break: sh, bash, zsh, fish and csh all pass it on as one word.
             assert_eq!(line.matches('\'').count(), 2, "{line}");
             assert!(!line.contains('\n') && !line.contains('\\'), "{line}");
@@ -244,12 +226,7 @@ mod tests {
             .stderr(std::process::Stdio::piped())
             .spawn()
             .expect("sh runs");
-        child
-            .stdin
-            .take()
-            .expect("piped")
-            .write_all(input)
-            .expect("the line reads its input");
+        child.stdin.take().expect("piped").write_all(input).expect("the line reads its input");
         let output = child.wait_with_output().expect("it ends");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
         (text(output.stdout), text(output.stderr))
@@ -260,9 +237,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let there = |line: String| line.replace(DIRECTORY, &dir.path().join("bin").display().to_string());
         let script = b"#!/bin/sh\necho started $@; cat\n";
-        let programs = Programs::default()
-            .with("amd64", &script[..])
-            .with("arm64", &script[..]);
+        let programs = Programs::default().with("amd64", &script[..]).with("arm64", &script[..]);
         let build = programs.for_machine("x86_64").expect("a build").clone();
         let first = there(first_line(&programs, Some(Engine::Docker)));
         let root = rustix::process::getuid().is_root();
@@ -281,12 +256,7 @@ mod tests {
 
         let (out, err) = run(&first, b"frames");
         let mut lines = out.lines();
-        assert!(
-            lines
-                .next()
-                .is_some_and(|line| line.starts_with("jiji-bootstrap 1 ready ")),
-            "{out}{err}"
-        );
+        assert!(lines.next().is_some_and(|line| line.starts_with("jiji-bootstrap 1 ready ")), "{out}{err}");
         assert_eq!(lines.collect::<Vec<_>>(), ["started exec --engine docker", "frames"]);
         let names: Vec<_> = std::fs::read_dir(dir.path().join("bin"))
             .expect("listed")

@@ -252,9 +252,9 @@ impl FleetError {
             } else {
                 format!("try `ssh {address}`; the address of `{host}` stands under `servers` in `.jiji/deploy.yml`")
             }),
-            Self::NoSudo { host } => Some(format!(
-                "connect to `{host}` as root, or give the user `NOPASSWD` in sudoers"
-            )),
+            Self::NoSudo { host } => {
+                Some(format!("connect to `{host}` as root, or give the user `NOPASSWD` in sudoers"))
+            }
             Self::Shell { .. } => Some("the login shell must be able to run `sh -c`".to_owned()),
             Self::NoProgram { architecture, .. } => Some(format!(
                 "install a jiji that carries jiji-host for `{architecture}`; `cargo xtask build` makes one"

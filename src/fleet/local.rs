@@ -13,10 +13,7 @@ use super::pipes::{End, Pipes, Stderr};
 
 /// Starts `jiji-host` here: `program` with what makes it `jiji-host`, through `sudo -n` where this user is not root.
 pub(super) fn start(host: &HostName, program: &[OsString], engine: Option<Engine>) -> Result<Pipes, FleetError> {
-    let not_started = |cause: String| FleetError::NotStarted {
-        host: host.clone(),
-        cause,
-    };
+    let not_started = |cause: String| FleetError::NotStarted { host: host.clone(), cause };
     let mut argv: Vec<OsString> = Vec::new();
     if !rustix::process::getuid().is_root() {
         argv.extend(["sudo", "-n", "--"].map(OsString::from));

@@ -73,10 +73,7 @@ impl Fleet {
     /// [`Self::unreachable`].
     pub async fn connect(targets: Vec<Target>, options: &Options) -> Result<Self, FleetError> {
         let mut fleet = Self::default();
-        if targets
-            .iter()
-            .any(|target| matches!(target.transport, Transport::Ssh(_)))
-        {
+        if targets.iter().any(|target| matches!(target.transport, Transport::Ssh(_))) {
             fleet.control = Some(Arc::new(ssh::ControlDirectory::open(&options.control_directory).await?));
         }
         let options = Arc::new(options.clone());
@@ -146,9 +143,7 @@ impl Fleet {
     /// What has passed, by host.
     pub fn counters(&self) -> BTreeMap<HostName, Counters> {
         let sessions = self.sessions.iter();
-        sessions
-            .map(|(host, session)| (host.clone(), session.counters()))
-            .collect()
+        sessions.map(|(host, session)| (host.clone(), session.counters())).collect()
     }
 
     /// Ends all sessions, and waits some seconds for those that have a step to finish.
@@ -166,10 +161,7 @@ impl Session {
     pub async fn observe(&self, wants: Vec<Want>) -> Result<Vec<Fact>, FleetError> {
         match self.ask(Request::Observe { wants }, PATIENCE).await? {
             Reply::Facts(facts) => Ok(facts),
-            _ => Err(FleetError::Unexpected {
-                host: self.host().clone(),
-                doing: "observe",
-            }),
+            _ => Err(FleetError::Unexpected { host: self.host().clone(), doing: "observe" }),
         }
     }
 }
@@ -200,17 +192,11 @@ async fn over_ssh(
         Found::Missing(machine) => machine,
         Found::NoSudo => return Err(FleetError::NoSudo { host: host.clone() }),
         Found::Damaged | Found::NotWritten => {
-            return Err(FleetError::Shell {
-                host: host.clone(),
-                said: "an answer to another line".to_owned(),
-            });
+            return Err(FleetError::Shell { host: host.clone(), said: "an answer to another line".to_owned() });
         }
     };
     let Some(program) = options.programs.for_machine(&machine.machine) else {
-        return Err(FleetError::NoProgram {
-            host: host.clone(),
-            architecture: machine.machine,
-        });
+        return Err(FleetError::NoProgram { host: host.clone(), architecture: machine.machine });
     };
     let line = bootstrap::second_line(program, machine.root, target.engine);
     let mut pipes = connection.start(&line).await?;
@@ -222,14 +208,8 @@ async fn over_ssh(
         sent
     };
     let longest = FIRST_LINE + Duration::from_secs(program.bytes.len() as u64 / (16 * 1024));
-    let answer = tokio::time::timeout(longest, async {
-        tokio::join!(send, bootstrap::read_until_mark(stdout))
-    })
-    .await;
-    let install = |cause: &str| FleetError::Install {
-        host: host.clone(),
-        cause: cause.to_owned(),
-    };
+    let answer = tokio::time::timeout(longest, async { tokio::join!(send, bootstrap::read_until_mark(stdout)) }).await;
+    let install = |cause: &str| FleetError::Install { host: host.clone(), cause: cause.to_owned() };
     match answer {
         Err(_) => Err(install(&format!("no answer within {} seconds", longest.as_secs()))),
         Ok((_, Ok((Found::Ready(_), early)))) => {
@@ -254,13 +234,6 @@ async fn mark(host: &HostName, pipes: &mut Pipes) -> Result<(Found, Vec<u8>), Fl
         Err(_) => format!("nothing within {} seconds", FIRST_LINE.as_secs()),
     };
     // What a shell that cannot run the line says stands on standard error.
-    let said = if said.is_empty() {
-        last_line(&pipes.stderr.text(), "nothing")
-    } else {
-        said
-    };
-    Err(FleetError::Shell {
-        host: host.clone(),
-        said,
-    })
+    let said = if said.is_empty() { last_line(&pipes.stderr.text(), "nothing") } else { said };
+    Err(FleetError::Shell { host: host.clone(), said })
 }

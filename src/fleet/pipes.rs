@@ -20,10 +20,7 @@ pub(super) struct Pipes {
 /// What must be let go of when a session ends.
 pub(super) enum End {
     /// The program behind ssh, and the connection to it.
-    Ssh {
-        child: Box<openssh::Child<Arc<openssh::Session>>>,
-        session: Arc<openssh::Session>,
-    },
+    Ssh { child: Box<openssh::Child<Arc<openssh::Session>>>, session: Arc<openssh::Session> },
     /// A child of this process.
     Local(Box<tokio::process::Child>),
 }
@@ -71,9 +68,6 @@ impl Stderr {
     /// What was kept, control characters but line breaks replaced.
     pub(super) fn text(&self) -> String {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&kept)
-            .chars()
-            .map(|c| if c.is_control() && c != '\n' { ' ' } else { c })
-            .collect()
+        String::from_utf8_lossy(&kept).chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
     }
 }

@@ -96,11 +96,7 @@ impl Shared {
 
     fn lost(&self, doing: &'static str) -> FleetError {
         let cause = self.state().lost.clone();
-        FleetError::Lost {
-            host: self.host.clone(),
-            doing,
-            cause: cause.unwrap_or(LostCause::Left),
-        }
+        FleetError::Lost { host: self.host.clone(), doing, cause: cause.unwrap_or(LostCause::Left) }
     }
 }
 
@@ -123,12 +119,7 @@ impl Session {
         execs: u32,
         sent: u64,
     ) -> Result<Self, FleetError> {
-        let Pipes {
-            stdin,
-            mut stdout,
-            stderr,
-            end,
-        } = pipes;
+        let Pipes { stdin, mut stdout, stderr, end } = pipes;
         let mut decoder = Decoder::default();
         decoder.push(&early);
         let mut received = early.len() as u64;
@@ -159,10 +150,7 @@ impl Session {
             }
         })
         .await;
-        let not_started = |cause: String| FleetError::NotStarted {
-            host: host.clone(),
-            cause,
-        };
+        let not_started = |cause: String| FleetError::NotStarted { host: host.clone(), cause };
         let frame = greeting
             .map_err(|_| not_started(format!("no greeting within {} seconds", GREETING.as_secs())))?
             .map_err(not_started)?;
@@ -171,20 +159,13 @@ impl Session {
             Ok(_) | Err(_) => return Err(not_started("it did not greet".to_owned())),
         };
         if hello.protocol != protocol::VERSION {
-            return Err(FleetError::Version {
-                host: host.clone(),
-                theirs: hello.protocol,
-            });
+            return Err(FleetError::Version { host: host.clone(), theirs: hello.protocol });
         }
         let shared = Arc::new(Shared {
             host: host.clone(),
             sent: AtomicU64::new(sent),
             received: AtomicU64::new(received),
-            state: Mutex::new(State {
-                pending: HashMap::new(),
-                lost: None,
-                active: Instant::now(),
-            }),
+            state: Mutex::new(State { pending: HashMap::new(), lost: None, active: Instant::now() }),
             listener: Mutex::new(None),
         });
         let (messages, next_message) = mpsc::channel(16);
@@ -272,8 +253,7 @@ impl Session {
     /// [`FleetError::Lost`].
     pub async fn tell(&self, request: Request) -> Result<(), FleetError> {
         let doing = doing(&request);
-        self.queue(self.messages.as_ref(), Item::Ask(request, None), doing)
-            .await
+        self.queue(self.messages.as_ref(), Item::Ask(request, None), doing).await
     }
 
     /// Sends secrets, before the first ask that needs them.
@@ -313,9 +293,7 @@ impl Session {
         let doing = doing(&request);
         let (answer, answered) = oneshot::channel();
         self.queue(queue, Item::Ask(request, Some(answer)), doing).await?;
-        self.patiently(answered, patience, doing)
-            .await?
-            .map_err(|_| self.shared.lost(doing))
+        self.patiently(answered, patience, doing).await?.map_err(|_| self.shared.lost(doing))
     }
 
     /// Waits for `future` as long as something passes at least every `patience`.
@@ -333,9 +311,7 @@ impl Session {
                 Ok(output) => return Ok(output),
                 Err(_) if self.shared.state().active.max(begun) + patience > Instant::now() => {}
                 Err(_) => {
-                    self.shared.lose(LostCause::Silent {
-                        seconds: patience.as_secs(),
-                    });
+                    self.shared.lose(LostCause::Silent { seconds: patience.as_secs() });
                     return Err(self.shared.lost(doing));
                 }
             }

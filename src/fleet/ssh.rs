@@ -41,15 +41,10 @@ impl ControlDirectory {
     /// Makes this process's directory below `root`, and sweeps away those of processes that are gone, with their masters.
     pub(super) async fn open(root: &Path) -> Result<Self, FleetError> {
         if root.as_os_str().len() > LONGEST {
-            return Err(FleetError::ControlPath {
-                path: root.to_owned(),
-                limit: LONGEST,
-            });
+            return Err(FleetError::ControlPath { path: root.to_owned(), limit: LONGEST });
         }
-        let failed = |source: io::Error| FleetError::ControlDirectory {
-            path: root.to_owned(),
-            source: Arc::new(source),
-        };
+        let failed =
+            |source: io::Error| FleetError::ControlDirectory { path: root.to_owned(), source: Arc::new(source) };
         make_private(root).map_err(failed)?;
         sweep(root).await;
         let process = std::process::id();
@@ -87,16 +82,10 @@ fn make_private(path: &Path) -> io::Result<()> {
     }
     let metadata = fs::symlink_metadata(path)?;
     if !metadata.is_dir() || metadata.uid() != rustix::process::getuid().as_raw() {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            "it belongs to somebody else",
-        ));
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to somebody else"));
     }
     if metadata.mode() & 0o077 != 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            "others may enter it (expected mode 0700)",
-        ));
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "others may enter it (expected mode 0700)"));
     }
     Ok(())
 }
@@ -144,10 +133,10 @@ fn configuration(target: &SshTarget) -> Result<String, FleetError> {
     }
     match &target.config {
         // Its content and not an Include: ssh asks of included files that nobody else may write to them, and not of one that is named.
-        Some(path) => text.push_str(&fs::read_to_string(path).map_err(|source| FleetError::Config {
-            path: path.clone(),
-            source: Arc::new(source),
-        })?),
+        Some(path) => text.push_str(
+            &fs::read_to_string(path)
+                .map_err(|source| FleetError::Config { path: path.clone(), source: Arc::new(source) })?,
+        ),
         None => text.push_str("Include ~/.ssh/config\nInclude /etc/ssh/ssh_config\n"),
     }
     Ok(text)
@@ -178,10 +167,7 @@ impl Connection {
             })
             .map_err(|source| match source.downcast::<FleetError>() {
                 Ok(error) => error,
-                Err(source) => FleetError::ControlDirectory {
-                    path: path.clone(),
-                    source: Arc::new(source),
-                },
+                Err(source) => FleetError::ControlDirectory { path: path.clone(), source: Arc::new(source) },
             })?;
         let mut builder = SessionBuilder::default();
         builder
@@ -200,33 +186,21 @@ impl Connection {
         // ssh's own timeout is for each address and each jump; this one is for the sum.
         let longest =
             target.connect_timeout * (2 + u32::try_from(target.jump.len()).unwrap_or(0)) + Duration::from_secs(10);
-        let unreachable = |cause: String| FleetError::Unreachable {
-            host: host.clone(),
-            address: target.address.clone(),
-            cause,
-        };
+        let unreachable =
+            |cause: String| FleetError::Unreachable { host: host.clone(), address: target.address.clone(), cause };
         let session = match tokio::time::timeout(longest, builder.connect_mux(&target.address)).await {
             Ok(Ok(session)) => session,
             Ok(Err(error)) => return Err(unreachable(chain(&error))),
             Err(_) => {
-                return Err(unreachable(format!(
-                    "no connection within {} seconds",
-                    longest.as_secs()
-                )));
+                return Err(unreachable(format!("no connection within {} seconds", longest.as_secs())));
             }
         };
-        Ok(Self {
-            session: Arc::new(session),
-            host: host.clone(),
-        })
+        Ok(Self { session: Arc::new(session), host: host.clone() })
     }
 
     /// Starts one of the bootstrap's lines.
     pub(super) async fn start(&self, line: &str) -> Result<Pipes, FleetError> {
-        let failed = |error: openssh::Error| FleetError::NotStarted {
-            host: self.host.clone(),
-            cause: chain(&error),
-        };
+        let failed = |error: openssh::Error| FleetError::NotStarted { host: self.host.clone(), cause: chain(&error) };
         let mut child = Arc::clone(&self.session)
             .arc_raw_command(line)
             .stdin(Stdio::piped())
@@ -238,19 +212,13 @@ impl Connection {
         let (Some(stdin), Some(stdout), Some(stderr)) =
             (child.stdin().take(), child.stdout().take(), child.stderr().take())
         else {
-            return Err(FleetError::NotStarted {
-                host: self.host.clone(),
-                cause: "ssh gave no pipes".to_owned(),
-            });
+            return Err(FleetError::NotStarted { host: self.host.clone(), cause: "ssh gave no pipes".to_owned() });
         };
         Ok(Pipes {
             stdin: Box::pin(stdin),
             stdout: Box::pin(stdout),
             stderr: Stderr::follow(stderr),
-            end: End::Ssh {
-                child: Box::new(child),
-                session: Arc::clone(&self.session),
-            },
+            end: End::Ssh { child: Box::new(child), session: Arc::clone(&self.session) },
         })
     }
 }
@@ -322,10 +290,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir_in("/tmp").expect("a directory");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("set");
-        assert!(matches!(
-            ControlDirectory::open(dir.path()).await,
-            Err(FleetError::ControlDirectory { .. })
-        ));
+        assert!(matches!(ControlDirectory::open(dir.path()).await, Err(FleetError::ControlDirectory { .. })));
         assert!(matches!(
             ControlDirectory::open(Path::new(&format!("/tmp/{}", "a".repeat(60)))).await,
             Err(FleetError::ControlPath { .. })

@@ -56,17 +56,10 @@ impl Target {
     /// # Errors
     /// [`FleetError::UnknownHost`], [`FleetError::Address`].
     pub fn of(project: &Project, host: &HostName) -> Result<Self, FleetError> {
-        let server = project
-            .servers
-            .get(host)
-            .ok_or_else(|| FleetError::UnknownHost { host: host.clone() })?;
+        let server = project.servers.get(host).ok_or_else(|| FleetError::UnknownHost { host: host.clone() })?;
         let engine = server.engine.or(project.builder.engine);
         if server.is_local() {
-            return Ok(Self {
-                host: host.clone(),
-                engine,
-                transport: Transport::Local,
-            });
+            return Ok(Self { host: host.clone(), engine, transport: Transport::Local });
         }
         let ssh = &project.ssh;
         let jump = ssh.proxy_jump.as_deref().unwrap_or_default();
@@ -74,35 +67,20 @@ impl Target {
             address: server.address.clone(),
             user: server.user.clone().or_else(|| ssh.user.clone()),
             port: server.port.or(ssh.port),
-            jump: jump
-                .split(',')
-                .map(str::trim)
-                .filter(|part| !part.is_empty())
-                .map(str::to_owned)
-                .collect(),
+            jump: jump.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect(),
             keys: ssh.keys.clone(),
             config: ssh.config.as_ref().map(PathBuf::from),
             connect_timeout: Duration::from_secs(ssh.connect_timeout.unwrap_or(CONNECT_TIMEOUT_S).max(1).into()),
         };
         target.check(host)?;
-        Ok(Self {
-            host: host.clone(),
-            engine,
-            transport: Transport::Ssh(target),
-        })
+        Ok(Self { host: host.clone(), engine, transport: Transport::Ssh(target) })
     }
 }
 
 impl SshTarget {
     /// ssh takes these as arguments and expands them into the commands of a `ProxyCommand`, so they hold nothing but names.
     fn check(&self, host: &HostName) -> Result<(), FleetError> {
-        let refuse = |text: &str, what| {
-            Err(FleetError::Address {
-                host: host.clone(),
-                text: text.to_owned(),
-                what,
-            })
-        };
+        let refuse = |text: &str, what| Err(FleetError::Address { host: host.clone(), text: text.to_owned(), what });
         let plain = |text: &str, others: &[u8]| {
             !text.is_empty()
                 && !text.starts_with('-')
@@ -152,10 +130,7 @@ mod tests {
         for address in ["", "-oProxyCommand=x", "a b", "a;b", "$(x)", "a\nb", "`x`", "a'b"] {
             assert!(target(address).check(&host).is_err(), "{address}");
         }
-        let keys = SshTarget {
-            keys: vec!["a\"\nProxyCommand x".to_owned()],
-            ..target("h")
-        };
+        let keys = SshTarget { keys: vec!["a\"\nProxyCommand x".to_owned()], ..target("h") };
         assert!(keys.check(&host).is_err());
     }
 }

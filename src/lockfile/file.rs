@@ -15,9 +15,7 @@ pub struct LockFile {
 impl LockFile {
     /// The lock of the project in `root`.
     pub fn of_project(root: &Path) -> Self {
-        Self {
-            path: root.join(FILE_NAME),
-        }
+        Self { path: root.join(FILE_NAME) }
     }
 
     /// The file's path.
@@ -53,10 +51,7 @@ impl LockFile {
     }
 
     fn update(&self, change: impl FnOnce(&mut Lock)) -> Result<Lock, LockfileError> {
-        let _guard = self.guard().map_err(|source| LockfileError::Guard {
-            path: self.path.clone(),
-            source,
-        })?;
+        let _guard = self.guard().map_err(|source| LockfileError::Guard { path: self.path.clone(), source })?;
         let before = self.read_text()?;
         let mut lock = self.parse(before.as_deref())?;
         change(&mut lock);
@@ -67,10 +62,7 @@ impl LockFile {
             None => lock == Lock::default(),
         };
         if !unchanged {
-            self.replace(&after).map_err(|source| LockfileError::Write {
-                path: self.path.clone(),
-                source,
-            })?;
+            self.replace(&after).map_err(|source| LockfileError::Write { path: self.path.clone(), source })?;
         }
         Ok(lock)
     }
@@ -79,10 +71,7 @@ impl LockFile {
         match std::fs::read_to_string(&self.path) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(LockfileError::Read {
-                path: self.path.clone(),
-                source,
-            }),
+            Err(source) => Err(LockfileError::Read { path: self.path.clone(), source }),
         }
     }
 
@@ -91,10 +80,7 @@ impl LockFile {
     }
 
     fn directory(&self) -> &Path {
-        self.path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-            .unwrap_or(Path::new("."))
+        self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
     /// Waits for other writers. The directory is locked and not the file, because the file is replaced, and a lock on what was

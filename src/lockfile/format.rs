@@ -96,9 +96,7 @@ mod platform {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Platform, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -116,75 +114,26 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Lock, LockfileError> {
     };
     let found = toml::from_str::<Probe>(text).map_err(syntax)?.version;
     if found > VERSION {
-        return Err(LockfileError::NewerVersion {
-            path: path.to_owned(),
-            found,
-        });
+        return Err(LockfileError::NewerVersion { path: path.to_owned(), found });
     }
     let document = toml::from_str::<Document>(text).map_err(syntax)?;
     if document.layer_format > LAYER_FORMAT {
-        return Err(LockfileError::NewerLayerFormat {
-            path: path.to_owned(),
-            found: document.layer_format,
-        });
+        return Err(LockfileError::NewerLayerFormat { path: path.to_owned(), found: document.layer_format });
     }
 
-    let mut build = BuildSection {
-        bases: bases(document.bases, "base", path)?,
-        ..BuildSection::default()
-    };
-    for Image {
-        service,
-        environment,
-        platform,
-        manifest,
-    } in document.images
-    {
-        let target = Target {
-            service,
-            environment,
-            platform,
-        };
+    let mut build = BuildSection { bases: bases(document.bases, "base", path)?, ..BuildSection::default() };
+    for Image { service, environment, platform, manifest } in document.images {
+        let target = Target { service, environment, platform };
         insert_once(&mut build.images, target, manifest, "image", path)?;
     }
-    for Run {
-        service,
-        environment,
-        platform,
-        key,
-        diff_id,
-    } in document.runs
-    {
-        let key = RunKey {
-            target: Target {
-                service,
-                environment,
-                platform,
-            },
-            step: key,
-        };
+    for Run { service, environment, platform, key, diff_id } in document.runs {
+        let key = RunKey { target: Target { service, environment, platform }, step: key };
         insert_once(&mut build.runs, key, diff_id, "run", path)?;
     }
     let mut plugins = BTreeMap::new();
-    for Plugin {
-        name,
-        source,
-        version,
-        digest,
-        world,
-        grants,
-        images,
-    } in document.plugins
-    {
+    for Plugin { name, source, version, digest, world, grants, images } in document.plugins {
         let grants = grants.into_iter().map(|(key, value)| (key, json_of(value))).collect();
-        let pin = PluginPin {
-            source,
-            version,
-            digest,
-            world,
-            grants,
-            images: bases(images, "plugin.image", path)?,
-        };
+        let pin = PluginPin { source, version, digest, world, grants, images: bases(images, "plugin.image", path)? };
         insert_once(&mut plugins, name, pin, "plugin", path)?;
     }
     Ok(Lock { build, plugins })
@@ -192,12 +141,7 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Lock, LockfileError> {
 
 fn bases(list: Vec<Base>, section: &'static str, path: &Path) -> Result<BTreeMap<BaseKey, Digest>, LockfileError> {
     let mut bases = BTreeMap::new();
-    for Base {
-        reference,
-        platform,
-        digest,
-    } in list
-    {
+    for Base { reference, platform, digest } in list {
         insert_once(&mut bases, BaseKey { reference, platform }, digest, section, path)?;
     }
     Ok(bases)
@@ -211,11 +155,7 @@ fn insert_once<K: Ord + Display, V>(
     path: &Path,
 ) -> Result<(), LockfileError> {
     if map.contains_key(&key) {
-        return Err(LockfileError::Duplicate {
-            path: path.to_owned(),
-            section,
-            entry: format!("`{key}`"),
-        });
+        return Err(LockfileError::Duplicate { path: path.to_owned(), section, entry: format!("`{key}`") });
     }
     map.insert(key, value);
     Ok(())

@@ -57,25 +57,14 @@ impl BuildSection {
     pub fn record(&mut self, target: &Target, image: Digest, runs: &BTreeMap<Digest, Digest>) {
         self.images.insert(target.clone(), image);
         self.runs.retain(|key, _| key.target != *target);
-        self.runs.extend(runs.iter().map(|(step, diff_id)| {
-            (
-                RunKey {
-                    target: target.clone(),
-                    step: *step,
-                },
-                *diff_id,
-            )
-        }));
+        self.runs.extend(runs.iter().map(|(step, diff_id)| (RunKey { target: target.clone(), step: *step }, *diff_id)));
     }
 
     /// The diff ID that the RUN step named `step` gave when any target went through it, or none if it is not known.
     ///
     /// The key of a step covers everything that can reach its output, so it does not matter which target the entry is of.
     pub fn run(&self, step: &Digest) -> Option<Digest> {
-        self.runs
-            .iter()
-            .find(|(key, _)| key.step == *step)
-            .map(|(_, diff_id)| *diff_id)
+        self.runs.iter().find(|(key, _)| key.step == *step).map(|(_, diff_id)| *diff_id)
     }
 }
 

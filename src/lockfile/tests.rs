@@ -30,9 +30,7 @@ fn the_fixture_of_version_1_is_read_and_written_back_byte_for_byte() {
 
 #[test]
 fn the_order_of_entries_does_not_reach_the_text() {
-    let (head, tail) = FIXTURE
-        .split_once("[[image]]\nservice = \"web\"\nplatform")
-        .expect("the fixture has an image");
+    let (head, tail) = FIXTURE.split_once("[[image]]\nservice = \"web\"\nplatform").expect("the fixture has an image");
     let (image, rest) = tail.split_once("\n[[image]]").expect("the fixture has two images");
     let (other, rest) = rest.split_once("\n[[run]]").expect("the fixture has a run");
     let swapped = format!("{head}[[image]]{other}\n[[image]]\nservice = \"web\"\nplatform{image}\n[[run]]{rest}");
@@ -45,22 +43,14 @@ fn a_newer_version_is_refused_whatever_it_holds() {
     let error = parse("version = 2\nunheard-of = true\n").expect_err("too new");
     assert!(matches!(error, LockfileError::NewerVersion { found: 2, .. }), "{error}");
     let error = parse("version = 1\nlayer-format = 9\n").expect_err("too new");
-    assert!(
-        matches!(error, LockfileError::NewerLayerFormat { found: 9, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, LockfileError::NewerLayerFormat { found: 9, .. }), "{error}");
 }
 
 #[test]
 fn an_unknown_key_is_refused_with_its_place() {
     let text = FIXTURE.replace("diff-id = ", "diff_id = ");
     let error = parse(&text).expect_err("unknown key");
-    let LockfileError::Syntax {
-        line, column, message, ..
-    } = &error
-    else {
-        panic!("{error}")
-    };
+    let LockfileError::Syntax { line, column, message, .. } = &error else { panic!("{error}") };
     assert_eq!((*line, *column), (31, 1), "{error}");
     assert!(message.contains("diff_id"), "{message}");
 }
@@ -69,10 +59,7 @@ fn an_unknown_key_is_refused_with_its_place() {
 fn two_entries_for_one_thing_are_refused() {
     let base = FIXTURE.lines().skip(5).take(4).collect::<Vec<_>>().join("\n");
     let error = parse(&format!("{FIXTURE}\n{base}\n")).expect_err("twice");
-    assert!(
-        matches!(error, LockfileError::Duplicate { section: "base", .. }),
-        "{error}"
-    );
+    assert!(matches!(error, LockfileError::Duplicate { section: "base", .. }), "{error}");
 }
 
 #[test]
@@ -97,19 +84,13 @@ fn a_project_without_a_lock_has_the_empty_one_and_gets_no_file_for_nothing() {
 fn writers_of_different_sections_do_not_lose_each_others_entries() {
     let root = tempfile::tempdir().expect("a directory");
     let file = LockFile::of_project(root.path());
-    let pin = parse(FIXTURE)
-        .expect("the fixture is a lock")
-        .plugins
-        .into_values()
-        .next()
-        .expect("it has a plugin");
+    let pin = parse(FIXTURE).expect("the fixture is a lock").plugins.into_values().next().expect("it has a plugin");
     std::thread::scope(|scope| {
         for n in 0..8u8 {
             let (file, pin) = (&file, &pin);
             scope.spawn(move || {
                 let name = PluginName::new(format!("p{n}")).expect("a plugin name");
-                file.update_plugins(|plugins| drop(plugins.insert(name, pin.clone())))
-                    .expect("written");
+                file.update_plugins(|plugins| drop(plugins.insert(name, pin.clone()))).expect("written");
             });
             scope.spawn(move || {
                 let runs = BTreeMap::from([(Digest::of([n]), Digest::of([n, n]))]);
@@ -119,15 +100,8 @@ fn writers_of_different_sections_do_not_lose_each_others_entries() {
         }
     });
     let lock = file.read().expect("a lock");
-    assert_eq!(
-        (lock.plugins.len(), lock.build.images.len(), lock.build.runs.len()),
-        (8, 8, 8)
-    );
-    assert_eq!(
-        std::fs::read_dir(root.path()).expect("a directory").count(),
-        1,
-        "no temporary file is left"
-    );
+    assert_eq!((lock.plugins.len(), lock.build.images.len(), lock.build.runs.len()), (8, 8, 8));
+    assert_eq!(std::fs::read_dir(root.path()).expect("a directory").count(), 1, "no temporary file is left");
 }
 
 #[test]

@@ -64,8 +64,11 @@ mod tests {
         ndjson.emit(Record::new("build.started", "building web"));
         ndjson.summary(&Summary { result: "unchanged".into(), ..Summary::default() });
         drop(ndjson);
-        let lines: Vec<serde_json::Value> =
-            String::from_utf8(out).expect("UTF-8").lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let lines: Vec<serde_json::Value> = String::from_utf8(out)
+            .expect("UTF-8")
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
         assert_eq!(lines.len(), 2);
         assert_eq!((lines[0]["v"].clone(), lines[1]["seq"].clone()), (1.into(), 1.into()));
         assert!(lines[0]["time"].as_str().is_some_and(|time| time.ends_with('Z')), "{}", lines[0]["time"]);

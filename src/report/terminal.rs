@@ -51,7 +51,12 @@ impl Terminal {
     fn format(&self, record: &Record) -> String {
         let at = super::seconds(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX));
         let place = record.host.as_ref().map_or_else(String::new, ToString::to_string);
-        format!("{} {} {}", self.paint("2", &format!("{at:>6}")), self.paint("36", &format!("{place:<10}")), record.text)
+        format!(
+            "{} {} {}",
+            self.paint("2", &format!("{at:>6}")),
+            self.paint("36", &format!("{place:<10}")),
+            record.text
+        )
     }
 }
 

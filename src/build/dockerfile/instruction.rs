@@ -201,13 +201,7 @@ pub(super) fn read(line: &Line, escape: char) -> Found<Item> {
     let Some(name) = NAMES.into_iter().find(|name| word.eq_ignore_ascii_case(name)) else {
         return Err((at, Problem::UnknownInstruction { name: word.to_owned() }));
     };
-    let mut reader = Reader {
-        line,
-        escape,
-        name,
-        offset: word.len(),
-        flags: Vec::new(),
-    };
+    let mut reader = Reader { line, escape, name, offset: word.len(), flags: Vec::new() };
     if name == "ONBUILD" {
         return Err((at, Problem::UnsupportedInstruction { name }));
     }
@@ -262,13 +256,7 @@ impl<'a> Reader<'a> {
     }
 
     fn missing(&self, what: &'static str) -> (Position, Problem) {
-        (
-            self.line.position(0),
-            Problem::Missing {
-                instruction: self.name,
-                what,
-            },
-        )
+        (self.line.position(0), Problem::Missing { instruction: self.name, what })
     }
 
     /// Takes the words that begin with `--`, up to the first that does not, or to `--` alone.
@@ -296,11 +284,7 @@ impl<'a> Reader<'a> {
             if name != "mount" && self.flags.iter().any(|flag| flag.name == name) {
                 return Err((position, Problem::FlagTwice { flag: name }));
             }
-            self.flags.push(Flag {
-                name,
-                value,
-                at: position,
-            });
+            self.flags.push(Flag { name, value, at: position });
         }
     }
 
@@ -310,68 +294,32 @@ impl<'a> Reader<'a> {
         for Flag { name, value, at } in std::mem::take(&mut self.flags) {
             if let Some(known) = known.iter().copied().find(|known| *known == name) {
                 let Some(text) = value else {
-                    return Err((
-                        at,
-                        Problem::FlagValue {
-                            flag: known,
-                            value: String::new(),
-                            expected: "a value",
-                        },
-                    ));
+                    return Err((at, Problem::FlagValue { flag: known, value: String::new(), expected: "a value" }));
                 };
-                let at = Position {
-                    line: at.line,
-                    column: at.column + name.chars().count() as u32 + 3,
-                };
+                let at = Position { line: at.line, column: at.column + name.chars().count() as u32 + 3 };
                 values.insert(known, Word { text, at });
             } else if unsupported.contains(&name.as_str()) {
-                return Err((
-                    at,
-                    Problem::UnsupportedFlag {
-                        instruction: self.name,
-                        flag: format!("--{name}"),
-                    },
-                ));
+                return Err((at, Problem::UnsupportedFlag { instruction: self.name, flag: format!("--{name}") }));
             } else {
-                return Err((
-                    at,
-                    Problem::UnknownFlag {
-                        instruction: self.name,
-                        flag: name,
-                    },
-                ));
+                return Err((at, Problem::UnknownFlag { instruction: self.name, flag: name }));
             }
         }
         Ok(values)
     }
 
     fn words(&self, split: Vec<(usize, String)>) -> Vec<Word> {
-        split
-            .into_iter()
-            .map(|(at, text)| Word {
-                text,
-                at: self.line.position(self.offset + at),
-            })
-            .collect()
+        split.into_iter().map(|(at, text)| Word { text, at: self.line.position(self.offset + at) }).collect()
     }
 
     fn list(&self, what: &'static str) -> Found<Vec<Word>> {
         let list = self.words(words::plain(self.rest()));
-        if list.is_empty() {
-            Err(self.missing(what))
-        } else {
-            Ok(list)
-        }
+        if list.is_empty() { Err(self.missing(what)) } else { Ok(list) }
     }
 
     /// A JSON array of strings, where the rest of the line is one.
     fn json(&self) -> Option<Vec<String>> {
         let rest = self.rest().trim();
-        if rest.starts_with('[') {
-            serde_json::from_str(rest).ok()
-        } else {
-            None
-        }
+        if rest.starts_with('[') { serde_json::from_str(rest).ok() } else { None }
     }
 
     fn json_or_list(&self, what: &'static str) -> Found<Vec<Word>> {
@@ -387,26 +335,18 @@ impl<'a> Reader<'a> {
 
     fn single(&self, what: &'static str) -> Found<Word> {
         let text = self.rest().trim().to_owned();
-        if text.is_empty() {
-            Err(self.missing(what))
-        } else {
-            Ok(Word { text, at: self.here() })
-        }
+        if text.is_empty() { Err(self.missing(what)) } else { Ok(Word { text, at: self.here() }) }
     }
 
     fn from(&mut self) -> Found<From> {
         let platform = self.flags(&["platform"], &[])?.remove("platform");
         let mut list = self.list("an image, a stage or `scratch`")?.into_iter();
-        let base = list
-            .next()
-            .ok_or_else(|| self.missing("an image, a stage or `scratch`"))?;
+        let base = list.next().ok_or_else(|| self.missing("an image, a stage or `scratch`"))?;
         let name = match (list.next(), list.next(), list.next()) {
             (None, ..) => None,
             (Some(word), Some(name), None) if word.text.eq_ignore_ascii_case("as") => {
                 let lower = name.text.to_ascii_lowercase();
-                let good = lower
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b))
+                let good = lower.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b))
                     && lower.as_bytes().first().is_some_and(u8::is_ascii_lowercase)
                     && lower != "scratch";
                 if !good {
@@ -416,14 +356,7 @@ impl<'a> Reader<'a> {
             }
             (Some(word), ..) => {
                 let expected = "one image, and after it `AS name` or nothing";
-                return Err((
-                    word.at,
-                    Problem::Unexpected {
-                        instruction: self.name,
-                        word: word.text,
-                        expected,
-                    },
-                ));
+                return Err((word.at, Problem::Unexpected { instruction: self.name, word: word.text, expected }));
             }
         };
         Ok(From { base, name, platform })
@@ -443,18 +376,10 @@ impl<'a> Reader<'a> {
                 let good = |ch: char| ch.is_ascii_alphanumeric() || ch == '_';
                 if name.is_empty() || !name.chars().all(good) || name.starts_with(|ch: char| ch.is_ascii_digit()) {
                     let expected = "a name of letters, digits and `_`, and after it `=value` or nothing";
-                    let unexpected = Problem::Unexpected {
-                        instruction: self.name,
-                        word: word.text.clone(),
-                        expected,
-                    };
+                    let unexpected = Problem::Unexpected { instruction: self.name, word: word.text.clone(), expected };
                     return Err((word.at, unexpected));
                 }
-                Ok(Declaration {
-                    name: name.to_owned(),
-                    default,
-                    at: word.at,
-                })
+                Ok(Declaration { name: name.to_owned(), default, at: word.at })
             })
             .collect()
     }
@@ -468,34 +393,20 @@ impl<'a> Reader<'a> {
             // The old form: one name, and all the rest is the value.
             let rest = self.rest().trim();
             let Some((name, value)) = rest.split_once(char::is_whitespace) else {
-                return Err((
-                    first.at,
-                    Problem::NotAPair {
-                        word: first.text.clone(),
-                    },
-                ));
+                return Err((first.at, Problem::NotAPair { word: first.text.clone() }));
             };
             let value = value.trim_start();
             let offset = self.line.text.len() - value.len();
             return Ok(vec![Pair {
-                name: Word {
-                    text: name.to_owned(),
-                    at: first.at,
-                },
-                value: Word {
-                    text: value.to_owned(),
-                    at: self.line.position(offset),
-                },
+                name: Word { text: name.to_owned(), at: first.at },
+                value: Word { text: value.to_owned(), at: self.line.position(offset) },
             }]);
         }
         list.into_iter()
             .map(|word| match word.text.split_once('=') {
                 Some((name, value)) if !name.is_empty() => Ok(Pair {
                     value: after(&word, name.chars().count() + 1, value),
-                    name: Word {
-                        text: name.to_owned(),
-                        at: word.at,
-                    },
+                    name: Word { text: name.to_owned(), at: word.at },
                 }),
                 _ => Err((word.at, Problem::NotAPair { word: word.text })),
             })
@@ -521,13 +432,7 @@ impl<'a> Reader<'a> {
             let value = flag.value.as_deref().unwrap_or_default();
             if flag.name == "network" && value != "none" || flag.name == "security" && value != "sandbox" {
                 let flag_text = format!("--{}={value}", flag.name);
-                return Err((
-                    flag.at,
-                    Problem::UnsupportedFlag {
-                        instruction: self.name,
-                        flag: flag_text,
-                    },
-                ));
+                return Err((flag.at, Problem::UnsupportedFlag { instruction: self.name, flag: flag_text }));
             }
         }
         self.flags(&["network", "security"], &["mount", "device"])?;
@@ -550,11 +455,7 @@ impl<'a> Reader<'a> {
                 if text.starts_with("#!") {
                     let expected = "a here-document for the shell; `#!` is not supported";
                     let first = text.lines().next().unwrap_or_default().to_owned();
-                    let problem = Problem::Unexpected {
-                        instruction: self.name,
-                        word: first,
-                        expected,
-                    };
+                    let problem = Problem::Unexpected { instruction: self.name, word: first, expected };
                     return Err((only.at, problem));
                 }
             }
@@ -573,26 +474,12 @@ impl<'a> Reader<'a> {
             let Flag { value, at, .. } = self.flags.remove(at);
             let value = value.unwrap_or_else(|| "true".to_owned());
             if !matches!(value.as_str(), "true" | "false") {
-                return Err((
-                    at,
-                    Problem::FlagValue {
-                        flag: "link",
-                        value,
-                        expected: "`true` or `false`",
-                    },
-                ));
+                return Err((at, Problem::FlagValue { flag: "link", value, expected: "`true` or `false`" }));
             }
         }
-        let known: &[&str] = if add {
-            &["chown", "chmod"]
-        } else {
-            &["from", "chown", "chmod"]
-        };
-        let unsupported: &[&str] = if add {
-            &["checksum", "keep-git-dir", "unpack", "exclude"]
-        } else {
-            &["parents", "exclude"]
-        };
+        let known: &[&str] = if add { &["chown", "chmod"] } else { &["from", "chown", "chmod"] };
+        let unsupported: &[&str] =
+            if add { &["checksum", "keep-git-dir", "unpack", "exclude"] } else { &["parents", "exclude"] };
         let mut flags = self.flags(known, unsupported)?;
         let mut list = self.json_or_list("a source and a destination")?;
         let destination = list.pop().ok_or_else(|| self.missing("a source and a destination"))?;
@@ -607,10 +494,7 @@ impl<'a> Reader<'a> {
             {
                 sources.push(Source::Inline(Inline {
                     name: heredoc.name.clone(),
-                    content: Word {
-                        text: heredoc.content(),
-                        at: heredoc.at,
-                    },
+                    content: Word { text: heredoc.content(), at: heredoc.at },
                     expand: heredoc.expand,
                 }));
                 continue;
@@ -640,11 +524,7 @@ impl<'a> Reader<'a> {
         }
         if !first.text.eq_ignore_ascii_case("cmd") {
             let expected = "`CMD` or `NONE`";
-            let problem = Problem::Unexpected {
-                instruction: self.name,
-                word: first.text.clone(),
-                expected,
-            };
+            let problem = Problem::Unexpected { instruction: self.name, word: first.text.clone(), expected };
             return Err((first.at, problem));
         }
         self.offset += self.rest().find(first.text.as_str()).unwrap_or_default() + first.text.len();
@@ -655,26 +535,13 @@ impl<'a> Reader<'a> {
         let duration = |flag: &'static str| {
             let value = |word: &Word| {
                 let expected = "a duration, such as `1m30s` or `500ms`";
-                let bad = || {
-                    (
-                        word.at,
-                        Problem::FlagValue {
-                            flag,
-                            value: word.text.clone(),
-                            expected,
-                        },
-                    )
-                };
+                let bad = || (word.at, Problem::FlagValue { flag, value: word.text.clone(), expected });
                 duration(&word.text).map(Deadline).ok_or_else(bad)
             };
             flags.get(flag).map(value).transpose()
         };
         let retries = |word: &Word| {
-            let bad = Problem::FlagValue {
-                flag: "retries",
-                value: word.text.clone(),
-                expected: "a number",
-            };
+            let bad = Problem::FlagValue { flag: "retries", value: word.text.clone(), expected: "a number" };
             word.text.parse().map_err(|_| (word.at, bad))
         };
         Ok(Some(Healthcheck {
@@ -690,13 +557,7 @@ impl<'a> Reader<'a> {
 
 /// A part of a word that begins some characters after it.
 fn after(word: &Word, characters: usize, text: &str) -> Word {
-    Word {
-        text: text.to_owned(),
-        at: Position {
-            line: word.at.line,
-            column: word.at.column + characters as u32,
-        },
-    }
+    Word { text: text.to_owned(), at: Position { line: word.at.line, column: word.at.column + characters as u32 } }
 }
 
 /// Reads a duration as Go does (`time.ParseDuration`), in nanoseconds: numbers with units, one after the other.
@@ -710,9 +571,7 @@ fn duration(text: &str) -> Option<u64> {
         let end = rest.find(|ch: char| !ch.is_ascii_digit() && ch != '.')?;
         let number: f64 = rest[..end].parse().ok()?;
         rest = &rest[end..];
-        let end = rest
-            .find(|ch: char| ch.is_ascii_digit() || ch == '.')
-            .unwrap_or(rest.len());
+        let end = rest.find(|ch: char| ch.is_ascii_digit() || ch == '.').unwrap_or(rest.len());
         let unit = match &rest[..end] {
             "ns" => 1.0,
             "us" | "µs" => 1e3,

@@ -36,35 +36,23 @@ impl Heredoc {
         if !self.strip_tabs {
             return self.raw.clone();
         }
-        self.raw
-            .split_inclusive('\n')
-            .map(|line| line.trim_start_matches('\t'))
-            .collect()
+        self.raw.split_inclusive('\n').map(|line| line.trim_start_matches('\t')).collect()
     }
 }
 
 impl Line {
     /// Where the byte at `offset` of the text stands in the file.
     pub(super) fn position(&self, offset: usize) -> Position {
-        let part = self
-            .parts
-            .partition_point(|(start, _)| *start <= offset)
-            .saturating_sub(1);
+        let part = self.parts.partition_point(|(start, _)| *start <= offset).saturating_sub(1);
         let (start, at) = self.parts[part];
         let offset = offset.min(self.text.len());
-        Position {
-            line: at.line,
-            column: at.column + self.text[start..offset].chars().count() as u32,
-        }
+        Position { line: at.line, column: at.column + self.text[start..offset].chars().count() as u32 }
     }
 }
 
 /// Splits a file into its logical lines, and says which character escapes.
 pub(super) fn split(content: &str) -> Found<(char, Vec<Line>)> {
-    let mut physical = content
-        .split('\n')
-        .enumerate()
-        .map(|(n, line)| (n as u32 + 1, line.trim_end_matches('\r')));
+    let mut physical = content.split('\n').enumerate().map(|(n, line)| (n as u32 + 1, line.trim_end_matches('\r')));
     let escape = directives(physical.clone())?;
     let mut lines = Vec::new();
     while let Some((number, first)) = physical.next() {
@@ -73,11 +61,7 @@ pub(super) fn split(content: &str) -> Found<(char, Vec<Line>)> {
             continue;
         }
         let column = (first[..first.len() - trimmed.len()].chars().count() + 1) as u32;
-        let mut line = Line {
-            text: String::new(),
-            parts: Vec::new(),
-            heredocs: Vec::new(),
-        };
+        let mut line = Line { text: String::new(), parts: Vec::new(), heredocs: Vec::new() };
         let mut more = line.push(trimmed, Position { line: number, column }, escape);
         while more {
             let Some((number, next)) = physical.next() else { break };
@@ -86,21 +70,11 @@ pub(super) fn split(content: &str) -> Found<(char, Vec<Line>)> {
             if blank.is_empty() || blank.starts_with('#') {
                 continue;
             }
-            more = line.push(
-                next,
-                Position {
-                    line: number,
-                    column: 1,
-                },
-                escape,
-            );
+            more = line.push(next, Position { line: number, column: 1 }, escape);
         }
         line.text.truncate(line.text.trim_end().len());
         let word = line.text.split_whitespace().next().unwrap_or_default();
-        if ["RUN", "COPY", "ADD"]
-            .iter()
-            .any(|name| word.eq_ignore_ascii_case(name))
-        {
+        if ["RUN", "COPY", "ADD"].iter().any(|name| word.eq_ignore_ascii_case(name)) {
             for (name, strip_tabs, expand) in words::heredocs(&line.text, escape) {
                 let heredoc = heredoc(&line, name, strip_tabs, expand, &mut physical)?;
                 line.heredocs.push(heredoc);
@@ -121,24 +95,10 @@ fn heredoc<'a>(
     let mut raw = String::new();
     let mut at = None;
     for (number, text) in physical {
-        let at = *at.get_or_insert(Position {
-            line: number,
-            column: 1,
-        });
-        let candidate = if strip_tabs {
-            text.trim_start_matches('\t')
-        } else {
-            text
-        };
+        let at = *at.get_or_insert(Position { line: number, column: 1 });
+        let candidate = if strip_tabs { text.trim_start_matches('\t') } else { text };
         if candidate == name {
-            return Ok(Heredoc {
-                name,
-                expand,
-                raw,
-                strip_tabs,
-                end: text.to_owned(),
-                at,
-            });
+            return Ok(Heredoc { name, expand, raw, strip_tabs, end: text.to_owned(), at });
         }
         raw.push_str(text);
         raw.push('\n');
@@ -164,10 +124,7 @@ fn directives<'a>(lines: impl Iterator<Item = (u32, &'a str)>) -> Found<char> {
     let mut seen: Vec<&'static str> = Vec::new();
     let mut escape = '\\';
     for (number, line) in lines {
-        let Some((name, value)) = line
-            .trim_start()
-            .strip_prefix('#')
-            .and_then(|comment| comment.split_once('='))
+        let Some((name, value)) = line.trim_start().strip_prefix('#').and_then(|comment| comment.split_once('='))
         else {
             break;
         };
@@ -175,13 +132,8 @@ fn directives<'a>(lines: impl Iterator<Item = (u32, &'a str)>) -> Found<char> {
         if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric()) || value.is_empty() {
             break;
         }
-        let at = Position {
-            line: number,
-            column: 1,
-        };
-        let Some(name) = ["escape", "syntax", "check"]
-            .into_iter()
-            .find(|known| name.eq_ignore_ascii_case(known))
+        let at = Position { line: number, column: 1 };
+        let Some(name) = ["escape", "syntax", "check"].into_iter().find(|known| name.eq_ignore_ascii_case(known))
         else {
             continue;
         };
@@ -194,13 +146,7 @@ fn directives<'a>(lines: impl Iterator<Item = (u32, &'a str)>) -> Found<char> {
                 "\\" => escape = '\\',
                 "`" => escape = '`',
                 _ => {
-                    return Err((
-                        at,
-                        Problem::Directive {
-                            name,
-                            value: value.to_owned(),
-                        },
-                    ));
+                    return Err((at, Problem::Directive { name, value: value.to_owned() }));
                 }
             },
             "syntax" => {

@@ -64,18 +64,9 @@ pub struct Text {
 impl Text {
     /// An error at a position of this text.
     pub fn error(&self, at: Position, problem: Problem) -> DockerfileError {
-        let line = self
-            .content
-            .lines()
-            .nth(at.line.saturating_sub(1) as usize)
-            .unwrap_or_default();
+        let line = self.content.lines().nth(at.line.saturating_sub(1) as usize).unwrap_or_default();
         DockerfileError {
-            place: Place {
-                file: self.name.clone(),
-                line: at.line,
-                column: at.column,
-                text: line.to_owned(),
-            },
+            place: Place { file: self.name.clone(), line: at.line, column: at.column, text: line.to_owned() },
             problem,
         }
     }
@@ -92,30 +83,13 @@ pub fn parse(name: &str, content: &[u8]) -> Result<Dockerfile, Box<DockerfileErr
             let before = String::from_utf8_lossy(&content[..error.valid_up_to()]).into_owned();
             let line = before.split('\n').count();
             let column = before.rsplit('\n').next().map_or(0, |last| last.chars().count()) + 1;
-            let text = Text {
-                name: name.to_owned(),
-                content: String::from_utf8_lossy(content).into_owned(),
-            };
-            return Err(Box::new(text.error(
-                Position {
-                    line: line as u32,
-                    column: column as u32,
-                },
-                Problem::NotUtf8,
-            )));
+            let text = Text { name: name.to_owned(), content: String::from_utf8_lossy(content).into_owned() };
+            return Err(Box::new(text.error(Position { line: line as u32, column: column as u32 }, Problem::NotUtf8)));
         }
     };
-    let text = Text {
-        name: name.to_owned(),
-        content,
-    };
+    let text = Text { name: name.to_owned(), content };
     match stages_of(&text.content) {
-        Ok((escape, globals, stages)) => Ok(Dockerfile {
-            text,
-            escape,
-            globals,
-            stages,
-        }),
+        Ok((escape, globals, stages)) => Ok(Dockerfile { text, escape, globals, stages }),
         Err((at, problem)) => Err(Box::new(text.error(at, problem))),
     }
 }
@@ -130,11 +104,7 @@ fn stages_of(content: &str) -> Found<(char, Vec<Instruction>, Vec<Stage>)> {
     for line in &lines {
         match instruction::read(line, escape)? {
             instruction::Item::From(from) => {
-                stages.push(Stage {
-                    at: line.position(0),
-                    from,
-                    instructions: Vec::new(),
-                });
+                stages.push(Stage { at: line.position(0), from, instructions: Vec::new() });
             }
             instruction::Item::Step(step) => match stages.last_mut() {
                 Some(stage) => stage.instructions.push(step),

@@ -15,27 +15,17 @@ fn at(line: u32, column: u32) -> Position {
 }
 
 fn kinds(text: &str) -> Vec<Kind> {
-    read(text)
-        .stages
-        .into_iter()
-        .flat_map(|stage| stage.instructions)
-        .map(|step| step.kind)
-        .collect()
+    read(text).stages.into_iter().flat_map(|stage| stage.instructions).map(|step| step.kind).collect()
 }
 
 fn word(text: &str, line: u32, column: u32) -> Word {
-    Word {
-        text: text.to_owned(),
-        at: at(line, column),
-    }
+    Word { text: text.to_owned(), at: at(line, column) }
 }
 
 #[test]
 fn continuation_lines_join_and_every_word_keeps_its_place() {
     let text = "FROM scratch\n\n  COPY  --chown=1:2 a \\\n# between\n\n     bé c \\\n  dest/\n";
-    let Kind::Copy(copy) = kinds(text).remove(0) else {
-        panic!("a COPY")
-    };
+    let Kind::Copy(copy) = kinds(text).remove(0) else { panic!("a COPY") };
     assert_eq!(copy.sources[0], Source::Path(word("a", 3, 21)));
     assert_eq!(copy.sources[1], Source::Path(word("bé", 6, 6)));
     assert_eq!(copy.sources[2], Source::Path(word("c", 6, 9)));
@@ -50,25 +40,11 @@ fn directives_are_read_before_anything_else_and_not_after() {
     let dockerfile = read("# a comment\n# escape=`\nFROM scratch\n");
     assert_eq!(dockerfile.escape, '\\');
     let error = refused("# escape=x\nFROM scratch\n");
-    assert_eq!(
-        error.problem,
-        Problem::Directive {
-            name: "escape",
-            value: "x".to_owned()
-        }
-    );
+    assert_eq!(error.problem, Problem::Directive { name: "escape", value: "x".to_owned() });
     let error = refused("# syntax=example/other:1\nFROM scratch\n");
-    assert_eq!(
-        error.problem,
-        Problem::Frontend {
-            name: "example/other:1".to_owned()
-        }
-    );
+    assert_eq!(error.problem, Problem::Frontend { name: "example/other:1".to_owned() });
     let error = refused("# escape=`\n# escape=`\nFROM scratch\n");
-    assert_eq!(
-        (error.place.line, error.problem),
-        (2, Problem::DirectiveTwice { name: "escape" })
-    );
+    assert_eq!((error.place.line, error.problem), (2, Problem::DirectiveTwice { name: "escape" }));
 }
 
 #[test]
@@ -91,9 +67,7 @@ fn commands_have_two_forms_and_a_broken_array_is_for_the_shell() {
         [
             Kind::Cmd(exec(&["a", "b c"])),
             Kind::Cmd(shell("a  'b c'")),
-            Kind::Run(Run {
-                command: shell("[ -f x ] && y")
-            }),
+            Kind::Run(Run { command: shell("[ -f x ] && y") }),
             Kind::Entrypoint(exec(&[])),
         ]
     );
@@ -110,128 +84,65 @@ fn pairs_are_split_outside_of_quotes_and_the_old_form_takes_the_rest() {
         })
         .map(|pair| (pair.name.text, pair.value.text))
         .collect();
-    let expected = [
-        ("a", "1"),
-        ("b", "\"x y\""),
-        ("c", "p\\ q"),
-        ("old", "some  value"),
-        ("\"k e\"", "v"),
-    ];
+    let expected = [("a", "1"), ("b", "\"x y\""), ("c", "p\\ q"), ("old", "some  value"), ("\"k e\"", "v")];
     assert_eq!(pairs, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
-    assert_eq!(
-        refused("FROM scratch\nENV a=1 b\n").problem,
-        Problem::NotAPair { word: "b".to_owned() }
-    );
+    assert_eq!(refused("FROM scratch\nENV a=1 b\n").problem, Problem::NotAPair { word: "b".to_owned() });
 }
 
 #[test]
 fn here_documents_are_scripts_files_or_input() {
     let text = "FROM scratch\nRUN <<EOF\n  one\ntwo\nEOF\nRUN cat <<-'A' > x && \\\n  y\n\tline\n\tA\nCOPY <<f <<\"g\" /to/\n$a\nf\n$b\ng\n";
     let kinds = kinds(text);
-    assert_eq!(
-        kinds[0],
-        Kind::Run(Run {
-            command: Command::Shell("  one\ntwo\n".to_owned())
-        })
-    );
-    assert_eq!(
-        kinds[1],
-        Kind::Run(Run {
-            command: Command::Shell("cat <<-'A' > x &&   y\n\tline\n\tA".to_owned())
-        })
-    );
+    assert_eq!(kinds[0], Kind::Run(Run { command: Command::Shell("  one\ntwo\n".to_owned()) }));
+    assert_eq!(kinds[1], Kind::Run(Run { command: Command::Shell("cat <<-'A' > x &&   y\n\tline\n\tA".to_owned()) }));
     let Kind::Copy(copy) = &kinds[2] else { panic!("a COPY") };
     let inline = |name: &str, text: &str, line, expand| {
-        Source::Inline(Inline {
-            name: name.to_owned(),
-            content: word(text, line, 1),
-            expand,
-        })
+        Source::Inline(Inline { name: name.to_owned(), content: word(text, line, 1), expand })
     };
-    assert_eq!(
-        copy.sources,
-        [inline("f", "$a\n", 11, true), inline("g", "$b\n", 13, false)]
-    );
+    assert_eq!(copy.sources, [inline("f", "$a\n", 11, true), inline("g", "$b\n", 13, false)]);
     let error = refused("FROM scratch\nRUN <<EOF\n EOF\n");
-    assert_eq!(
-        (error.place.line, error.problem),
-        (2, Problem::OpenHeredoc { name: "EOF".to_owned() })
-    );
+    assert_eq!((error.place.line, error.problem), (2, Problem::OpenHeredoc { name: "EOF".to_owned() }));
 }
 
 #[test]
 fn what_is_not_built_is_refused_with_its_place_and_its_line() {
     let cases: [(&str, u32, u32, Problem); 10] = [
-        (
-            "FROM scratch\n  ONBUILD RUN x\n",
-            2,
-            3,
-            Problem::UnsupportedInstruction { name: "ONBUILD" },
-        ),
-        (
-            "FROM scratch\nRUNN x\n",
-            2,
-            1,
-            Problem::UnknownInstruction {
-                name: "RUNN".to_owned(),
-            },
-        ),
+        ("FROM scratch\n  ONBUILD RUN x\n", 2, 3, Problem::UnsupportedInstruction { name: "ONBUILD" }),
+        ("FROM scratch\nRUNN x\n", 2, 1, Problem::UnknownInstruction { name: "RUNN".to_owned() }),
         (
             "FROM scratch\nRUN --mount=type=cache,target=/x y\n",
             2,
             5,
-            Problem::UnsupportedFlag {
-                instruction: "RUN",
-                flag: "--mount".to_owned(),
-            },
+            Problem::UnsupportedFlag { instruction: "RUN", flag: "--mount".to_owned() },
         ),
         (
             "FROM scratch\nRUN --network=host y\n",
             2,
             5,
-            Problem::UnsupportedFlag {
-                instruction: "RUN",
-                flag: "--network=host".to_owned(),
-            },
+            Problem::UnsupportedFlag { instruction: "RUN", flag: "--network=host".to_owned() },
         ),
         (
             "FROM scratch\nCOPY --wrong=1 a b\n",
             2,
             6,
-            Problem::UnknownFlag {
-                instruction: "COPY",
-                flag: "wrong".to_owned(),
-            },
+            Problem::UnknownFlag { instruction: "COPY", flag: "wrong".to_owned() },
         ),
         (
             "FROM scratch\nADD https://example.com/a /a\n",
             2,
             5,
-            Problem::AddRemote {
-                source_name: "https://example.com/a".to_owned(),
-            },
+            Problem::AddRemote { source_name: "https://example.com/a".to_owned() },
         ),
         ("COPY a b\n", 1, 1, Problem::BeforeFrom { instruction: "COPY" }),
         ("# nothing\n", 1, 1, Problem::NoStage),
-        (
-            "FROM scratch\nCOPY a\n",
-            2,
-            1,
-            Problem::Missing {
-                instruction: "COPY",
-                what: "a source and a destination",
-            },
-        ),
+        ("FROM scratch\nCOPY a\n", 2, 1, Problem::Missing { instruction: "COPY", what: "a source and a destination" }),
         ("FROM a AS 1b\n", 1, 11, Problem::StageName { name: "1b".to_owned() }),
     ];
     for (text, line, column, problem) in cases {
         let error = refused(text);
         assert_eq!((error.place.line, error.place.column), (line, column), "{text:?}");
         assert_eq!(error.problem, problem, "{text:?}");
-        assert_eq!(
-            error.place.text,
-            text.lines().nth(line as usize - 1).unwrap_or_default()
-        );
+        assert_eq!(error.place.text, text.lines().nth(line as usize - 1).unwrap_or_default());
     }
 }
 
@@ -240,15 +151,10 @@ fn health_checks_have_durations_in_nanoseconds() {
     let text =
         "FROM scratch\nHEALTHCHECK --interval=1m30s --timeout=500ms --retries=3 CMD [\"/ok\"]\nHEALTHCHECK NONE\n";
     let kinds = kinds(text);
-    let Kind::Healthcheck(Some(check)) = &kinds[0] else {
-        panic!("a HEALTHCHECK")
-    };
+    let Kind::Healthcheck(Some(check)) = &kinds[0] else { panic!("a HEALTHCHECK") };
     assert_eq!(check.interval, Some(Deadline(90_000_000_000)));
     assert_eq!(check.timeout, Some(Deadline(500_000_000)));
-    assert_eq!(
-        (check.retries, &check.command),
-        (Some(3), &Command::Exec(vec!["/ok".to_owned()]))
-    );
+    assert_eq!((check.retries, &check.command), (Some(3), &Command::Exec(vec!["/ok".to_owned()])));
     assert_eq!(kinds[1], Kind::Healthcheck(None));
     let error = refused("FROM scratch\nHEALTHCHECK --interval=3 CMD x\n");
     assert_eq!((error.place.line, error.place.column), (2, 24));
@@ -257,10 +163,7 @@ fn health_checks_have_durations_in_nanoseconds() {
 #[test]
 fn text_that_is_not_utf_8_is_refused_where_it_stops_being_so() {
     let error = *parse("Dockerfile", b"FROM scratch\nENV a=\xff\n").expect_err("not UTF-8");
-    assert_eq!(
-        (error.place.line, error.place.column, error.problem),
-        (2, 7, Problem::NotUtf8)
-    );
+    assert_eq!((error.place.line, error.place.column, error.problem), (2, 7, Problem::NotUtf8));
 }
 
 #[test]
@@ -305,9 +208,6 @@ fn variables_quotes_and_escapes_mean_what_the_reference_says() {
     }
     assert_eq!(
         expand("${u:?say it}", '\\', &environment),
-        Err(Problem::Required {
-            name: "u".to_owned(),
-            message: "say it".to_owned()
-        })
+        Err(Problem::Required { name: "u".to_owned(), message: "say it".to_owned() })
     );
 }

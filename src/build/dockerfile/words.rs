@@ -52,9 +52,7 @@ pub(super) fn quoted(text: &str, escape: char) -> Vec<(usize, String)> {
 /// Splits at blanks alone. With each word comes its byte offset.
 pub(super) fn plain(text: &str) -> Vec<(usize, String)> {
     let start = text.as_ptr() as usize;
-    text.split_whitespace()
-        .map(|word| (word.as_ptr() as usize - start, word.to_owned()))
-        .collect()
+    text.split_whitespace().map(|word| (word.as_ptr() as usize - start, word.to_owned())).collect()
 }
 
 /// The here-documents that a line opens: delimiter, `<<-`, and whether variables in it are replaced.
@@ -70,9 +68,7 @@ pub(super) fn heredocs(text: &str, escape: char) -> Vec<(String, bool, bool)> {
 
 /// Reads a word as the opening of a here-document: a file descriptor's digits, `<<`, perhaps `-`, and a delimiter.
 pub(super) fn heredoc(word: &str) -> Option<(String, bool, bool)> {
-    let rest = word
-        .trim_start_matches(|ch: char| ch.is_ascii_digit())
-        .strip_prefix("<<")?;
+    let rest = word.trim_start_matches(|ch: char| ch.is_ascii_digit()).strip_prefix("<<")?;
     let (strip_tabs, rest) = match rest.strip_prefix('-') {
         Some(rest) => (true, rest),
         None => (false, rest),
@@ -98,10 +94,7 @@ pub fn expand(word: &str, escape: char, environment: &dyn Environment) -> Result
 /// # Errors
 /// As [`expand`].
 pub fn expand_words(word: &str, escape: char, environment: &dyn Environment) -> Result<Vec<String>, Problem> {
-    Ok(expand(word, escape, environment)?
-        .split_whitespace()
-        .map(str::to_owned)
-        .collect())
+    Ok(expand(word, escape, environment)?.split_whitespace().map(str::to_owned).collect())
 }
 
 struct Expander<'a> {
@@ -113,19 +106,11 @@ struct Expander<'a> {
 
 impl<'a> Expander<'a> {
     fn new(whole: &'a str, escape: char, environment: &'a dyn Environment) -> Self {
-        Self {
-            whole,
-            chars: whole.chars().peekable(),
-            escape,
-            environment,
-        }
+        Self { whole, chars: whole.chars().peekable(), escape, environment }
     }
 
     fn broken(&self, reason: &'static str) -> Problem {
-        Problem::Substitution {
-            word: self.whole.to_owned(),
-            reason,
-        }
+        Problem::Substitution { word: self.whole.to_owned(), reason }
     }
 
     /// Reads up to `stop`, which is taken and must come, or to the end.
@@ -155,10 +140,7 @@ impl<'a> Expander<'a> {
                 Some('\'') => return Ok(()),
                 Some(ch) => out.push(ch),
                 None => {
-                    return Err(Problem::OpenQuote {
-                        mark: "single",
-                        word: self.whole.to_owned(),
-                    });
+                    return Err(Problem::OpenQuote { mark: "single", word: self.whole.to_owned() });
                 }
             }
         }
@@ -180,10 +162,7 @@ impl<'a> Expander<'a> {
                 },
                 Some(ch) => out.push(ch),
                 None => {
-                    return Err(Problem::OpenQuote {
-                        mark: "double",
-                        word: self.whole.to_owned(),
-                    });
+                    return Err(Problem::OpenQuote { mark: "double", word: self.whole.to_owned() });
                 }
             }
         }
@@ -231,11 +210,7 @@ impl<'a> Expander<'a> {
                     '+' => {}
                     _ if set => out.push_str(&value.unwrap_or_default()),
                     _ => {
-                        let message = if word.is_empty() {
-                            "the Dockerfile needs it".to_owned()
-                        } else {
-                            word
-                        };
+                        let message = if word.is_empty() { "the Dockerfile needs it".to_owned() } else { word };
                         return Err(Problem::Required { name, message });
                     }
                 }
@@ -273,11 +248,7 @@ impl<'a> Expander<'a> {
 
 /// `value` without the shortest or longest beginning or end that matches.
 fn trimmed(value: &[char], pattern: &[char], beginning: bool, longest: bool) -> Vec<char> {
-    let lengths: Vec<usize> = if longest {
-        (0..=value.len()).rev().collect()
-    } else {
-        (0..=value.len()).collect()
-    };
+    let lengths: Vec<usize> = if longest { (0..=value.len()).rev().collect() } else { (0..=value.len()).collect() };
     for length in lengths {
         let (part, rest) = if beginning {
             value.split_at(length)
@@ -298,9 +269,7 @@ fn replaced(value: &[char], pattern: &[char], replacement: &str, all: bool) -> S
     let mut at = 0;
     let mut done = false;
     while at < value.len() {
-        let found = (at + 1..=value.len())
-            .rev()
-            .find(|end| matches(&value[at..*end], pattern));
+        let found = (at + 1..=value.len()).rev().find(|end| matches(&value[at..*end], pattern));
         match found {
             Some(end) if !done => {
                 out.push_str(replacement);

@@ -38,14 +38,7 @@ struct Pool {
 impl<W: Write> Gzip<W> {
     /// Compresses on `threads` cores; on the caller's thread alone where that is 1.
     pub(super) fn new(out: W, threads: usize) -> Self {
-        Self {
-            out,
-            block: Vec::with_capacity(MEMBER),
-            threads,
-            pool: None,
-            pending: VecDeque::new(),
-            single: None,
-        }
+        Self { out, block: Vec::with_capacity(MEMBER), threads, pool: None, pending: VecDeque::new(), single: None }
     }
 
     /// Ends the last member and gives `out` back.
@@ -136,10 +129,7 @@ impl Pool {
             let queue = Arc::clone(&queue);
             std::thread::spawn(move || work(queue))
         });
-        Self {
-            workers: workers.collect(),
-            jobs,
-        }
+        Self { workers: workers.collect(), jobs }
     }
 }
 
@@ -150,9 +140,7 @@ fn compressor() -> Compressor {
 fn compress(compressor: &mut Compressor, block: &[u8]) -> Vec<u8> {
     let mut member = vec![0; compressor.gzip_compress_bound(block.len())];
     // libdeflate writes the header with no time, no name and an unknown system (MTIME=0, OS=255).
-    let length = compressor
-        .gzip_compress(block, &mut member)
-        .expect("the buffer is as long as libdeflate's bound");
+    let length = compressor.gzip_compress(block, &mut member).expect("the buffer is as long as libdeflate's bound");
     member.truncate(length);
     member
 }

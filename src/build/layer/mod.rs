@@ -80,24 +80,12 @@ pub enum Node {
 impl Entry {
     /// A directory of root's.
     pub fn directory(mode: u32) -> Self {
-        Self {
-            node: Node::Directory,
-            mode,
-            uid: 0,
-            gid: 0,
-            xattrs: BTreeMap::new(),
-        }
+        Self { node: Node::Directory, mode, uid: 0, gid: 0, xattrs: BTreeMap::new() }
     }
 
     /// A file of root's.
     pub fn file(mode: u32, size: u64) -> Self {
-        Self {
-            node: Node::File { size },
-            mode,
-            uid: 0,
-            gid: 0,
-            xattrs: BTreeMap::new(),
-        }
+        Self { node: Node::File { size }, mode, uid: 0, gid: 0, xattrs: BTreeMap::new() }
     }
 
     /// What removes the path it is the whiteout of.
@@ -176,16 +164,8 @@ impl LayerWriter {
     /// # Errors
     /// When the store cannot be written.
     pub fn new(store: &Store, epoch: u64, threads: usize) -> Result<Self, LayerError> {
-        let out = Hashed {
-            out: gzip::Gzip::new(store.writer()?, threads),
-            hash: Sha256::new(),
-        };
-        Ok(Self {
-            store: store.clone(),
-            epoch,
-            out,
-            last: TarPath::root(),
-        })
+        let out = Hashed { out: gzip::Gzip::new(store.writer()?, threads), hash: Sha256::new() };
+        Ok(Self { store: store.clone(), epoch, out, last: TarPath::root() })
     }
 
     /// Adds an entry that has no content: all but files that are not empty.
@@ -215,9 +195,7 @@ impl LayerWriter {
     ) -> Result<(), LayerError> {
         assert!(*path > self.last, "{path:?} was written after {:?}", self.last);
         self.last.clone_from(path);
-        self.out
-            .write_all(&tar::header(path, entry, self.epoch))
-            .map_err(LayerError::Write)?;
+        self.out.write_all(&tar::header(path, entry, self.epoch)).map_err(LayerError::Write)?;
         let Node::File { size } = entry.node else { return Ok(()) };
         let mut hash = expected.map(|_| Sha256::new());
         let mut buffer = vec![0; usize::try_from(size).unwrap_or(usize::MAX).clamp(1, 128 * 1024)];
@@ -229,10 +207,7 @@ impl LayerWriter {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => {
-                    return Err(LayerError::Content {
-                        path: path.clone(),
-                        source,
-                    });
+                    return Err(LayerError::Content { path: path.clone(), source });
                 }
             };
             if let Some(hash) = &mut hash {
@@ -242,18 +217,13 @@ impl LayerWriter {
             left -= count as u64;
         }
         let more = content.read(&mut buffer[..1]);
-        let more = more.map_err(|source| LayerError::Content {
-            path: path.clone(),
-            source,
-        })?;
+        let more = more.map_err(|source| LayerError::Content { path: path.clone(), source })?;
         let actual = hash.map(|hash| Digest::from_bytes(hash.finalize().into()));
         if more > 0 || actual.as_ref() != expected {
             return Err(LayerError::Changed { path: path.clone() });
         }
         let padding = size.next_multiple_of(tar::BLOCK as u64) - size;
-        self.out
-            .write_all(&[0; tar::BLOCK][..padding as usize])
-            .map_err(LayerError::Write)
+        self.out.write_all(&[0; tar::BLOCK][..padding as usize]).map_err(LayerError::Write)
     }
 
     /// Ends the layer, puts it into the store and records it there.
@@ -265,14 +235,7 @@ impl LayerWriter {
         let diff_id = Digest::from_bytes(self.out.hash.finalize().into());
         let blob = self.out.out.finish().map_err(LayerError::Write)?;
         let (digest, size) = blob.finish(None)?;
-        let layer = Layer {
-            diff_id,
-            blob: Descriptor {
-                media_type: LAYER_GZIP.to_owned(),
-                digest,
-                size,
-            },
-        };
+        let layer = Layer { diff_id, blob: Descriptor { media_type: LAYER_GZIP.to_owned(), digest, size } };
         self.store.record_layer(&layer, CODEC)?;
         Ok(layer)
     }

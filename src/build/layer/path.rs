@@ -110,11 +110,7 @@ impl TarPath {
 
     /// The path on this machine, below `root`.
     pub fn below(&self, root: &Path) -> PathBuf {
-        if self.is_root() {
-            root.to_owned()
-        } else {
-            root.join(OsStr::from_bytes(&self.0))
-        }
+        if self.is_root() { root.to_owned() } else { root.join(OsStr::from_bytes(&self.0)) }
     }
 }
 

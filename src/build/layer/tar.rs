@@ -94,22 +94,7 @@ pub(super) fn header(path: &TarPath, entry: &Entry, mtime: u64) -> Vec<u8> {
     }
     let link = &link[..link.len().min(100)];
     let mode = u64::from(entry.mode);
-    out.extend(
-        Fields {
-            prefix,
-            name: short,
-            mode,
-            uid,
-            gid,
-            size,
-            mtime,
-            kind,
-            link,
-            major,
-            minor,
-        }
-        .block(),
-    );
+    out.extend(Fields { prefix, name: short, mode, uid, gid, size, mtime, kind, link, major, minor }.block());
     out
 }
 
@@ -122,10 +107,7 @@ fn split(name: &[u8]) -> Option<(&[u8], &[u8])> {
         return Some((b"", name));
     }
     // The last slash that leaves something on both sides and a prefix that fits: one rule, so that there is one split.
-    let slash = (1..name.len() - 1)
-        .rev()
-        .filter(|at| name[*at] == b'/')
-        .find(|at| *at <= 155)?;
+    let slash = (1..name.len() - 1).rev().filter(|at| name[*at] == b'/').find(|at| *at <= 155)?;
     let (prefix, rest) = (&name[..slash], &name[slash + 1..]);
     (rest.len() <= 100).then_some((prefix, rest))
 }

@@ -16,15 +16,11 @@ fn path(text: &str) -> TarPath {
 
 /// A layer of these entries, whatever order they come in.
 fn written(store: &Store, threads: usize, entries: impl IntoIterator<Item = (TarPath, Entry, Vec<u8>)>) -> Layer {
-    let sorted: BTreeMap<TarPath, (Entry, Vec<u8>)> = entries
-        .into_iter()
-        .map(|(path, entry, content)| (path, (entry, content)))
-        .collect();
+    let sorted: BTreeMap<TarPath, (Entry, Vec<u8>)> =
+        entries.into_iter().map(|(path, entry, content)| (path, (entry, content))).collect();
     let mut writer = LayerWriter::new(store, 315_532_800, threads).expect("begun");
     for (path, (entry, content)) in &sorted {
-        writer
-            .file(path, entry, None, &mut Cursor::new(content))
-            .expect("written");
+        writer.file(path, entry, None, &mut Cursor::new(content)).expect("written");
     }
     writer.finish().expect("finished")
 }
@@ -36,19 +32,14 @@ fn blob(store: &Store, layer: &Layer) -> Vec<u8> {
 fn unpacked(store: &Store, layer: &Layer) -> Vec<u8> {
     let mut tar = Vec::new();
     let compressed = blob(store, layer);
-    flate2::read::MultiGzDecoder::new(&compressed[..])
-        .read_to_end(&mut tar)
-        .expect("gzip");
+    flate2::read::MultiGzDecoder::new(&compressed[..]).read_to_end(&mut tar).expect("gzip");
     assert_eq!(Digest::of(&tar), layer.diff_id);
     tar
 }
 
 /// One of everything, with names and numbers that do not fit ustar.
 fn everything() -> Vec<(TarPath, Entry, Vec<u8>)> {
-    let with = |node: Node, mode: u32| Entry {
-        node,
-        ..Entry::directory(mode)
-    };
+    let with = |node: Node, mode: u32| Entry { node, ..Entry::directory(mode) };
     let long = format!("{}/{}", "d".repeat(90), "f".repeat(90));
     let very_long = "n".repeat(300);
     vec![
@@ -57,20 +48,8 @@ fn everything() -> Vec<(TarPath, Entry, Vec<u8>)> {
         (path("a/!first"), Entry::file(0o644, 5), b"hello".to_vec()),
         (path("a/link"), with(Node::Symlink(b"../x".to_vec()), 0o777), vec![]),
         (path("a/other"), with(Node::Hardlink(path("a/!first")), 0o644), vec![]),
-        (
-            path("a-b"),
-            Entry {
-                uid: 3_000_000,
-                gid: 65534,
-                ..Entry::file(0o4755, 512)
-            },
-            vec![7; 512],
-        ),
-        (
-            path("null"),
-            with(Node::Character { major: 1, minor: 3 }, 0o666),
-            vec![],
-        ),
+        (path("a-b"), Entry { uid: 3_000_000, gid: 65534, ..Entry::file(0o4755, 512) }, vec![7; 512]),
+        (path("null"), with(Node::Character { major: 1, minor: 3 }, 0o666), vec![]),
         (path("disk"), with(Node::Block { major: 8, minor: 0 }, 0o660), vec![]),
         (path("pipe"), with(Node::Fifo, 0o600), vec![]),
         (
@@ -89,11 +68,7 @@ fn everything() -> Vec<(TarPath, Entry, Vec<u8>)> {
         (path(&very_long), Entry::directory(0o700), vec![]),
         (path("ü"), Entry::file(0o644, 0), vec![]),
         (TarPath::normal(b"raw\xff"), Entry::file(0o644, 0), vec![]),
-        (
-            path("far"),
-            with(Node::Symlink(very_long.clone().into_bytes()), 0o777),
-            vec![],
-        ),
+        (path("far"), with(Node::Symlink(very_long.clone().into_bytes()), 0o777), vec![]),
     ]
 }
 
@@ -110,14 +85,8 @@ fn the_digests_of_layer_format_1_do_not_change() {
         ]
     );
     // 3 MiB and a bit, so several members.
-    let numbers: Vec<u8> = (0..800_000_u32)
-        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
-        .collect();
-    let layer = written(
-        &store,
-        2,
-        [(path("numbers"), Entry::file(0o644, numbers.len() as u64), numbers)],
-    );
+    let numbers: Vec<u8> = (0..800_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let layer = written(&store, 2, [(path("numbers"), Entry::file(0o644, numbers.len() as u64), numbers)]);
     assert_eq!(
         [layer.diff_id.to_string(), layer.blob.digest.to_string()],
         [
@@ -133,16 +102,10 @@ fn another_reader_finds_what_was_written() {
     let tar = unpacked(&store, &written(&store, 2, everything()));
     assert_eq!(tar.len() % 512, 0);
     assert!(tar.ends_with(&[0; 1024]));
-    assert_ne!(
-        tar[tar.len() - 1536..tar.len() - 1024],
-        [0; 512],
-        "two zero blocks and no more"
-    );
+    assert_ne!(tar[tar.len() - 1536..tar.len() - 1024], [0; 512], "two zero blocks and no more");
     let mut archive = ::tar::Archive::new(&tar[..]);
-    let mut expected: BTreeMap<TarPath, (Entry, Vec<u8>)> = everything()
-        .into_iter()
-        .map(|(path, entry, content)| (path, (entry, content)))
-        .collect();
+    let mut expected: BTreeMap<TarPath, (Entry, Vec<u8>)> =
+        everything().into_iter().map(|(path, entry, content)| (path, (entry, content))).collect();
     for entry in archive.entries().expect("a tar") {
         let mut entry = entry.expect("an entry");
         let path = TarPath::normal(&*entry.path_bytes());
@@ -178,18 +141,11 @@ fn another_reader_finds_what_was_written() {
 fn every_member_says_nothing_about_this_machine() {
     let (_dir, store) = store();
     let zeros = vec![0; 3 << 20];
-    let compressed = blob(
-        &store,
-        &written(&store, 2, [(path("zeros"), Entry::file(0o644, 3 << 20), zeros)]),
-    );
+    let compressed = blob(&store, &written(&store, 2, [(path("zeros"), Entry::file(0o644, 3 << 20), zeros)]));
     let mut rest = &compressed[..];
     let mut members = 0;
     while !rest.is_empty() {
-        assert_eq!(
-            rest[..10],
-            [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255],
-            "no name, no time, an unknown system"
-        );
+        assert_eq!(rest[..10], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255], "no name, no time, an unknown system");
         let mut decoder = flate2::bufread::GzDecoder::new(rest);
         let length = io::copy(&mut decoder, &mut io::sink()).expect("a member");
         rest = decoder.into_inner();
@@ -202,20 +158,12 @@ fn every_member_says_nothing_about_this_machine() {
 #[test]
 fn content_that_changed_is_noticed() {
     let (_dir, store) = store();
-    let cases: [(u64, &[u8], Option<Digest>); 3] = [
-        (5, b"four", None),
-        (3, b"four", None),
-        (4, b"four", Some(Digest::of(b"five"))),
-    ];
+    let cases: [(u64, &[u8], Option<Digest>); 3] =
+        [(5, b"four", None), (3, b"four", None), (4, b"four", Some(Digest::of(b"five")))];
     for (size, content, expected) in cases {
         let mut writer = LayerWriter::new(&store, 0, 1).expect("begun");
         let error = writer
-            .file(
-                &path("f"),
-                &Entry::file(0o644, size),
-                expected.as_ref(),
-                &mut Cursor::new(content),
-            )
+            .file(&path("f"), &Entry::file(0o644, size), expected.as_ref(), &mut Cursor::new(content))
             .expect_err("another content");
         assert!(matches!(error, LayerError::Changed { .. }), "{error}");
     }
@@ -226,23 +174,15 @@ fn a_layer_that_was_given_up_leaves_nothing() {
     let (dir, store) = store();
     let mut writer = LayerWriter::new(&store, 0, 2).expect("begun");
     let big = vec![1; 5 << 20];
-    writer
-        .file(&path("f"), &Entry::file(0o644, 5 << 20), None, &mut Cursor::new(&big))
-        .expect("written");
+    writer.file(&path("f"), &Entry::file(0o644, 5 << 20), None, &mut Cursor::new(&big)).expect("written");
     drop(writer);
     assert_eq!(store.blobs().expect("listed").count(), 0);
-    assert_eq!(
-        std::fs::read_dir(dir.path().join("store/tmp")).expect("listed").count(),
-        0
-    );
+    assert_eq!(std::fs::read_dir(dir.path().join("store/tmp")).expect("listed").count(), 0);
 }
 
 #[test]
 fn paths_are_ordered_parents_first_and_whiteouts_before_siblings() {
-    let mut paths: Vec<TarPath> = ["a/b", "a-b", "a", "a/.wh.c", "a/!x", "a/b/c", "b"]
-        .into_iter()
-        .map(path)
-        .collect();
+    let mut paths: Vec<TarPath> = ["a/b", "a-b", "a", "a/.wh.c", "a/!x", "a/b/c", "b"].into_iter().map(path).collect();
     paths.sort();
     let texts: Vec<String> = paths.iter().map(ToString::to_string).collect();
     assert_eq!(texts, ["/a", "/a/.wh.c", "/a/!x", "/a/b", "/a/b/c", "/a-b", "/b"]);
