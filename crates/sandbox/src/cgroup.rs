@@ -64,11 +64,7 @@ impl Cgroups {
                 // One more for the helper, one for the first process.
                 Controller::Pids => self.processes |= set("pids.max", (limits.processes + 2).to_string()),
                 Controller::Memory => {
-                    let file = if place.unified {
-                        "memory.max"
-                    } else {
-                        "memory.limit_in_bytes"
-                    };
+                    let file = if place.unified { "memory.max" } else { "memory.limit_in_bytes" };
                     self.memory |= limits.memory.is_some_and(|bytes| set(file, bytes.to_string()));
                 }
             }
@@ -102,10 +98,7 @@ impl Drop for Cgroups {
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let pid = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(PREFIX))
-            .and_then(|rest| rest.split('-').next());
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|rest| rest.split('-').next());
         if pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
             // Fails where a pid of another namespace made it and is still in it; then it is not ours to remove.
             let _ = fs::remove_dir(entry.path());
@@ -164,11 +157,7 @@ fn place(line: &str, own: &str) -> Option<Place> {
         names.split(',').any(|name| name == key).then(|| fields.next())?
     })?;
     let below = Path::new(path).strip_prefix(root).ok()?;
-    let below = if unified {
-        below.parent().unwrap_or(below)
-    } else {
-        below
-    };
+    let below = if unified { below.parent().unwrap_or(below) } else { below };
     Some(Place {
         parent: Path::new(std::ffi::OsStr::from_bytes(mountpoint.as_bytes())).join(below),
         controllers,
@@ -188,11 +177,7 @@ mod tests {
                       33 20 0:29 / / rw - ext4 /dev/vda rw\n";
         let own = "8:pids:/a/b\n1:cpu:/\n0::/user.slice/session.scope\n";
         let expected = vec![
-            Place {
-                parent: "/sys/fs/cgroup/pids/a/b".into(),
-                controllers: vec![Controller::Pids],
-                unified: false,
-            },
+            Place { parent: "/sys/fs/cgroup/pids/a/b".into(), controllers: vec![Controller::Pids], unified: false },
             Place {
                 parent: "/sys/fs/cgroup/unified/user.slice".into(),
                 controllers: vec![Controller::Pids, Controller::Memory],
@@ -206,9 +191,6 @@ mod tests {
     fn a_mount_of_another_part_of_the_tree_is_no_place() {
         let mounts = "31 20 0:27 /docker/x /sys/fs/cgroup/pids ro - cgroup cgroup rw,pids\n";
         assert_eq!(places(mounts, "8:pids:/elsewhere\n"), vec![]);
-        assert_eq!(
-            places(mounts, "8:pids:/docker/x/y\n")[0].parent,
-            Path::new("/sys/fs/cgroup/pids/y")
-        );
+        assert_eq!(places(mounts, "8:pids:/docker/x/y\n")[0].parent, Path::new("/sys/fs/cgroup/pids/y"));
     }
 }

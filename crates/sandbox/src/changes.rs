@@ -113,10 +113,7 @@ pub enum ChangeError {
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> ChangeError + '_ {
-    |source| ChangeError::Io {
-        path: path.to_owned(),
-        source,
-    }
+    |source| ChangeError::Io { path: path.to_owned(), source }
 }
 
 /// Changes in the order of their paths' bytes, so that a directory comes before what is in it.
@@ -178,20 +175,13 @@ pub fn changes(upper: &Path, layers: &[impl AsRef<Path>]) -> Result<Changes, Cha
     let lower = MergedDir::root(layers).map_err(at(upper))?;
     let mut walk = Walk::default();
     walk.root(upper, layers.last().map(AsRef::as_ref))?;
-    walk.pending.push(Pending {
-        path: PathBuf::new(),
-        upper: upper.to_owned(),
-        lower,
-    });
+    walk.pending.push(Pending { path: PathBuf::new(), upper: upper.to_owned(), lower });
     while let Some(dir) = walk.pending.pop() {
         walk.directory(&dir)?;
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = rustix::fs::open(upper, flags, Mode::empty()).map_err(|errno| at(upper)(errno.into()))?;
-    Ok(Changes {
-        upper: opened,
-        list: walk.finish(),
-    })
+    Ok(Changes { upper: opened, list: walk.finish() })
 }
 
 /// A directory still to be walked.
@@ -223,10 +213,7 @@ impl Walk {
         let now = meta(upper, &fs::metadata(upper).map_err(at(upper))?)?;
         let before = meta(top, &fs::metadata(top).map_err(at(top))?)?;
         if now != before {
-            self.list.push(Change {
-                path: PathBuf::new(),
-                kind: Kind::Modified(Node::Directory, now),
-            });
+            self.list.push(Change { path: PathBuf::new(), kind: Kind::Modified(Node::Directory, now) });
         }
         Ok(())
     }
@@ -245,10 +232,7 @@ impl Walk {
         if merged::is_opaque(&dir.upper).map_err(at(&dir.upper))? {
             for name in dir.lower.names().map_err(at(&dir.upper))? {
                 if !seen.contains(&name) {
-                    self.list.push(Change {
-                        path: dir.path.join(name),
-                        kind: Kind::Whiteout,
-                    });
+                    self.list.push(Change { path: dir.path.join(name), kind: Kind::Whiteout });
                 }
             }
         }
@@ -264,10 +248,7 @@ impl Walk {
         if merged::is_whiteout(&stat) || kind.is_socket() {
             // A socket is an endpoint of a process that is gone.
             if before.is_some() {
-                self.list.push(Change {
-                    path,
-                    kind: Kind::Whiteout,
-                });
+                self.list.push(Change { path, kind: Kind::Whiteout });
             }
             return Ok(());
         }
@@ -279,18 +260,11 @@ impl Walk {
             Some(_) => Was::Different,
         };
         if stat.is_dir() {
-            if merged::xattr(&upper, "trusted.overlay.redirect")
-                .map_err(at(&upper))?
-                .is_some()
-            {
+            if merged::xattr(&upper, "trusted.overlay.redirect").map_err(at(&upper))?.is_some() {
                 return Err(ChangeError::Foreign { path: upper });
             }
             let lower = before.and_then(|found| found.dir).unwrap_or_default();
-            self.pending.push(Pending {
-                path: path.clone(),
-                upper,
-                lower,
-            });
+            self.pending.push(Pending { path: path.clone(), upper, lower });
         }
         if let (Node::File { size }, true) = (&node, stat.nlink() > 1) {
             let names = self.links.entry((stat.dev(), stat.ino())).or_default();
@@ -320,11 +294,7 @@ impl Walk {
             let first = names[0].0.clone();
             for (path, was, size, meta) in names {
                 let was = if was == Was::Same { Was::Different } else { was };
-                let node = if path == first {
-                    Node::File { size }
-                } else {
-                    Node::HardLink { to: first.clone() }
-                };
+                let node = if path == first { Node::File { size } } else { Node::HardLink { to: first.clone() } };
                 self.put(path, was, node, meta);
             }
         }
@@ -343,9 +313,7 @@ fn node(path: &Path, stat: &Metadata) -> Result<Node, ChangeError> {
     Ok(if kind.is_dir() {
         Node::Directory
     } else if kind.is_symlink() {
-        Node::Symlink {
-            to: fs::read_link(path).map_err(at(path))?.into_os_string(),
-        }
+        Node::Symlink { to: fs::read_link(path).map_err(at(path))?.into_os_string() }
     } else if kind.is_char_device() {
         Node::CharDevice { major, minor }
     } else if kind.is_block_device() {
@@ -359,18 +327,11 @@ fn node(path: &Path, stat: &Metadata) -> Result<Node, ChangeError> {
 
 fn meta(path: &Path, stat: &Metadata) -> Result<Meta, ChangeError> {
     let capability = if stat.is_file() {
-        merged::xattr(path, "security.capability")
-            .map_err(at(path))?
-            .map(version_2)
+        merged::xattr(path, "security.capability").map_err(at(path))?.map(version_2)
     } else {
         None
     };
-    Ok(Meta {
-        mode: stat.mode() & 0o7777,
-        uid: stat.uid(),
-        gid: stat.gid(),
-        capability,
-    })
+    Ok(Meta { mode: stat.mode() & 0o7777, uid: stat.uid(), gid: stat.gid(), capability })
 }
 
 /// Version 3 of the attribute is version 2 with the user namespace's root appended (linux/capability.h).

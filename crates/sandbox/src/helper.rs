@@ -53,11 +53,7 @@ fn serve() -> io::Result<()> {
 }
 
 fn null() -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(
-        "/dev/null",
-        OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?)
+    Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// All that a step is separated in. The user namespace is not among them: the step's root is this machine's root, with few
@@ -70,9 +66,7 @@ pub(crate) const NAMESPACES: UnshareFlags = UnshareFlags::NEWNS
     .union(UnshareFlags::NEWCGROUP);
 
 fn watch(run: &Run, control: &UnixStream) -> Result<Reply, Failure> {
-    let deadline = run
-        .millis
-        .and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
+    let deadline = run.millis.and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
     sealed()?;
     for file in &run.cgroups {
         std::fs::write(file, "0").during(Doing::Cgroup)?;
@@ -115,10 +109,7 @@ fn attend(
             None => None,
             Some(deadline) => match deadline.checked_duration_since(Instant::now()) {
                 None => break Some(Reply::TimedOut),
-                Some(left) => Some(Timespec::try_from(left).unwrap_or(Timespec {
-                    tv_sec: 3600,
-                    tv_nsec: 0,
-                })),
+                Some(left) => Some(Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 3600, tv_nsec: 0 })),
             },
         };
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN), PollFd::new(control, PollFlags::IN)];

@@ -56,14 +56,8 @@ impl MergedDir {
                 None if !meta.is_dir() => return Ok(Some(Found { path, meta, dir: None })),
                 Some(Found { dir: Some(dir), .. }) => dir.parts.push(path.clone()),
                 _ => {
-                    let dir = Some(Self {
-                        parts: vec![path.clone()],
-                    });
-                    found = Some(Found {
-                        path: path.clone(),
-                        meta,
-                        dir,
-                    });
+                    let dir = Some(Self { parts: vec![path.clone()] });
+                    found = Some(Found { path: path.clone(), meta, dir });
                 }
             }
             if is_opaque(&path)? {
@@ -83,10 +77,7 @@ impl MergedDir {
                 names.entry(entry.file_name()).or_insert(!gone);
             }
         }
-        Ok(names
-            .into_iter()
-            .filter_map(|(name, there)| there.then_some(name))
-            .collect())
+        Ok(names.into_iter().filter_map(|(name, there)| there.then_some(name)).collect())
     }
 }
 

@@ -99,35 +99,16 @@ pub fn probe(sandbox: &Sandbox, scratch: &Path) -> Result<Support, Refusal> {
     let room = Scratch::new(scratch).map_err(|error| untried(RunError::Start(error)))?;
     match sandbox.try_overlay(&room).map_err(untried)? {
         Ok(()) => {}
-        Err(Failure::System {
-            doing: Doing::Namespaces,
-            errno,
-        }) => return Err(Refusal::NoNamespaces { errno }),
-        Err(Failure::System {
-            doing: Doing::Overlay,
-            errno: libc::ENODEV,
-        }) => return Err(Refusal::NoOverlay),
-        Err(Failure::System {
-            doing: Doing::Overlay,
-            errno: libc::EINVAL | libc::EOPNOTSUPP,
-        }) => {
-            return Err(Refusal::UnfitFileSystem {
-                scratch: scratch.to_owned(),
-            });
+        Err(Failure::System { doing: Doing::Namespaces, errno }) => return Err(Refusal::NoNamespaces { errno }),
+        Err(Failure::System { doing: Doing::Overlay, errno: libc::ENODEV }) => return Err(Refusal::NoOverlay),
+        Err(Failure::System { doing: Doing::Overlay, errno: libc::EINVAL | libc::EOPNOTSUPP }) => {
+            return Err(Refusal::UnfitFileSystem { scratch: scratch.to_owned() });
         }
         Err(failure) => return Err(untried(RunError::Failed(failure))),
     }
-    let cgroups = Cgroups::create(&Limits {
-        memory: Some(1 << 30),
-        ..Limits::default()
-    });
+    let cgroups = Cgroups::create(&Limits { memory: Some(1 << 30), ..Limits::default() });
     let cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
-    Ok(Support {
-        kernel: kernel(),
-        processes_bounded: cgroups.processes,
-        memory_bounded: cgroups.memory,
-        cpus,
-    })
+    Ok(Support { kernel: kernel(), processes_bounded: cgroups.processes, memory_bounded: cgroups.memory, cpus })
 }
 
 /// The part of the probe that costs nothing.
@@ -149,9 +130,7 @@ fn kernel() -> (u32, u32) {
 }
 
 fn version(release: &str) -> (u32, u32) {
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|n| n.parse().unwrap_or(0));
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 

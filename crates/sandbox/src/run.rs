@@ -121,10 +121,7 @@ impl Sandbox {
             scratch: scratch.path().as_os_str().to_owned(),
             source_date_epoch: step.source_date_epoch,
             cpus: step.limits.cpus.get(),
-            millis: step
-                .limits
-                .time
-                .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            millis: step.limits.time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             cgroups: cgroups.entrances().map(PathBuf::into_os_string).collect(),
         });
         let mut helper = Helper::start(self.helper.as_deref(), &request)?;
@@ -151,9 +148,7 @@ impl Sandbox {
 
     /// Asks the helper whether it could mount an overlay over `scratch`.
     pub(crate) fn try_overlay(&self, scratch: &Scratch) -> Result<Result<(), Failure>, RunError> {
-        let request = Request::Probe {
-            scratch: scratch.path().as_os_str().to_owned(),
-        };
+        let request = Request::Probe { scratch: scratch.path().as_os_str().to_owned() };
         let mut helper = Helper::start(self.helper.as_deref(), &request)?;
         let deadline = Instant::now().checked_add(GRACE);
         match helper.attend(None, deadline, &mut Output::new(0), &mut |_, _| {})? {
@@ -206,12 +201,7 @@ impl Helper {
         let (out, err) = (child.stdout.take(), child.stderr.take());
         // From here on whatever goes wrong ends the child.
         let sent = wire::send(&mut control, request);
-        let helper = Self {
-            child,
-            control,
-            out,
-            err,
-        };
+        let helper = Self { child, control, out, err };
         sent.map_err(RunError::Talk)?;
         Ok(helper)
     }
@@ -232,33 +222,17 @@ impl Helper {
                 None => None,
                 Some(deadline) => match deadline.checked_duration_since(Instant::now()) {
                     None => return Err(RunError::Killed),
-                    Some(left) => Some(Timespec::try_from(left).unwrap_or(Timespec {
-                        tv_sec: 3600,
-                        tv_nsec: 0,
-                    })),
+                    Some(left) => Some(Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 3600, tv_nsec: 0 })),
                 },
             };
-            let (out, err) = (
-                self.out.as_ref().map(|s| s.as_fd()),
-                self.err.as_ref().map(|s| s.as_fd()),
-            );
+            let (out, err) = (self.out.as_ref().map(|s| s.as_fd()), self.err.as_ref().map(|s| s.as_fd()));
             let control = reply.is_none().then(|| self.control.as_fd());
-            let cancel = canceller
-                .filter(|_| !cancelled)
-                .map(|canceller| canceller.event.as_fd());
+            let cancel = canceller.filter(|_| !cancelled).map(|canceller| canceller.event.as_fd());
             let ready = wait([out, err, control, cancel], timeout).map_err(RunError::Talk)?;
-            if ready[0]
-                && output
-                    .pass(Stream::Out, self.out.as_mut(), &mut buffer, on_line)
-                    .map_err(RunError::Talk)?
-            {
+            if ready[0] && output.pass(Stream::Out, self.out.as_mut(), &mut buffer, on_line).map_err(RunError::Talk)? {
                 self.out = None;
             }
-            if ready[1]
-                && output
-                    .pass(Stream::Err, self.err.as_mut(), &mut buffer, on_line)
-                    .map_err(RunError::Talk)?
-            {
+            if ready[1] && output.pass(Stream::Err, self.err.as_mut(), &mut buffer, on_line).map_err(RunError::Talk)? {
                 self.err = None;
             }
             if ready[2] {
@@ -269,9 +243,7 @@ impl Helper {
             }
             if ready[3] {
                 cancelled = true;
-                self.control
-                    .shutdown(std::net::Shutdown::Write)
-                    .map_err(RunError::Talk)?;
+                self.control.shutdown(std::net::Shutdown::Write).map_err(RunError::Talk)?;
             }
         }
         output.finish(on_line);
@@ -290,11 +262,8 @@ fn seal(program: &Path) -> io::Result<OwnedFd> {
 
 /// Waits until one of the descriptors has something, or its end, to be read.
 fn wait<const N: usize>(fds: [Option<BorrowedFd<'_>>; N], timeout: Option<Timespec>) -> io::Result<[bool; N]> {
-    let mut list: Vec<PollFd<'_>> = fds
-        .iter()
-        .flatten()
-        .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
-        .collect();
+    let mut list: Vec<PollFd<'_>> =
+        fds.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
     match poll(&mut list, timeout.as_ref()) {
         Err(rustix::io::Errno::INTR) => return Ok([false; N]),
         other => other?,
@@ -313,12 +282,7 @@ struct Output {
 
 impl Output {
     fn new(limit: u64) -> Self {
-        Self {
-            limit,
-            total: 0,
-            dropped: 0,
-            parts: [Vec::new(), Vec::new()],
-        }
+        Self { limit, total: 0, dropped: 0, parts: [Vec::new(), Vec::new()] }
     }
 
     /// Reads once from a stream that has something. True at its end.
@@ -384,24 +348,12 @@ mod tests {
 
     #[test]
     fn lines_are_whole_however_they_arrive() {
-        let (seen, total, dropped) = lines(
-            100,
-            &[
-                (Stream::Out, b"one\ntw"),
-                (Stream::Err, b"!\n"),
-                (Stream::Out, b"o\n\nthree"),
-            ],
-        );
+        let (seen, total, dropped) =
+            lines(100, &[(Stream::Out, b"one\ntw"), (Stream::Err, b"!\n"), (Stream::Out, b"o\n\nthree")]);
         let seen: Vec<_> = seen.iter().map(|(stream, line)| (*stream, line.as_str())).collect();
         assert_eq!(
             seen,
-            [
-                (Stream::Out, "one"),
-                (Stream::Err, "!"),
-                (Stream::Out, "two"),
-                (Stream::Out, ""),
-                (Stream::Out, "three"),
-            ]
+            [(Stream::Out, "one"), (Stream::Err, "!"), (Stream::Out, "two"), (Stream::Out, ""), (Stream::Out, "three"),]
         );
         assert_eq!((total, dropped), (16, 0));
     }

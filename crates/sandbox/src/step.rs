@@ -59,13 +59,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            cpus: NonZeroU32::MIN,
-            processes: 4096,
-            memory: None,
-            output: 16 << 20,
-            time: None,
-        }
+        Self { cpus: NonZeroU32::MIN, processes: 4096, memory: None, output: 16 << 20, time: None }
     }
 }
 

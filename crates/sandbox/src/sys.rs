@@ -66,12 +66,7 @@ struct MountAttr {
 
 /// Sets attributes (`MOUNT_ATTR_*`) of the mount that `mount` refers to; `recursive` includes those below it. Linux 5.12.
 pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, set: u64) -> io::Result<()> {
-    let attr = MountAttr {
-        set,
-        clear: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
+    let attr = MountAttr { set, clear: 0, propagation: 0, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a valid C string, `attr` has the layout of `struct mount_attr` (linux/mount.h) and the size passed is
     // its own; the kernel only reads both.
@@ -142,14 +137,7 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
 /// Marks all descriptors from `first` on to be closed at the next exec.
 pub(crate) fn close_on_exec_from(first: c_int) -> io::Result<()> {
     // SAFETY: this closes nothing now, so no owner of a descriptor is betrayed.
-    checked(unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            first,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
-    })?;
+    checked(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
     Ok(())
 }
 

@@ -36,10 +36,7 @@ pub struct UnpackLimits {
 impl Default for UnpackLimits {
     /// 64 GiB in 4 million entries: more than any image has, less than fills a disk by accident.
     fn default() -> Self {
-        Self {
-            bytes: 64 << 30,
-            entries: 4 << 20,
-        }
+        Self { bytes: 64 << 30, entries: 4 << 20 }
     }
 }
 
@@ -146,10 +143,7 @@ pub fn unpack(
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> UnpackError + '_ {
-    |source| UnpackError::Io {
-        path: path.to_owned(),
-        source,
-    }
+    |source| UnpackError::Io { path: path.to_owned(), source }
 }
 
 fn errno_at(path: &Path) -> impl FnOnce(rustix::io::Errno) -> UnpackError + '_ {
@@ -169,11 +163,7 @@ fn closed(dir: &Path) -> Result<(), UnpackError> {
 
 fn found(path: &Path) -> Result<Found, UnpackError> {
     let meta = fs::metadata(path).map_err(at(path))?;
-    Ok(Found {
-        path: path.to_owned(),
-        meta,
-        dir: None,
-    })
+    Ok(Found { path: path.to_owned(), meta, dir: None })
 }
 
 struct Layer {
@@ -225,17 +215,11 @@ impl Layer {
                 copy(entry, File::from(file), &named)?;
             }
             EntryType::Symlink => {
-                let to = entry
-                    .link_name_bytes()
-                    .ok_or_else(|| UnpackError::Type { path: named.clone() })?;
+                let to = entry.link_name_bytes().ok_or_else(|| UnpackError::Type { path: named.clone() })?;
                 rustix::fs::symlinkat(OsStr::from_bytes(&to), CWD, &target).map_err(errno_at(&named))?;
             }
             EntryType::Link => {
-                let to = entry
-                    .link_name()
-                    .map_err(UnpackError::Archive)?
-                    .unwrap_or_default()
-                    .into_owned();
+                let to = entry.link_name().map_err(UnpackError::Archive)?.unwrap_or_default().into_owned();
                 // What the header says of mode and owner is the file's, which has them already.
                 return self.hard_link(&to, &target, &named);
             }
@@ -244,11 +228,7 @@ impl Layer {
                 let number = |field: io::Result<Option<u32>>| field.map(Option::unwrap_or_default);
                 let major = number(header.device_major()).map_err(UnpackError::Archive)?;
                 let minor = number(header.device_minor()).map_err(UnpackError::Archive)?;
-                let kind = if kind == EntryType::Char {
-                    FileType::CharacterDevice
-                } else {
-                    FileType::BlockDevice
-                };
+                let kind = if kind == EntryType::Char { FileType::CharacterDevice } else { FileType::BlockDevice };
                 if kind == FileType::CharacterDevice && (major, minor) == (0, 0) {
                     return Err(UnpackError::Type { path: named });
                 }
@@ -332,10 +312,7 @@ impl Layer {
     fn descend(&mut self, parents: &[OsString], named: &Path) -> Result<Place, UnpackError> {
         let lost = || UnpackError::NoDirectory { path: named.to_owned() };
         let mut todo: Vec<OsString> = parents.iter().rev().cloned().collect();
-        let mut trail = vec![Place {
-            path: PathBuf::new(),
-            below: self.below.clone(),
-        }];
+        let mut trail = vec![Place { path: PathBuf::new(), below: self.below.clone() }];
         let mut links = 0;
         while let Some(name) = todo.pop() {
             if name == ".." {
@@ -350,11 +327,7 @@ impl Layer {
             let own = merged::lstat(&self.root.join(&path)).map_err(at(named))?;
             let gone = own.as_ref().is_some_and(merged::is_whiteout);
             let hides = merged::is_opaque(&self.root.join(&here.path)).map_err(at(named))? || gone;
-            let lower = if hides {
-                None
-            } else {
-                here.below.get(&name).map_err(at(named))?
-            };
+            let lower = if hides { None } else { here.below.get(&name).map_err(at(named))? };
             let link = match (&own, &lower) {
                 (Some(meta), _) if meta.is_symlink() => Some(self.root.join(&path)),
                 (None, Some(found)) if found.meta.is_symlink() => Some(found.path.clone()),
@@ -405,10 +378,7 @@ impl Layer {
     }
 
     fn hard_link(&mut self, to: &Path, target: &Path, named: &Path) -> Result<(), UnpackError> {
-        let missing = || UnpackError::NoTarget {
-            path: named.to_owned(),
-            to: to.to_owned(),
-        };
+        let missing = || UnpackError::NoTarget { path: named.to_owned(), to: to.to_owned() };
         let components = components(to)?;
         let (name, parents) = components.split_last().ok_or_else(missing)?;
         let place = self.descend(parents, named)?;
@@ -420,11 +390,7 @@ impl Layer {
                 if merged::is_opaque(&self.root.join(&place.path)).map_err(at(named))? {
                     return Err(missing());
                 }
-                let found = place
-                    .below
-                    .get(name)
-                    .map_err(at(named))?
-                    .filter(|found| found.meta.is_file());
+                let found = place.below.get(name).map_err(at(named))?.filter(|found| found.meta.is_file());
                 copy_up(&found.ok_or_else(missing)?, &own).map_err(at(named))?;
             }
         }
@@ -444,18 +410,10 @@ impl Layer {
         let target = self.root.join(path);
         let header = entry.header();
         let kind = header.entry_type();
-        let (uid, gid) = (
-            header.uid().map_err(UnpackError::Archive)?,
-            header.gid().map_err(UnpackError::Archive)?,
-        );
+        let (uid, gid) = (header.uid().map_err(UnpackError::Archive)?, header.gid().map_err(UnpackError::Archive)?);
         let mode = header.mode().map_err(UnpackError::Archive)? & 0o7777;
         let mtime = header.mtime().map_err(UnpackError::Archive)?;
-        let mut attributes = Attributes {
-            uid,
-            gid,
-            mtime,
-            capability: None,
-        };
+        let mut attributes = Attributes { uid, gid, mtime, capability: None };
         attributes.pax(entry).map_err(UnpackError::Archive)?;
         let id = |id: u64| u32::try_from(id).ok().filter(|&id| id != u32::MAX);
         let (Some(uid), Some(gid)) = (id(attributes.uid), id(attributes.gid)) else {
@@ -504,12 +462,7 @@ impl Attributes {
         };
         for extension in extensions {
             let extension = extension?;
-            let whole = || {
-                extension
-                    .value()
-                    .ok()
-                    .and_then(|value| value.split('.').next()?.parse().ok())
-            };
+            let whole = || extension.value().ok().and_then(|value| value.split('.').next()?.parse().ok());
             match extension.key_bytes() {
                 b"uid" => self.uid = whole().unwrap_or(self.uid),
                 b"gid" => self.gid = whole().unwrap_or(self.gid),
@@ -530,18 +483,8 @@ fn components(path: &Path) -> Result<Vec<OsString>, UnpackError> {
     if text.is_empty() || text.contains(&0) {
         return Err(outside());
     }
-    let names = text
-        .split(|&byte| byte == b'/')
-        .filter(|name| !name.is_empty() && *name != b".");
-    names
-        .map(|name| {
-            if name == b".." {
-                Err(outside())
-            } else {
-                Ok(OsStr::from_bytes(name).to_owned())
-            }
-        })
-        .collect()
+    let names = text.split(|&byte| byte == b'/').filter(|name| !name.is_empty() && *name != b".");
+    names.map(|name| if name == b".." { Err(outside()) } else { Ok(OsStr::from_bytes(name).to_owned()) }).collect()
 }
 
 fn opaque(dir: &Path, named: &Path) -> Result<(), UnpackError> {
@@ -565,12 +508,8 @@ fn copy(from: &mut impl Read, mut to: File, named: &Path) -> Result<(), UnpackEr
 fn copy_up(from: &Found, to: &Path) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(rustix::fs::openat(CWD, to, flags, Mode::from_raw_mode(0o600))?);
-    let source = rustix::fs::openat(
-        CWD,
-        &from.path,
-        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let source =
+        rustix::fs::openat(CWD, &from.path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     io::copy(&mut File::from(source), &mut file)?;
     let (uid, gid) = (Uid::from_raw(from.meta.uid()), Gid::from_raw(from.meta.gid()));
     rustix::fs::fchown(&file, Some(uid), Some(gid))?;
@@ -583,19 +522,8 @@ fn copy_up(from: &Found, to: &Path) -> io::Result<()> {
 
 fn set_time(path: &Path, seconds: u64) -> io::Result<()> {
     let time = Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
-        last_modification: Timespec {
-            tv_sec: i64::try_from(seconds).unwrap_or(i64::MAX),
-            tv_nsec: 0,
-        },
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: i64::try_from(seconds).unwrap_or(i64::MAX), tv_nsec: 0 },
     };
-    Ok(rustix::fs::utimensat(
-        CWD,
-        path,
-        &time,
-        rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
-    )?)
+    Ok(rustix::fs::utimensat(CWD, path, &time, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?)
 }

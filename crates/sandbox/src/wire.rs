@@ -199,19 +199,13 @@ pub(crate) trait During<T> {
 
 impl<T> During<T> for rustix::io::Result<T> {
     fn during(self, doing: Doing) -> Result<T, Failure> {
-        self.map_err(|errno| Failure::System {
-            doing,
-            errno: errno.raw_os_error(),
-        })
+        self.map_err(|errno| Failure::System { doing, errno: errno.raw_os_error() })
     }
 }
 
 impl<T> During<T> for io::Result<T> {
     fn during(self, doing: Doing) -> Result<T, Failure> {
-        self.map_err(|error| Failure::System {
-            doing,
-            errno: error.raw_os_error().unwrap_or(libc::EIO),
-        })
+        self.map_err(|error| Failure::System { doing, errno: error.raw_os_error().unwrap_or(libc::EIO) })
     }
 }
 

@@ -1,7 +1,8 @@
 //! Who the command runs as: `USER` looked up in the image's own `/etc/passwd` and `/etc/group`.
 //!
 //! The rules are Docker's (the `USER` instruction's reference): names first, then numbers, which need no entry; a user named
-//! without a group gets its own group and all that list it; a group named outright is the only one.
+//! without a group gets its own group and all that list it; a group named outright is the only one. The group is always among the
+//! supplementary ones as well, lest a program that drops its group by setgid(2) escapes a rule that names it (CVE-2022-36109).
 
 use std::fs::File;
 use std::io::Read as _;
@@ -37,9 +38,7 @@ pub(super) fn resolve(root: BorrowedFd<'_>, wanted: Option<&str>) -> Result<User
 
 /// Reads a file of the image; one that is missing is an empty one.
 fn read(root: BorrowedFd<'_>, path: &str) -> Result<String, Failure> {
-    let odd = || Failure::OddAccounts {
-        path: absolute(Path::new(path)),
-    };
+    let odd = || Failure::OddAccounts { path: absolute(Path::new(path)) };
     // Non-blocking, since the image may have put a fifo there.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = match rustix::fs::openat2(root, path, flags, Mode::empty(), IN_IMAGE) {
@@ -68,9 +67,7 @@ fn lookup(wanted: &str, passwd: &str, group: &str) -> Result<User, Failure> {
     // name:password:uid:gid:comment:home:shell
     let people: Vec<Vec<&str>> = passwd.lines().map(|line| line.split(':').collect()).collect();
     let number = |fields: &[&str], at: usize| fields.get(at).and_then(|field| id(field));
-    let entry = people
-        .iter()
-        .find(|fields| fields[0] == name && number(fields, 2).is_some());
+    let entry = people.iter().find(|fields| fields[0] == name && number(fields, 2).is_some());
     let entry = entry.or_else(|| {
         let uid = id(name)?;
         people.iter().find(|fields| number(fields, 2) == Some(uid))
@@ -84,40 +81,20 @@ fn lookup(wanted: &str, passwd: &str, group: &str) -> Result<User, Failure> {
     // name:password:gid:members
     let groups: Vec<Vec<&str>> = group.lines().map(|line| line.split(':').collect()).collect();
     if let Some(wanted) = group_name {
-        let found = groups
-            .iter()
-            .find(|fields| fields[0] == wanted)
-            .and_then(|fields| number(fields, 2));
+        let found = groups.iter().find(|fields| fields[0] == wanted).and_then(|fields| number(fields, 2));
         let gid = found.or_else(|| id(wanted));
-        let gid = gid.ok_or_else(|| Failure::UnknownGroup {
-            name: wanted.to_owned(),
-        })?;
-        return Ok(User {
-            uid,
-            gid,
-            groups: Vec::new(),
-            home,
-        });
+        let gid = gid.ok_or_else(|| Failure::UnknownGroup { name: wanted.to_owned() })?;
+        return Ok(User { uid, gid, groups: vec![gid], home });
     }
     let listed = |fields: &&Vec<&str>| {
         let name = entry.map(|entry| entry[0]);
-        fields
-            .get(3)
-            .is_some_and(|members| members.split(',').any(|member| Some(member) == name))
+        fields.get(3).is_some_and(|members| members.split(',').any(|member| Some(member) == name))
     };
-    let mut supplementary: Vec<u32> = groups
-        .iter()
-        .filter(listed)
-        .filter_map(|fields| number(fields, 2))
-        .collect();
+    let mut supplementary: Vec<u32> = groups.iter().filter(listed).filter_map(|fields| number(fields, 2)).collect();
+    supplementary.push(own_group);
     supplementary.sort_unstable();
     supplementary.dedup();
-    Ok(User {
-        uid,
-        gid: own_group,
-        groups: supplementary,
-        home,
-    })
+    Ok(User { uid, gid: own_group, groups: supplementary, home })
 }
 
 /// A user or group number. The kernel keeps the highest for "nobody in particular".
@@ -135,36 +112,25 @@ mod tests {
     const GROUP: &str = "root:x:0:\napp:x:1001:\nwheel:x:10:root,app\nvideo:x:44:app\nodd:x:zz:app\n";
 
     fn user(uid: u32, gid: u32, groups: &[u32], home: &str) -> User {
-        User {
-            uid,
-            gid,
-            groups: groups.to_vec(),
-            home: home.to_owned(),
-        }
+        User { uid, gid, groups: groups.to_vec(), home: home.to_owned() }
     }
 
     #[test]
     fn a_name_brings_its_groups_and_home() {
-        assert_eq!(
-            lookup("app", PASSWD, GROUP),
-            Ok(user(1000, 1001, &[10, 44], "/home/app"))
-        );
-        assert_eq!(
-            lookup("1000", PASSWD, GROUP),
-            Ok(user(1000, 1001, &[10, 44], "/home/app"))
-        );
+        assert_eq!(lookup("app", PASSWD, GROUP), Ok(user(1000, 1001, &[10, 44, 1001], "/home/app")));
+        assert_eq!(lookup("1000", PASSWD, GROUP), Ok(user(1000, 1001, &[10, 44, 1001], "/home/app")));
     }
 
     #[test]
     fn a_named_group_is_the_only_one() {
-        assert_eq!(lookup("app:video", PASSWD, GROUP), Ok(user(1000, 44, &[], "/home/app")));
-        assert_eq!(lookup("app:4", PASSWD, GROUP), Ok(user(1000, 4, &[], "/home/app")));
+        assert_eq!(lookup("app:video", PASSWD, GROUP), Ok(user(1000, 44, &[44], "/home/app")));
+        assert_eq!(lookup("app:4", PASSWD, GROUP), Ok(user(1000, 4, &[4], "/home/app")));
     }
 
     #[test]
     fn numbers_need_no_entry_and_names_do() {
-        assert_eq!(lookup("4242", PASSWD, GROUP), Ok(user(4242, 0, &[], "/")));
-        assert_eq!(lookup("4242:4243", "", ""), Ok(user(4242, 4243, &[], "/")));
+        assert_eq!(lookup("4242", PASSWD, GROUP), Ok(user(4242, 0, &[0], "/")));
+        assert_eq!(lookup("4242:4243", "", ""), Ok(user(4242, 4243, &[4243], "/")));
         assert!(matches!(lookup("ghost", PASSWD, GROUP), Err(Failure::UnknownUser { name }) if name == "ghost"));
         assert!(matches!(lookup("app:ghosts", PASSWD, GROUP), Err(Failure::UnknownGroup { name }) if name == "ghosts"));
         assert!(lookup("4294967295", PASSWD, GROUP).is_err());
@@ -173,6 +139,6 @@ mod tests {
 
     #[test]
     fn a_user_whose_name_is_a_number_is_found_by_name_first() {
-        assert_eq!(lookup("7", PASSWD, GROUP), Ok(user(3, 3, &[], "/seven")));
+        assert_eq!(lookup("7", PASSWD, GROUP), Ok(user(3, 3, &[3], "/seven")));
     }
 }

@@ -12,14 +12,8 @@ use crate::sys;
 use crate::wire::{Doing, During as _, Failure};
 
 /// Name, major and minor number (Linux's devices.txt).
-const DEVICES: [(&str, u32, u32); 6] = [
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-    ("tty", 5, 0),
-];
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 const LINKS: [(&str, &str); 5] = [
     ("fd", "/proc/self/fd"),
@@ -49,12 +43,7 @@ pub(super) fn fill(root: BorrowedFd<'_>) -> Result<(), Failure> {
     // Group 5 is `tty` in every distribution, and a constant so that the terminals do not depend on the image.
     let pts = new(
         "devpts",
-        &[
-            ("newinstance", ""),
-            ("ptmxmode", "0666"),
-            ("mode", "0620"),
-            ("gid", "5"),
-        ],
+        &[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")],
         MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
     );
     let shm = new("tmpfs", &[("mode", "1777"), ("size", "64m")], data_only());

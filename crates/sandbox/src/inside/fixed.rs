@@ -35,10 +35,7 @@ pub(super) fn apply(cpus: u32) -> Result<(), Failure> {
             (Some(wanted), Some(allowed)) => Some(wanted.min(allowed)),
             (wanted, allowed) => wanted.or(allowed),
         };
-        let limit = Rlimit {
-            current: lower(soft),
-            maximum: lower(hard),
-        };
+        let limit = Rlimit { current: lower(soft), maximum: lower(hard) };
         rustix::process::setrlimit(resource, limit).during(Doing::Fixed)?;
     }
     take_cpus(cpus)?;
@@ -51,10 +48,7 @@ fn take_cpus(wanted: u32) -> Result<(), Failure> {
     let allowed = rustix::thread::sched_getaffinity(None).during(Doing::Fixed)?;
     let usable: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect();
     if usable.len() < wanted as usize {
-        return Err(Failure::TooFewCpus {
-            wanted,
-            usable: u32::try_from(usable.len()).unwrap_or(u32::MAX),
-        });
+        return Err(Failure::TooFewCpus { wanted, usable: u32::try_from(usable.len()).unwrap_or(u32::MAX) });
     }
     let here = rustix::thread::sched_getcpu();
     let first = usable.iter().position(|&cpu| cpu == here).unwrap_or(0);

@@ -4,6 +4,7 @@
 //! a write to `/proc/sys/kernel/core_pattern` would run a program of the step's choice outside. So everything that is not about
 //! the step's processes becomes read-only, whatever it is called, and what the kernel keeps from other users is hidden.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
@@ -24,27 +25,18 @@ pub(super) fn mount_proc(root: BorrowedFd<'_>) -> Result<(), Failure> {
     let at = mount_point(root, "proc", Doing::Proc)?;
     let proc = new("proc", &[], data_only()).during(Doing::Proc)?;
     attach(proc.as_fd(), at.as_fd()).during(Doing::Proc)?;
-    protect(proc.as_fd()).map_err(|e| Failure::System {
-        doing: Doing::Proc,
-        errno: e.raw_os_error().unwrap_or(libc::EIO),
-    })
+    protect(proc.as_fd())
+        .map_err(|e| Failure::System { doing: Doing::Proc, errno: e.raw_os_error().unwrap_or(libc::EIO) })
 }
 
 fn protect(proc: BorrowedFd<'_>) -> std::io::Result<()> {
-    let listed = rustix::fs::openat(
-        proc,
-        ".",
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    for entry in Dir::new(listed)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name
-            .to_bytes()
-            .iter()
-            .all(|byte| byte.is_ascii_digit() || *byte == b'.')
-        {
+    let listed = rustix::fs::openat(proc, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let entries = Dir::new(listed)?.collect::<rustix::io::Result<Vec<_>>>()?;
+    let mut names: Vec<&CStr> = entries.iter().map(|entry| entry.file_name()).collect();
+    // In an order of their own, which the step's list of mounts would show.
+    names.sort_unstable();
+    for name in names {
+        if name.to_bytes().iter().all(|byte| byte.is_ascii_digit() || *byte == b'.') {
             continue;
         }
         let at = rustix::fs::openat2(
@@ -85,11 +77,7 @@ pub(super) fn mount_sys(root: BorrowedFd<'_>, scratch: &Path) -> Result<(), Fail
     attach(sysfs.as_fd(), at.as_fd()).during(Doing::Sys)?;
     // The machine's serial numbers and boot variables.
     if let Some(firmware) = open_if_there(sysfs.as_fd(), "firmware").during(Doing::Sys)? {
-        let empty = new(
-            "tmpfs",
-            &[("size", "4k"), ("mode", "0555")],
-            data_only() | MountAttrFlags::MOUNT_ATTR_RDONLY,
-        );
+        let empty = new("tmpfs", &[("size", "4k"), ("mode", "0555")], data_only() | MountAttrFlags::MOUNT_ATTR_RDONLY);
         attach(empty.during(Doing::Sys)?.as_fd(), firmware.as_fd()).during(Doing::Sys)?;
     }
     // The C library's sysconf(_SC_NPROCESSORS_ONLN) and _CONF read these, whatever the affinity says.
@@ -104,13 +92,7 @@ pub(super) fn mount_sys(root: BorrowedFd<'_>, scratch: &Path) -> Result<(), Fail
 
 fn open_if_there(dir: BorrowedFd<'_>, path: impl AsRef<Path>) -> rustix::io::Result<Option<rustix::fd::OwnedFd>> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    match rustix::fs::openat2(
-        dir,
-        path.as_ref(),
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        resolve,
-    ) {
+    match rustix::fs::openat2(dir, path.as_ref(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
         Err(Errno::NOENT) => Ok(None),
         other => other.map(Some),
     }

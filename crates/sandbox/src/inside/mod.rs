@@ -42,9 +42,7 @@ pub(crate) fn probe(scratch: &OsStr) -> Result<(), Failure> {
 /// Builds the sandbox and runs the command. Never returns.
 pub(crate) fn first_process(run: &Run, gate: OwnedFd, report: OwnedFd) -> ! {
     let mut report = File::from(report);
-    let reply = begin(gate)
-        .and_then(|()| build(run))
-        .and_then(|place| spawn::command(run, place));
+    let reply = begin(gate).and_then(|()| build(run)).and_then(|place| spawn::command(run, place));
     let reply = reply.unwrap_or_else(Reply::Failed);
     let code = i32::from(wire::send(&mut report, &reply).is_err());
     #[expect(clippy::exit, reason = "the sandbox ends with its first process")]

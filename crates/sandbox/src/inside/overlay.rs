@@ -29,30 +29,14 @@ pub(super) fn mount(layers: &[&OsStr], scratch: &Path) -> Result<OwnedFd, Failur
     // Descriptors rather than paths: short enough for more than a hundred layers in the page that mount(2) takes, free of the
     // colons and commas that would need quoting, and `/proc/mounts` inside tells nothing of the host's directories.
     let open = |path: &[u8]| {
-        rustix::fs::openat(
-            CWD,
-            path,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .during(Doing::Layers)
+        rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .during(Doing::Layers)
     };
     // The option lists the highest first.
-    let lowers = layers
-        .iter()
-        .rev()
-        .map(|layer| open(bytes(layer)))
-        .collect::<Result<Vec<_>, _>>()?;
-    let (upper, work) = (
-        open(bytes(upper.as_os_str()))?,
-        open(bytes(scratch.join("work").as_os_str()))?,
-    );
+    let lowers = layers.iter().rev().map(|layer| open(bytes(layer))).collect::<Result<Vec<_>, _>>()?;
+    let (upper, work) = (open(bytes(upper.as_os_str()))?, open(bytes(scratch.join("work").as_os_str()))?);
     let lower = lowers.iter().map(by_number).collect::<Vec<_>>().join(":");
-    let data = format!(
-        "lowerdir={lower},upperdir={},workdir={},{OPTIONS}",
-        by_number(&upper),
-        by_number(&work)
-    );
+    let data = format!("lowerdir={lower},upperdir={},workdir={},{OPTIONS}", by_number(&upper), by_number(&work));
     let at = scratch.join("root");
     let attempt = |data: &str| {
         let data = std::ffi::CString::new(data).expect("descriptor numbers and constants hold no zero byte");

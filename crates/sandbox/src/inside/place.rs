@@ -12,6 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
+use super::devices::{data_only, new};
 use crate::sys;
 use crate::wire::{Doing, During as _, Failure, Run, absolute};
 
@@ -25,22 +26,25 @@ const ETC: [(&str, &str); 3] = [
     ("resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"),
 ];
 
-/// Fills the lowest layer and writes what will be bound into the image.
+/// Fills the lowest layer, and a small file system of its own with what will be bound into the image: bound from the scratch
+/// directory, the step's list of mounts would show where that lies.
 pub(super) fn prepare(scratch: &Path, run: &Run) -> Result<(), Failure> {
     let below = scratch.join("below");
-    let bound = scratch.join("bound");
     for dir in ["proc", "sys", "dev", "etc"] {
         fs::create_dir(below.join(dir)).during(Doing::Etc)?;
     }
+    let bound = scratch.join("bound");
     fs::create_dir(&bound).during(Doing::Etc)?;
+    let files = new("tmpfs", &[("mode", "0755"), ("size", "1m")], data_only()).during(Doing::Etc)?;
+    let at = rustix::fs::open(&bound, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).during(Doing::Etc)?;
+    attach(files.as_fd(), at.as_fd()).during(Doing::Etc)?;
     for (name, text) in ETC {
         fs::write(below.join("etc").join(name), "").during(Doing::Etc)?;
         fs::write(bound.join(name), text).during(Doing::Etc)?;
     }
-    let cpus = if run.cpus == 1 {
-        "0\n".to_owned()
-    } else {
-        format!("0-{}\n", run.cpus - 1)
+    let cpus = match run.cpus {
+        1 => "0\n".to_owned(),
+        many => format!("0-{}\n", many - 1),
     };
     fs::write(bound.join("cpus"), cpus).during(Doing::Sys)
 }
@@ -109,19 +113,14 @@ pub(super) fn mount_point(root: BorrowedFd<'_>, name: &str, doing: Doing) -> Res
             rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755)).during(doing)?;
             open().during(doing)
         }
-        Err(Errno::LOOP | Errno::NOTDIR) => Err(Failure::Obstructed {
-            path: absolute(Path::new(name)),
-        }),
+        Err(Errno::LOOP | Errno::NOTDIR) => Err(Failure::Obstructed { path: absolute(Path::new(name)) }),
         other => other.during(doing),
     }
 }
 
 /// Opens the working directory, creating what is missing of it.
 pub(super) fn workdir(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Failure> {
-    let failed = |errno: Errno| Failure::Workdir {
-        path: path.to_owned(),
-        errno: errno.raw_os_error(),
-    };
+    let failed = |errno: Errno| Failure::Workdir { path: path.to_owned(), errno: errno.raw_os_error() };
     let open = |below: &Path| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::openat2(root, below, flags, Mode::empty(), IN_IMAGE)

@@ -74,32 +74,17 @@ fn bound(kept: CapabilitySet) -> Result<(), Failure> {
 }
 
 fn hold(kept: CapabilitySet) -> Result<(), Failure> {
-    let sets = CapabilitySets {
-        effective: kept,
-        permitted: kept,
-        inheritable: CapabilitySet::empty(),
-    };
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).during(Doing::Privileges)
 }
 
 fn install(filters: &[BpfProgram]) -> Result<(), Failure> {
-    filters
-        .iter()
-        .try_for_each(|filter| sys::seccomp(filter))
-        .during(Doing::Privileges)
+    filters.iter().try_for_each(|filter| sys::seccomp(filter)).during(Doing::Privileges)
 }
 
 /// Namespace flags of clone(2) and unshare(2) (linux/sched.h): time, mount, cgroup, uts, ipc, user, pid, net.
-const NAMESPACE_FLAGS: [u64; 8] = [
-    0x0000_0080,
-    0x0002_0000,
-    0x0200_0000,
-    0x0400_0000,
-    0x0800_0000,
-    0x1000_0000,
-    0x2000_0000,
-    0x4000_0000,
-];
+const NAMESPACE_FLAGS: [u64; 8] =
+    [0x0000_0080, 0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
 
 /// Address families a step may use: unix, inet, inet6, netlink, packet. The others reach beyond the network namespace (vsock,
 /// bluetooth) or into parts of the kernel that builds have no business in.
@@ -166,10 +151,7 @@ const UNJUDGED: u32 = 470;
 /// The filters, to be added one after the other. A program for another processor interface (32-bit on a 64-bit machine) is
 /// killed at its first call.
 pub(super) fn filters() -> Result<Vec<BpfProgram>, Failure> {
-    compile().map_err(|_| Failure::System {
-        doing: Doing::Privileges,
-        errno: libc::EINVAL,
-    })
+    compile().map_err(|_| Failure::System { doing: Doing::Privileges, errno: libc::EINVAL })
 }
 
 fn compile() -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
@@ -184,13 +166,9 @@ fn compile() -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
     // Input forged into a terminal's queue.
     let terminal = [libc::TIOCSTI, libc::TIOCLINUX].map(|request| rule(equal(1, request as u64 & 0xffff_ffff)));
     denied.insert(libc::SYS_ioctl, terminal.into_iter().collect::<Result<_, _>>()?);
-    let families = FAMILIES
-        .iter()
-        .map(|&family| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family));
-    denied.insert(
-        libc::SYS_socket,
-        vec![SeccompRule::new(families.collect::<Result<_, _>>()?)?],
-    );
+    let families =
+        FAMILIES.iter().map(|&family| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family));
+    denied.insert(libc::SYS_socket, vec![SeccompRule::new(families.collect::<Result<_, _>>()?)?]);
 
     // Its flags lie in memory, where a filter cannot look; a C library that finds it missing uses clone.
     let missing = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);

@@ -82,10 +82,7 @@ fn become_command(
     let program = run.argv.first().filter(|program| !program.is_empty());
     let program = program.ok_or_else(|| Failure::NotFound { program: String::new() })?;
     let candidates = candidates(program, env.get(OsStr::new("PATH")))?;
-    let env: Vec<OsString> = env
-        .into_iter()
-        .map(|(name, value)| [name, value].join(OsStr::new("=")))
-        .collect();
+    let env: Vec<OsString> = env.into_iter().map(|(name, value)| [name, value].join(OsStr::new("="))).collect();
     let env = strings(env.iter())?;
     fixed::apply(run.cpus)?;
     sys::default_signals();
@@ -109,8 +106,7 @@ fn environment(run: &Run, home: &str) -> BTreeMap<OsString, OsString> {
 }
 
 fn strings<'a>(list: impl Iterator<Item = &'a OsString>) -> Result<Vec<CString>, Failure> {
-    list.map(|text| CString::new(text.clone().into_vec()).map_err(|_| Failure::ZeroByte))
-        .collect()
+    list.map(|text| CString::new(text.clone().into_vec()).map_err(|_| Failure::ZeroByte)).collect()
 }
 
 /// Where the program may be: itself if it has a slash, else in every directory of `PATH` (an empty one is the working directory).
@@ -139,25 +135,16 @@ fn exec(program: &OsStr, candidates: &[CString], argv: &[CString], env: &[CStrin
             Some(libc::EACCES) => denied = true,
             // A file that is there although the kernel cannot find it: its interpreter is missing.
             Some(libc::ENOENT) if std::fs::exists(OsStr::from_bytes(candidate.to_bytes())).unwrap_or(false) => {
-                return Failure::NotRunnable {
-                    program,
-                    errno: libc::ENOENT,
-                };
+                return Failure::NotRunnable { program, errno: libc::ENOENT };
             }
             Some(libc::ENOENT | libc::ENOTDIR) => {}
             other => {
-                return Failure::NotRunnable {
-                    program,
-                    errno: other.unwrap_or(libc::EIO),
-                };
+                return Failure::NotRunnable { program, errno: other.unwrap_or(libc::EIO) };
             }
         }
     }
     if denied {
-        return Failure::NotRunnable {
-            program,
-            errno: libc::EACCES,
-        };
+        return Failure::NotRunnable { program, errno: libc::EACCES };
     }
     Failure::NotFound { program }
 }

@@ -1,3 +1,4 @@
+#![allow(dead_code, reason = "each test file is a program of its own and uses its part")]
 //! A root file system of busybox and a few accounts, and steps run in it.
 
 use std::ffi::OsString;
@@ -45,10 +46,7 @@ pub struct Ran {
 
 impl Image {
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("jiji-sandbox-test-")
-            .tempdir()
-            .expect("a directory for the test");
+        let dir = tempfile::Builder::new().prefix("jiji-sandbox-test-").tempdir().expect("a directory for the test");
         let base = dir.path().join("base");
         for sub in ["bin", "etc", "root", "tmp", "home/app"] {
             fs::create_dir_all(base.join(sub)).expect("base directory");
@@ -56,17 +54,11 @@ impl Image {
         fs::set_permissions(&base, fs::Permissions::from_mode(0o755)).expect("mode");
         fs::set_permissions(base.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("mode");
         fs::copy("/bin/busybox", base.join("bin/busybox")).expect("busybox-static is installed");
-        for name in fs::read_to_string("tests/image/applets")
-            .expect("list of applets")
-            .split_whitespace()
-        {
+        for name in fs::read_to_string("tests/image/applets").expect("list of applets").split_whitespace() {
             symlink("busybox", base.join("bin").join(name)).expect("link");
         }
         let etc = [
-            (
-                "passwd",
-                "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n",
-            ),
+            ("passwd", "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n"),
             ("group", "root:x:0:\napp:x:1000:\nextra:x:2000:app\n"),
             ("motd", "welcome\n"),
         ];
@@ -122,7 +114,6 @@ impl Image {
     }
 }
 
-#[expect(dead_code, reason = "each test file uses its part")]
 pub fn argv(words: &[&str]) -> Vec<OsString> {
     words.iter().map(OsString::from).collect()
 }
