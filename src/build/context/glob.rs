@@ -41,11 +41,7 @@ impl Glob {
                 '*' if deep && chars.peek() == Some(&'*') => {
                     chars.next();
                     chars.next_if_eq(&'/');
-                    if chars.peek().is_none() {
-                        Token::Rest
-                    } else {
-                        Token::Directories
-                    }
+                    if chars.peek().is_none() { Token::Rest } else { Token::Directories }
                 }
                 '*' => Token::Any,
                 '?' => Token::One,
@@ -103,14 +99,8 @@ fn matches(tokens: &[Token], text: &[char]) -> bool {
             (0..=longest).any(|skip| matches(rest, &text[skip..]))
         }
         Token::Directories => {
-            let starts = text
-                .iter()
-                .enumerate()
-                .filter(|(_, ch)| **ch == '/')
-                .map(|(at, _)| at + 1);
-            std::iter::once(0)
-                .chain(starts)
-                .any(|start| matches(rest, &text[start..]))
+            let starts = text.iter().enumerate().filter(|(_, ch)| **ch == '/').map(|(at, _)| at + 1);
+            std::iter::once(0).chain(starts).any(|start| matches(rest, &text[start..]))
         }
         one => match text.split_first() {
             Some((ch, text)) => one.takes(*ch) && matches(rest, text),

@@ -38,10 +38,7 @@ impl Ignore {
     pub fn parse(text: &str) -> Result<Self, BadRule> {
         let mut rules = Vec::new();
         for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-            let bad = || BadRule {
-                line: number as u32 + 1,
-                text: line.to_owned(),
-            };
+            let bad = || BadRule { line: number as u32 + 1, text: line.to_owned() };
             let trimmed = line.trim();
             // Only a `#` in the first column begins a comment.
             if trimmed.is_empty() || line.starts_with('#') {
@@ -93,9 +90,5 @@ fn clean(pattern: &str) -> String {
             part => parts.push(part),
         }
     }
-    if parts.is_empty() {
-        ".".to_owned()
-    } else {
-        parts.join("/")
-    }
+    if parts.is_empty() { ".".to_owned() } else { parts.join("/") }
 }

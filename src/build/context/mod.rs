@@ -65,10 +65,7 @@ impl ContextError {
 /// # Errors
 /// When something in it cannot be looked at. Contents are not read yet.
 pub fn read(root: &Path, dockerfile: &Path) -> Result<Tree, ContextError> {
-    let metadata = fs::metadata(root).map_err(|source| ContextError::Read {
-        path: root.to_owned(),
-        source,
-    })?;
+    let metadata = fs::metadata(root).map_err(|source| ContextError::Read { path: root.to_owned(), source })?;
     if !metadata.is_dir() {
         return Err(ContextError::NotADirectory { path: root.to_owned() });
     }
@@ -101,10 +98,7 @@ fn walk(
     entries: &mut BTreeMap<TarPath, Found>,
 ) -> Result<(), ContextError> {
     let path = directory.below(root);
-    let failed = |source| ContextError::Read {
-        path: path.clone(),
-        source,
-    };
+    let failed = |source| ContextError::Read { path: path.clone(), source };
     for child in fs::read_dir(&path).map_err(failed)? {
         let child = child.map_err(failed)?;
         let name = directory.join(child.file_name().as_bytes());
@@ -119,19 +113,10 @@ fn walk(
             walk(root, &name, ignore, entries)?;
             // A directory that is left out is there if something in it was brought back.
             if !left_out || entries.len() > before {
-                entries.insert(
-                    name,
-                    Found {
-                        entry: Entry::directory(0o755),
-                        content: Content::None,
-                    },
-                );
+                entries.insert(name, Found { entry: Entry::directory(0o755), content: Content::None });
             }
         } else if !left_out && !kind.is_socket() {
-            let failed = |source| ContextError::Read {
-                path: file.clone(),
-                source,
-            };
+            let failed = |source| ContextError::Read { path: file.clone(), source };
             let metadata = child.metadata().map_err(failed)?;
             let found = look(&file, &metadata).map_err(failed)?;
             entries.insert(name, found);
@@ -145,35 +130,16 @@ fn look(path: &Path, metadata: &Metadata) -> io::Result<Found> {
     let kind = metadata.file_type();
     if kind.is_symlink() {
         let target = fs::read_link(path)?.as_os_str().as_bytes().to_vec();
-        let entry = Entry {
-            node: Node::Symlink(target),
-            ..Entry::directory(0o777)
-        };
-        return Ok(Found {
-            entry,
-            content: Content::None,
-        });
+        let entry = Entry { node: Node::Symlink(target), ..Entry::directory(0o777) };
+        return Ok(Found { entry, content: Content::None });
     }
     if !kind.is_file() {
         // Named pipes and devices: known, so that a COPY of one can say what it is.
-        return Ok(Found {
-            entry: Entry {
-                node: Node::Fifo,
-                ..Entry::directory(0o644)
-            },
-            content: Content::None,
-        });
+        return Ok(Found { entry: Entry { node: Node::Fifo, ..Entry::directory(0o644) }, content: Content::None });
     }
     // git keeps of a mode whether the owner may execute, and so does a context.
-    let mode = if metadata.permissions().mode() & 0o100 != 0 {
-        0o755
-    } else {
-        0o644
-    };
-    Ok(Found {
-        entry: Entry::file(mode, metadata.len()),
-        content: Content::Path(path.to_owned()),
-    })
+    let mode = if metadata.permissions().mode() & 0o100 != 0 { 0o755 } else { 0o644 };
+    Ok(Found { entry: Entry::file(mode, metadata.len()), content: Content::Path(path.to_owned()) })
 }
 
 /// Opens a file of a context or of an unpacked layer: never what a link points to, should it have become one meanwhile.
@@ -181,10 +147,7 @@ fn look(path: &Path, metadata: &Metadata) -> io::Result<Found> {
 /// # Errors
 /// When it cannot be opened or is no file.
 pub(in crate::build) fn open(path: &Path) -> io::Result<File> {
-    let file = File::options()
-        .read(true)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
-        .open(path)?;
+    let file = File::options().read(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
     }

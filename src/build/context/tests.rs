@@ -51,20 +51,8 @@ fn ignore_rules_mean_what_they_mean_in_docker() {
         let ignore = Ignore::parse(rules).unwrap_or_else(|bad| panic!("{bad:?}"));
         assert_eq!(ignore.leaves_out(&path(text)), *expected, "{rules:?} and {text}");
     }
-    assert_eq!(
-        Ignore::parse("a\n[b").map(|_| ()),
-        Err(BadRule {
-            line: 2,
-            text: "[b".to_owned()
-        })
-    );
-    assert_eq!(
-        Ignore::parse("!").map(|_| ()),
-        Err(BadRule {
-            line: 1,
-            text: "!".to_owned()
-        })
-    );
+    assert_eq!(Ignore::parse("a\n[b").map(|_| ()), Err(BadRule { line: 2, text: "[b".to_owned() }));
+    assert_eq!(Ignore::parse("!").map(|_| ()), Err(BadRule { line: 1, text: "!".to_owned() }));
 }
 
 #[test]
@@ -87,10 +75,8 @@ fn a_context_says_nothing_about_the_checkout() {
     let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).expect("bound");
 
     let tree = read(root, &root.join("Dockerfile")).expect("a context");
-    let seen: Vec<String> = tree
-        .entries()
-        .map(|(path, found)| format!("{path} {:o} {:?}", found.entry.mode, found.entry.node))
-        .collect();
+    let seen: Vec<String> =
+        tree.entries().map(|(path, found)| format!("{path} {:o} {:?}", found.entry.mode, found.entry.node)).collect();
     assert_eq!(
         seen,
         [

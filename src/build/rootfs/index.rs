@@ -86,16 +86,10 @@ impl Layers {
             Some("gzip") => Ok(Box::new(flate2::bufread::MultiGzDecoder::new(file))),
             Some("zstd") => {
                 let decoder = zstd::Decoder::with_buffer(file);
-                Ok(Box::new(decoder.map_err(|source| IndexError::Read {
-                    digest: blob.digest,
-                    source,
-                })?))
+                Ok(Box::new(decoder.map_err(|source| IndexError::Read { digest: blob.digest, source })?))
             }
             Some("tar") => Ok(Box::new(file)),
-            _ => Err(IndexError::MediaType {
-                digest: blob.digest,
-                media_type: blob.media_type.clone(),
-            }),
+            _ => Err(IndexError::MediaType { digest: blob.digest, media_type: blob.media_type.clone() }),
         }
     }
 
@@ -104,10 +98,7 @@ impl Layers {
         if let Some(index) = self.store.action(&key)?.and_then(|record| remembered(&record)) {
             return Ok(index);
         }
-        let index = read(self.open(blob)?).map_err(|source| IndexError::Read {
-            digest: blob.digest,
-            source,
-        })?;
+        let index = read(self.open(blob)?).map_err(|source| IndexError::Read { digest: blob.digest, source })?;
         let record = canonical_json(&Record::of(&index));
         let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::fastest());
         let mut packed = vec![0; 8 + compressor.deflate_compress_bound(record.len())];
@@ -124,13 +115,9 @@ impl Layers {
 
 fn remembered(record: &[u8]) -> Option<Index> {
     let (length, packed) = record.split_first_chunk::<8>()?;
-    let length = usize::try_from(u64::from_le_bytes(*length))
-        .ok()
-        .filter(|length| *length < 1 << 30)?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).ok().filter(|length| *length < 1 << 30)?;
     let mut json = vec![0; length];
-    let read = libdeflater::Decompressor::new()
-        .deflate_decompress(packed, &mut json)
-        .ok()?;
+    let read = libdeflater::Decompressor::new().deflate_decompress(packed, &mut json).ok()?;
     serde_json::from_slice::<Record>(json.get(..read)?).ok()?.index()
 }
 
@@ -184,9 +171,7 @@ fn read(tar: impl Read) -> io::Result<Index> {
                 b"uid" => known.uid = number().unwrap_or(known.uid),
                 b"gid" => known.gid = number().unwrap_or(known.gid),
                 b"SCHILY.xattr.security.capability" => {
-                    known
-                        .xattrs
-                        .insert(b"security.capability".to_vec(), record.value_bytes().to_vec());
+                    known.xattrs.insert(b"security.capability".to_vec(), record.value_bytes().to_vec());
                 }
                 _ => {}
             }
@@ -243,22 +228,8 @@ impl Record {
                 Node::Block { major, minor } => ('b', u64::from(*major), *minor, String::new()),
                 Node::Fifo => ('p', 0, 0, String::new()),
             };
-            let capability = entry
-                .xattrs
-                .get(&b"security.capability"[..])
-                .map(|value| text(value))
-                .unwrap_or_default();
-            Row(
-                text(path.as_bytes()),
-                kind,
-                entry.mode,
-                entry.uid,
-                entry.gid,
-                number,
-                minor,
-                link,
-                capability,
-            )
+            let capability = entry.xattrs.get(&b"security.capability"[..]).map(|value| text(value)).unwrap_or_default();
+            Row(text(path.as_bytes()), kind, entry.mode, entry.uid, entry.gid, number, minor, link, capability)
         };
         let texts = |paths: &[TarPath]| paths.iter().map(|path| text(path.as_bytes())).collect();
         Self {
@@ -278,45 +249,24 @@ impl Record {
                 'f' => Node::File { size: number },
                 'l' => Node::Symlink(bytes(&link)?),
                 'h' => Node::Hardlink(TarPath::normal(bytes(&link)?)),
-                'c' => Node::Character {
-                    major: small.ok()?,
-                    minor,
-                },
-                'b' => Node::Block {
-                    major: small.ok()?,
-                    minor,
-                },
+                'c' => Node::Character { major: small.ok()?, minor },
+                'b' => Node::Block { major: small.ok()?, minor },
                 'p' => Node::Fifo,
                 _ => return None,
             };
-            let mut entry = Entry {
-                node,
-                mode,
-                uid,
-                gid,
-                xattrs: Default::default(),
-            };
+            let mut entry = Entry { node, mode, uid, gid, xattrs: Default::default() };
             if !capability.is_empty() {
-                entry
-                    .xattrs
-                    .insert(b"security.capability".to_vec(), bytes(&capability)?);
+                entry.xattrs.insert(b"security.capability".to_vec(), bytes(&capability)?);
             }
             Some((TarPath::normal(bytes(&path)?), entry))
         };
-        let paths = |texts: Vec<String>| {
-            texts
-                .iter()
-                .map(|text| bytes(text).map(TarPath::normal))
-                .collect::<Option<Vec<_>>>()
-        };
+        let paths =
+            |texts: Vec<String>| texts.iter().map(|text| bytes(text).map(TarPath::normal)).collect::<Option<Vec<_>>>();
         Some(Index {
             entries: self.entries.into_iter().map(row).collect::<Option<_>>()?,
             whiteouts: paths(self.whiteouts)?,
             opaque: paths(self.opaque)?,
-            accounts: Accounts {
-                passwd: self.passwd,
-                group: self.group,
-            },
+            accounts: Accounts { passwd: self.passwd, group: self.group },
         })
     }
 }

@@ -43,10 +43,7 @@ pub enum Content {
 impl Found {
     /// A directory of root's.
     pub fn directory(mode: u32) -> Self {
-        Self {
-            entry: Entry::directory(mode),
-            content: Content::None,
-        }
+        Self { entry: Entry::directory(mode), content: Content::None }
     }
 
     /// Whether it is a directory.
@@ -94,10 +91,7 @@ impl Accounts {
 impl Tree {
     /// A tree of these entries.
     pub fn new(entries: BTreeMap<TarPath, Found>) -> Self {
-        Self {
-            entries,
-            accounts: Accounts::default(),
-        }
+        Self { entries, accounts: Accounts::default() }
     }
 
     /// All entries, in the order of layers.
@@ -122,14 +116,8 @@ impl Tree {
 
     /// Everything below a directory, parents first.
     pub fn below<'a>(&'a self, directory: &'a TarPath) -> impl Iterator<Item = (&'a TarPath, &'a Found)> {
-        let start = if directory.is_root() {
-            Bound::Unbounded
-        } else {
-            Bound::Excluded(directory.clone())
-        };
-        self.entries
-            .range((start, Bound::Unbounded))
-            .take_while(|(path, _)| path.is_below(directory))
+        let start = if directory.is_root() { Bound::Unbounded } else { Bound::Excluded(directory.clone()) };
+        self.entries.range((start, Bound::Unbounded)).take_while(|(path, _)| path.is_below(directory))
     }
 
     /// The users and groups that it knows.
@@ -156,14 +144,7 @@ impl Tree {
                 _ => {}
             }
             let next = done.join(&part);
-            let Some(Found {
-                entry: Entry {
-                    node: Node::Symlink(target),
-                    ..
-                },
-                ..
-            }) = self.get(&next)
-            else {
+            let Some(Found { entry: Entry { node: Node::Symlink(target), .. }, .. }) = self.get(&next) else {
                 done = next;
                 continue;
             };
@@ -198,14 +179,8 @@ impl Tree {
                     // A link to nothing: the layer is broken there, and nothing can be copied from it.
                     None => continue,
                 },
-                Node::File { .. } => Found {
-                    entry: entry.clone(),
-                    content: Content::Layer(*diff_id, path.clone()),
-                },
-                _ => Found {
-                    entry: entry.clone(),
-                    content: Content::None,
-                },
+                Node::File { .. } => Found { entry: entry.clone(), content: Content::Layer(*diff_id, path.clone()) },
+                _ => Found { entry: entry.clone(), content: Content::None },
             };
             if !found.is_directory() {
                 self.remove(path);
@@ -217,10 +192,9 @@ impl Tree {
             }
             self.entries.insert(path.clone(), found);
         }
-        for (text, own) in [
-            (&layer.accounts.passwd, &mut self.accounts.passwd),
-            (&layer.accounts.group, &mut self.accounts.group),
-        ] {
+        for (text, own) in
+            [(&layer.accounts.passwd, &mut self.accounts.passwd), (&layer.accounts.group, &mut self.accounts.group)]
+        {
             if !text.is_empty() {
                 own.clone_from(text);
             }

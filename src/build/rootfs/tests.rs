@@ -11,22 +11,14 @@ fn path(text: &str) -> TarPath {
 }
 
 fn link(target: &str) -> Entry {
-    Entry {
-        node: Node::Symlink(target.as_bytes().to_vec()),
-        ..Entry::directory(0o777)
-    }
+    Entry { node: Node::Symlink(target.as_bytes().to_vec()), ..Entry::directory(0o777) }
 }
 
 fn layer(store: &Store, entries: &[(&str, Entry, &str)]) -> (Digest, jiji_model::image::Descriptor) {
-    let sorted: BTreeMap<TarPath, _> = entries
-        .iter()
-        .map(|(name, entry, text)| (path(name), (entry, text)))
-        .collect();
+    let sorted: BTreeMap<TarPath, _> = entries.iter().map(|(name, entry, text)| (path(name), (entry, text))).collect();
     let mut writer = LayerWriter::new(store, 0, 1).expect("begun");
     for (path, (entry, text)) in sorted {
-        writer
-            .file(&path, entry, None, &mut Cursor::new(text.as_bytes()))
-            .expect("written");
+        writer.file(&path, entry, None, &mut Cursor::new(text.as_bytes())).expect("written");
     }
     let layer = writer.finish().expect("finished");
     (layer.diff_id, layer.blob)
@@ -52,11 +44,7 @@ fn layers_cover_and_remove_what_is_below() {
             ("b/deep/z", file(), ""),
             ("c", Entry::directory(0o755), ""),
             ("c/old", file(), ""),
-            (
-                "etc/passwd",
-                Entry::file(0o644, 39),
-                "root:x:0:0::/:/bin/sh\napp:x:10:20::/:/\n",
-            ),
+            ("etc/passwd", Entry::file(0o644, 39), "root:x:0:0::/:/bin/sh\napp:x:10:20::/:/\n"),
             ("etc/group", Entry::file(0o644, 13), "staff:x:50:\n\n"),
         ],
     );
@@ -68,45 +56,16 @@ fn layers_cover_and_remove_what_is_below() {
             ("b", file(), ""),
             ("c/.wh..wh..opq", Entry::whiteout(), ""),
             ("c/new", file(), ""),
-            (
-                "c/twin",
-                Entry {
-                    node: Node::Hardlink(path("c/new")),
-                    ..file()
-                },
-                "",
-            ),
+            ("c/twin", Entry { node: Node::Hardlink(path("c/new")), ..file() }, ""),
         ],
     );
     let layers = Layers::new(&store);
     let tree = layers.tree(&[below.clone(), above.clone()]).expect("a tree");
-    assert_eq!(
-        list(&tree),
-        [
-            "/a",
-            "/a/y",
-            "/b",
-            "/c",
-            "/c/new",
-            "/c/twin",
-            "/etc",
-            "/etc/group",
-            "/etc/passwd"
-        ]
-    );
+    assert_eq!(list(&tree), ["/a", "/a/y", "/b", "/c", "/c/new", "/c/twin", "/etc", "/etc/group", "/etc/passwd"]);
     assert_eq!(tree.get(&path("a")).expect("there").entry.mode, 0o711);
-    assert_eq!(
-        tree.get(&path("c/twin")).expect("there").content,
-        Content::Layer(above.0, path("c/new"))
-    );
-    assert_eq!(
-        tree.get(&path("a/y")).expect("there").content,
-        Content::Layer(below.0, path("a/y"))
-    );
-    assert_eq!(
-        (tree.accounts().user("app"), tree.accounts().group("staff")),
-        (Some((10, 20)), Some(50))
-    );
+    assert_eq!(tree.get(&path("c/twin")).expect("there").content, Content::Layer(above.0, path("c/new")));
+    assert_eq!(tree.get(&path("a/y")).expect("there").content, Content::Layer(below.0, path("a/y")));
+    assert_eq!((tree.accounts().user("app"), tree.accounts().group("staff")), (Some((10, 20)), Some(50)));
     // The second time, the layers are not read again.
     store.remove(&below.1.digest).expect("removed");
     store.remove(&above.1.digest).expect("removed");
@@ -127,16 +86,8 @@ fn links_are_followed_inside_of_the_root() {
         ("two", link("one")),
         ("dangling", link("nowhere/else")),
     ];
-    let found = |entry| Found {
-        entry,
-        content: Content::None,
-    };
-    let tree = Tree::new(
-        entries
-            .into_iter()
-            .map(|(name, entry)| (path(name), found(entry)))
-            .collect(),
-    );
+    let found = |entry| Found { entry, content: Content::None };
+    let tree = Tree::new(entries.into_iter().map(|(name, entry)| (path(name), found(entry))).collect());
     for (from, to) in [
         ("bin/x/y", "usr/bin/x/y"),
         ("usr/lib", "usr/bin"),
@@ -155,16 +106,10 @@ fn a_layer_that_is_no_layer_says_so() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).expect("a store");
     let digest = store.put(b"no tar").expect("stored");
-    let blob = |media_type: &str| jiji_model::image::Descriptor {
-        media_type: media_type.to_owned(),
-        digest,
-        size: 6,
-    };
+    let blob = |media_type: &str| jiji_model::image::Descriptor { media_type: media_type.to_owned(), digest, size: 6 };
     let layers = Layers::new(&store);
     let error = layers.tree(&[(digest, blob(LAYER_GZIP))]).expect_err("no gzip");
     assert!(matches!(error, IndexError::Read { .. }), "{error}");
-    let error = layers
-        .tree(&[(digest, blob("application/x-thing"))])
-        .expect_err("no layer");
+    let error = layers.tree(&[(digest, blob("application/x-thing"))]).expect_err("no layer");
     assert!(matches!(error, IndexError::MediaType { .. }), "{error}");
 }

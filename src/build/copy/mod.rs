@@ -1,0 +1,370 @@
+//! COPY: which files are taken, and where each one comes to lie.
+//!
+//! Two steps, both pure. [`select`] looks at the source alone and gives what the key of the step is made of; [`place`] looks at what
+//! lies below the new layer and gives the layer's entries. What Docker does is the rule (BuildKit's `fsutil/copy`), also where it is
+//! odd: a directory as a source gives its content and not itself; a link at the destination is followed; links inside of a copied
+//! directory are copied as they are.
+
+use std::collections::BTreeMap;
+
+use super::context::Glob;
+use super::layer::{Entry, Node, TarPath};
+use super::rootfs::{Content, Found, TooManyLinks, Tree};
+
+/// Why a COPY cannot be done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CopyError {
+    /// The source is not there.
+    #[error("copy `{path}`: it is not in {place}")]
+    NotFound {
+        /// The source as it was written.
+        path: String,
+        /// What was looked at: "the context", "stage `build`".
+        place: String,
+    },
+    /// No file matches any of the patterns.
+    #[error("copy `{pattern}`: nothing in {place} matches")]
+    NothingMatches {
+        /// The patterns.
+        pattern: String,
+        /// What was looked at.
+        place: String,
+    },
+    /// A pattern that cannot be read.
+    #[error("copy `{pattern}`: the pattern cannot be read")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+    },
+    /// The source leads out of the context.
+    #[error("copy `{path}`: it is outside of the context")]
+    Outside {
+        /// The source as it was written.
+        path: String,
+    },
+    /// A path leads in a circle.
+    #[error("copy `{path}`: it leads through too many symbolic links")]
+    Links {
+        /// The path.
+        path: TarPath,
+    },
+    /// A named pipe or device in the context.
+    #[error("copy `{path}`: it is neither a file nor a directory nor a link")]
+    Special {
+        /// The path.
+        path: TarPath,
+    },
+    /// Several sources, and a destination that is not said to be a directory.
+    #[error("copy several sources to `{destination}`: it must end with `/`")]
+    NotSaidDirectory {
+        /// The destination as it was written.
+        destination: String,
+    },
+    /// Something that is no directory lies where a directory is needed.
+    #[error("copy to `{path}`: what is there is not a directory")]
+    NotADirectory {
+        /// The path in the image.
+        path: TarPath,
+        /// Whether it is a link, which is not followed inside of what is copied.
+        link: bool,
+    },
+    /// A directory lies where a file would come to lie.
+    #[error("copy to `{path}`: a directory is there")]
+    Directory {
+        /// The path in the image.
+        path: TarPath,
+    },
+    /// ADD of an archive, which Docker would unpack.
+    #[error("add `{path}`: ADD would unpack this archive, which is not supported")]
+    Archive {
+        /// The source.
+        path: String,
+    },
+    /// A name that the image format uses for itself.
+    #[error("copy `{path}`: names that begin with `.wh.` remove files in an image")]
+    Whiteout {
+        /// The path.
+        path: TarPath,
+    },
+}
+
+impl CopyError {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NotFound { place, .. } | Self::NothingMatches { place, .. } if place == "the context" => Some(
+                "paths are relative to the context; `.dockerignore`, `.git`, `.jiji/` and `jiji.lock` are not part of it",
+            ),
+            Self::Outside { .. } => Some("choose a context that holds it (`build.context` in deploy.yml)"),
+            Self::NotADirectory { link: true, .. } => Some(
+                "copy to where the link leads, in a COPY of its own; links inside of what is copied are not followed",
+            ),
+            Self::Archive { .. } => Some("COPY takes it as it is; unpack it in the context or in a RUN step"),
+            Self::NotSaidDirectory { .. } => Some("add a slash to the destination"),
+            _ => None,
+        }
+    }
+}
+
+impl From<TooManyLinks> for CopyError {
+    fn from(TooManyLinks(path): TooManyLinks) -> Self {
+        Self::Links { path }
+    }
+}
+
+/// Something that is copied, variables replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A path or pattern in the tree that is copied from.
+    Path(String),
+    /// A file of this name with these bytes.
+    Inline(String, Vec<u8>),
+}
+
+/// A source with what it takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selected {
+    /// The name a file gets in a destination that is a directory.
+    pub name: Vec<u8>,
+    /// What it is itself: a file, or a directory of which the content is taken.
+    pub top: Found,
+    /// What is below it where it is a directory, by path relative to it, parents first.
+    pub below: Vec<(TarPath, Found)>,
+}
+
+/// Who owns what is copied, and its mode, where the COPY says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ownership {
+    /// Numeric user and group.
+    pub owner: Option<(u32, u32)>,
+    /// Permissions of files and directories.
+    pub mode: Option<u32>,
+}
+
+impl Ownership {
+    fn apply(self, entry: &mut Entry) {
+        if let Some((uid, gid)) = self.owner {
+            (entry.uid, entry.gid) = (uid, gid);
+        }
+        if let Some(mode) = self.mode.filter(|_| !matches!(entry.node, Node::Symlink(_))) {
+            entry.mode = mode;
+        }
+    }
+
+    /// A directory that exists only because something is copied into it.
+    fn parent(self) -> Found {
+        let mut found = Found::directory(0o755);
+        Self { mode: None, ..self }.apply(&mut found.entry);
+        found
+    }
+}
+
+/// Finds the sources in a tree. `place` is what errors call the tree.
+///
+/// # Errors
+/// When one is not there, or none of the patterns matches anything.
+pub fn select(sources: &[Source], from: &Tree, place: &str) -> Result<Vec<Selected>, CopyError> {
+    let mut selected = Vec::new();
+    let mut patterns = Vec::new();
+    for source in sources {
+        let text = match source {
+            Source::Inline(name, bytes) => {
+                let top =
+                    Found { entry: Entry::file(0o644, bytes.len() as u64), content: Content::Bytes(bytes.clone()) };
+                selected.push(Selected { name: name.clone().into_bytes(), top, below: Vec::new() });
+                continue;
+            }
+            Source::Path(text) => text,
+        };
+        if leaves(text) {
+            return Err(CopyError::Outside { path: text.clone() });
+        }
+        let path = TarPath::normal(text);
+        if Glob::is_pattern(text) {
+            let pattern = String::from_utf8_lossy(path.as_bytes()).into_owned();
+            let bad = |_| CopyError::Pattern { pattern: text.clone() };
+            let glob = Glob::parse(&pattern, false).map_err(bad)?;
+            for (path, _) in from.entries().filter(|(path, _)| glob.matches(path)) {
+                selected.push(take(from, path, text, place)?);
+            }
+            patterns.push(text.as_str());
+        } else {
+            selected.push(take(from, &path, text, place)?);
+        }
+    }
+    if selected.is_empty() {
+        return Err(CopyError::NothingMatches { pattern: patterns.join("`, `"), place: place.to_owned() });
+    }
+    Ok(selected)
+}
+
+/// Whether a path, read from the root of what is copied from, leads above it.
+fn leaves(text: &str) -> bool {
+    let mut depth = 0_usize;
+    for part in text.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if depth == 0 => return true,
+            ".." => depth -= 1,
+            _ => depth += 1,
+        }
+    }
+    false
+}
+
+fn take(from: &Tree, path: &TarPath, text: &str, place: &str) -> Result<Selected, CopyError> {
+    let real = from.resolve(path)?;
+    let name = path.name().to_vec();
+    let below = if from.is_directory(&real) {
+        from.below(&real).map(|(path, found)| (path.relative_to(&real), found.clone())).collect()
+    } else {
+        Vec::new()
+    };
+    let top = match from.get(&real) {
+        Some(found) => found.clone(),
+        None if real.is_root() => Found::directory(0o755),
+        None => return Err(CopyError::NotFound { path: text.to_owned(), place: place.to_owned() }),
+    };
+    Ok(Selected { name, top, below })
+}
+
+/// Whether a destination says that it is a directory.
+fn says_directory(destination: &str) -> bool {
+    destination.ends_with('/') || matches!(destination.rsplit('/').next(), Some("." | ".."))
+}
+
+/// The entries of the layer that puts `selected` to `destination` over what is there, all parents included.
+///
+/// # Errors
+/// When something is in the way.
+pub fn place(
+    selected: &[Selected],
+    destination: &str,
+    workdir: &TarPath,
+    ownership: Ownership,
+    onto: &Tree,
+) -> Result<BTreeMap<TarPath, Found>, CopyError> {
+    if selected.len() > 1 && !says_directory(destination) {
+        return Err(CopyError::NotSaidDirectory { destination: destination.to_owned() });
+    }
+    let written = if destination.starts_with('/') {
+        TarPath::normal(destination)
+    } else {
+        TarPath::normal([workdir.as_bytes(), b"/", destination.as_bytes()].concat())
+    };
+    let mut layer = Layer { onto, ownership, entries: BTreeMap::new() };
+    let target = onto.resolve(&written)?;
+    let directory = says_directory(destination);
+    if directory {
+        layer.make_directories(&target)?;
+    }
+    for Selected { name, top, below } in selected {
+        if top.is_directory() {
+            match layer.get(&target) {
+                _ if target.is_root() => {}
+                Some(found) if found.is_directory() => {}
+                Some(_) => return Err(CopyError::NotADirectory { path: target, link: false }),
+                None => layer.put(&target, top)?,
+            }
+            for (path, found) in below {
+                layer.put(&target.join(path.as_bytes()), found)?;
+            }
+        } else {
+            let into = directory || layer.is_directory(&target);
+            let path = if into { target.join(name) } else { target.clone() };
+            layer.put(&path, top)?;
+        }
+    }
+    Ok(layer.with_parents())
+}
+
+/// The entries of the layer that makes a directory and those it is in, where they are missing; empty where it is there.
+///
+/// # Errors
+/// When something that is no directory is in the way.
+pub fn make_directory(path: &TarPath, owner: (u32, u32), onto: &Tree) -> Result<BTreeMap<TarPath, Found>, CopyError> {
+    let target = onto.resolve(path)?;
+    if onto.is_directory(&target) {
+        return Ok(BTreeMap::new());
+    }
+    let ownership = Ownership { owner: Some(owner), mode: None };
+    let mut layer = Layer { onto, ownership, entries: BTreeMap::new() };
+    layer.make_directories(&target)?;
+    Ok(layer.with_parents())
+}
+
+/// Puts what is above a tree's entries into a layer that lacks it, so that an engine that unpacks the layer alone gives no directory
+/// another mode or owner than it has below.
+pub fn with_parents(mut entries: BTreeMap<TarPath, Found>, onto: &Tree) -> BTreeMap<TarPath, Found> {
+    let parents: Vec<TarPath> = entries.keys().flat_map(TarPath::parents).collect();
+    for parent in parents {
+        if !entries.contains_key(&parent) {
+            let found = onto.get(&parent).filter(|found| found.is_directory()).cloned();
+            entries.insert(parent, found.unwrap_or_else(|| Found::directory(0o755)));
+        }
+    }
+    entries
+}
+
+/// A layer being put together over a tree.
+struct Layer<'a> {
+    onto: &'a Tree,
+    ownership: Ownership,
+    entries: BTreeMap<TarPath, Found>,
+}
+
+impl Layer<'_> {
+    fn get(&self, path: &TarPath) -> Option<&Found> {
+        self.entries.get(path).or_else(|| self.onto.get(path))
+    }
+
+    fn is_directory(&self, path: &TarPath) -> bool {
+        path.is_root() || self.get(path).is_some_and(Found::is_directory)
+    }
+
+    fn make_directories(&mut self, path: &TarPath) -> Result<(), CopyError> {
+        for directory in path.parents().into_iter().chain((!path.is_root()).then(|| path.clone())) {
+            match self.get(&directory) {
+                Some(found) if found.is_directory() => {}
+                Some(found) => {
+                    let link = matches!(found.entry.node, Node::Symlink(_));
+                    return Err(CopyError::NotADirectory { path: directory, link });
+                }
+                None => {
+                    self.entries.insert(directory, self.ownership.parent());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, path: &TarPath, found: &Found) -> Result<(), CopyError> {
+        if path.name().starts_with(super::layer::WHITEOUT) {
+            return Err(CopyError::Whiteout { path: path.clone() });
+        }
+        if let Some(parent) = path.parent() {
+            self.make_directories(&parent)?;
+        }
+        match self.get(path) {
+            Some(there) if found.is_directory() && !there.is_directory() => {
+                let link = matches!(there.entry.node, Node::Symlink(_));
+                return Err(CopyError::NotADirectory { path: path.clone(), link });
+            }
+            Some(there) if !found.is_directory() && there.is_directory() => {
+                return Err(CopyError::Directory { path: path.clone() });
+            }
+            _ => {}
+        }
+        let mut found = found.clone();
+        self.ownership.apply(&mut found.entry);
+        self.entries.insert(path.clone(), found);
+        Ok(())
+    }
+
+    fn with_parents(self) -> BTreeMap<TarPath, Found> {
+        with_parents(self.entries, self.onto)
+    }
+}
+
+#[cfg(test)]
+mod tests;
