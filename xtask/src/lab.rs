@@ -47,13 +47,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         sudo.arg("--preserve-env=JIJI_LAB_STATE").arg("--").arg(program);
         sudo
     };
-    let status = command
-        .args(&args.args)
-        .status()
-        .map_err(|error| Error::Start("lab", error))?;
-    Ok(ExitCode::from(
-        status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
-    ))
+    let status = command.args(&args.args).status().map_err(|error| Error::Start("lab", error))?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }
 
 /// Builds the `lab` program; gives its path.
