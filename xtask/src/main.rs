@@ -5,6 +5,8 @@
 
 #![expect(clippy::print_stderr, reason = "a program for people: this is where it speaks")]
 
+mod bench;
+mod demo;
 mod docs;
 mod error;
 mod lab;
@@ -29,17 +31,31 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show it: two real hosts, one ship, and what they answer
+    Demo(demo::Args),
     /// Check everything: format, lints, unit tests, and the program on real hosts
     Test(test::Args),
     /// Build a laboratory of real hosts and play in it: up, exec, status, down
     #[command(disable_help_flag = true)]
     Lab(lab::Args),
+    /// Measure against a peer or a limit
+    Bench(bench::Args),
     /// Write the pages that the documentation takes from the code
     Docs,
+    /// What `demo` runs in a process of its own
+    #[command(hide = true)]
+    DemoShow(demo::ShowArgs),
+    /// What `demo` asks the proxies with
+    #[command(hide = true)]
+    DemoAsk(demo::AskArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
+        Command::Demo(args) => demo::demo(&args).map(|()| ExitCode::SUCCESS),
+        Command::DemoShow(args) => demo::show(&args).map(|()| ExitCode::SUCCESS),
+        Command::DemoAsk(args) => demo::ask(&args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => bench::bench(&args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run_all(&args).map(|()| ExitCode::SUCCESS),
         Command::Lab(args) => lab::run(&args).map_err(Error::from),
         Command::Docs => docs::write().map(|()| ExitCode::SUCCESS),

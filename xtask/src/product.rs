@@ -25,6 +25,19 @@ pub enum For {
     Tests,
     /// As people get it.
     People,
+    /// As people get it, and as fast as it can be.
+    Measuring,
+}
+
+impl For {
+    /// The directory below `target/` that keeps what was built.
+    fn dir(self) -> PathBuf {
+        target().join(match self {
+            Self::Tests => "tests",
+            Self::People => "people",
+            Self::Measuring => "measuring",
+        })
+    }
 }
 
 /// Builds everything.
@@ -38,9 +51,12 @@ pub fn build(setup: &Setup, purpose: For) -> Result<Product, Error> {
     if purpose == For::Tests {
         command.args(["--features", "abort-points"]);
     }
+    if purpose == For::Measuring {
+        command.arg("--release");
+    }
     let jiji = executable(&mut command, "jiji")?;
     // The next build may be for the other purpose and goes to the same file.
-    let kept = target().join(if purpose == For::Tests { "tests" } else { "people" });
+    let kept = purpose.dir();
     std::fs::create_dir_all(&kept).map_err(Error::file("create", &kept))?;
     let copy = kept.join("jiji");
     // A program that is running cannot be written to, but its name can be given to another.
@@ -69,7 +85,7 @@ fn host(setup: &Setup, purpose: For) -> Result<PathBuf, Error> {
         command.args(["--features", "abort-points"]);
     }
     let built = executable(&mut command, "jiji-host")?;
-    let hosts = target().join(if purpose == For::Tests { "tests" } else { "people" }).join("host");
+    let hosts = purpose.dir().join("host");
     std::fs::create_dir_all(&hosts).map_err(Error::file("create", &hosts))?;
     let named = hosts.join(format!("jiji-host-{}", std::env::consts::ARCH));
     // The same bytes keep their time, so that cargo does not build jiji again.

@@ -144,15 +144,16 @@ fn drive(all: &mut Run, args: &Args, setup: &Setup, product: &Product) -> Result
 fn areas() -> Result<Vec<String>, Error> {
     let path = product::tests_dir().join("Cargo.toml");
     let text = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-    Ok(test_names(&text))
+    Ok(names(&text, "[[test]]"))
 }
 
-fn test_names(manifest: &str) -> Vec<String> {
+/// The names in a manifest's tables of one kind.
+pub fn names(manifest: &str, table: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut within = false;
     for line in manifest.lines() {
         if line.starts_with('[') {
-            within = line.trim() == "[[test]]";
+            within = line.trim() == table;
         } else if let Some(name) = line.strip_prefix("name").filter(|_| within) {
             names.push(name.trim_start_matches([' ', '=']).trim().trim_matches('"').to_owned());
         }
@@ -183,6 +184,6 @@ mod tests {
     fn areas_are_the_tests_that_the_manifest_names() {
         let manifest =
             "[package]\nname = \"x\"\n\n[[test]]\nname = \"ship\"\npath = \"ship.rs\"\n[dependencies]\nname = \"no\"\n";
-        assert_eq!(test_names(manifest), ["ship"]);
+        assert_eq!(names(manifest, "[[test]]"), ["ship"]);
     }
 }
