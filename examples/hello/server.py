@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 PORT = int(os.environ.get("PORT", "8080"))
-VERSION = Path(__file__).with_name("version.txt").read_text().strip()
+VERSION = os.environ.get("HELLO_VERSION") or Path(__file__).with_name("version.txt").read_text().strip()
 GREETING = os.environ.get("GREETING", "hello")
 UNHEALTHY_IF = os.environ.get("UNHEALTHY_IF", "")
 

@@ -63,17 +63,10 @@ fn parse_mountinfo(text: &str) -> Vec<Hierarchy> {
                     Some(name) if controllers.is_empty() => format!("none,{name}"),
                     _ => controllers.join(","),
                 };
-                let name = mount
-                    .file_name()
-                    .map(|name| name.to_string_lossy().into_owned())
-                    .unwrap_or_default();
+                let name = mount.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
                 first.push(Hierarchy { mount, name, options });
             }
-            "cgroup2" => second.push(Hierarchy {
-                mount,
-                name: String::new(),
-                options: String::new(),
-            }),
+            "cgroup2" => second.push(Hierarchy { mount, name: String::new(), options: String::new() }),
             _ => {}
         }
     }
@@ -110,10 +103,9 @@ fn create_once(group: &Path) -> Result<(), LabError> {
             }
             // A new group of the cpuset controller is empty and takes no process until it is given what its parent has.
             for file in ["cpuset.cpus", "cpuset.mems"] {
-                if let (Ok(ours), Ok(theirs)) = (
-                    fs::read_to_string(path.join(file)),
-                    fs::read_to_string(parent.join(file)),
-                ) && ours.trim().is_empty()
+                if let (Ok(ours), Ok(theirs)) =
+                    (fs::read_to_string(path.join(file)), fs::read_to_string(parent.join(file)))
+                    && ours.trim().is_empty()
                     && !hierarchy.unified()
                 {
                     fs::write(path.join(file), theirs).map_err(LabError::file("write", path.join(file)))?;
@@ -130,10 +122,7 @@ pub(crate) fn pass_controllers(group: &Path) {
         return;
     };
     for controller in controllers.split_ascii_whitespace() {
-        drop(fs::write(
-            group.join("cgroup.subtree_control"),
-            format!("+{controller}"),
-        ));
+        drop(fs::write(group.join("cgroup.subtree_control"), format!("+{controller}")));
     }
 }
 
@@ -189,9 +178,7 @@ pub(crate) fn destroy(group: &Path) -> Result<(), LabError> {
         if !left || Instant::now() > deadline {
             // Fails while another lab is up, and so it should.
             if let Some(parent) = group.parent().filter(|parent| parent.components().next().is_some()) {
-                hierarchies()?
-                    .iter()
-                    .for_each(|hierarchy| drop(fs::remove_dir(hierarchy.mount.join(parent))));
+                hierarchies()?.iter().for_each(|hierarchy| drop(fs::remove_dir(hierarchy.mount.join(parent))));
             }
             return Ok(());
         }

@@ -34,19 +34,14 @@ pub fn output(command: &mut Command, input: Option<&[u8]>) -> Result<Output, Lab
     let program = command.get_program().to_string_lossy().into_owned();
     command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|source| LabError::NoProgram {
-        program: program.clone(),
-        source,
-    })?;
+    let mut child = command.spawn().map_err(|source| LabError::NoProgram { program: program.clone(), source })?;
     // A program may end without reading its input; its exit code says more than the broken pipe.
     let writer = input.map(|bytes| {
         let mut stdin = child.stdin.take();
         let bytes = bytes.to_vec();
         std::thread::spawn(move || stdin.as_mut().map(|pipe| pipe.write_all(&bytes)))
     });
-    let output = child
-        .wait_with_output()
-        .map_err(LabError::system(format!("wait for `{program}`")))?;
+    let output = child.wait_with_output().map_err(LabError::system(format!("wait for `{program}`")))?;
     if let Some(writer) = writer {
         drop(writer.join());
     }

@@ -141,10 +141,7 @@ impl LabError {
     /// Wraps an error of a system call.
     pub(crate) fn system<E: Into<io::Error>>(action: impl Into<String>) -> impl FnOnce(E) -> Self {
         let action = action.into();
-        move |source| Self::System {
-            action,
-            source: source.into(),
-        }
+        move |source| Self::System { action, source: source.into() }
     }
 
     /// Wraps an error of the JSON parser.

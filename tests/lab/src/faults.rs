@@ -37,10 +37,7 @@ impl Host {
         let record = Record::load(&self.lab)?;
         let named =
             |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == name);
-        Ok(cgroup::processes(&record.cgroup(&self.name))?
-            .into_iter()
-            .filter(named)
-            .collect())
+        Ok(cgroup::processes(&record.cgroup(&self.name))?.into_iter().filter(named).collect())
     }
 
     /// Sends a signal to every process of that name on the host; says to how many.
@@ -76,9 +73,7 @@ impl Host {
         let mut words = out.split_ascii_whitespace().map(u64::from_str);
         match (words.next(), words.next()) {
             (Some(Ok(blocks)), Some(Ok(size))) => Ok(blocks * size),
-            _ => Err(LabError::Spec {
-                reason: format!("stat says `{out}`"),
-            }),
+            _ => Err(LabError::Spec { reason: format!("stat says `{out}`") }),
         }
     }
 

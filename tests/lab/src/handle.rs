@@ -61,28 +61,17 @@ impl Lab {
         let log_path = dir.join("keeper.log");
         let log = std::fs::File::create(&log_path).map_err(LabError::file("create", &log_path))?;
         // A session of its own: neither Ctrl-C nor a closed terminal ends the lab before its owner does.
-        let mut command = if owned {
-            Command::new(program)
-        } else {
-            command("setsid", [program])
-        };
+        let mut command = if owned { Command::new(program) } else { command("setsid", [program]) };
         command.arg("keep").arg(dir).args(owned.then_some("--owned"));
         if owned {
             command.process_group(0);
         }
-        command
-            .stdin(if owned { Stdio::piped() } else { Stdio::null() })
-            .stdout(Stdio::piped())
-            .stderr(log);
-        let mut child = command.spawn().map_err(|source| LabError::NoProgram {
-            program: program.display().to_string(),
-            source,
-        })?;
+        command.stdin(if owned { Stdio::piped() } else { Stdio::null() }).stdout(Stdio::piped()).stderr(log);
+        let mut child =
+            command.spawn().map_err(|source| LabError::NoProgram { program: program.display().to_string(), source })?;
         let mut line = String::new();
         if let Some(stdout) = child.stdout.take() {
-            BufReader::new(stdout)
-                .read_line(&mut line)
-                .map_err(LabError::system("hear the keeper"))?;
+            BufReader::new(stdout).read_line(&mut line).map_err(LabError::system("hear the keeper"))?;
         }
         match serde_json::from_str(&line) {
             Ok(Answer::Ok) => {}
@@ -94,27 +83,17 @@ impl Lab {
                 drop(child.kill());
                 drop(child.wait());
                 let log = std::fs::read_to_string(&log_path).unwrap_or_default();
-                return Err(LabError::Keeper {
-                    message: format!("it ended without a word: {}", log.trim()),
-                });
+                return Err(LabError::Keeper { message: format!("it ended without a word: {}", log.trim()) });
             }
         }
         let record = Record::load(dir)?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            record,
-            keeper: owned.then_some(child),
-        })
+        Ok(Self { dir: dir.to_owned(), record, keeper: owned.then_some(child) })
     }
 
     /// Finds a lab that is up: by name, or the only one.
     pub fn attach(state: Option<&Path>, name: Option<&str>) -> Result<Self, LabError> {
         let record = state::find(&spec::state_dir(state), name)?;
-        Ok(Self {
-            dir: record.dir.clone(),
-            record,
-            keeper: None,
-        })
+        Ok(Self { dir: record.dir.clone(), record, keeper: None })
     }
 
     /// All labs that are up.
@@ -122,11 +101,7 @@ impl Lab {
         state::records(&spec::state_dir(state))
             .into_iter()
             .filter(|record| record.owner.alive())
-            .map(|record| Self {
-                dir: record.dir.clone(),
-                record,
-                keeper: None,
-            })
+            .map(|record| Self { dir: record.dir.clone(), record, keeper: None })
             .collect()
     }
 
@@ -147,11 +122,7 @@ impl Lab {
             Some(mut keeper) => {
                 drop(keeper.stdin.take());
                 let deadline = Instant::now() + DOWN_LIMIT;
-                while keeper
-                    .try_wait()
-                    .map_err(LabError::system("wait for the keeper"))?
-                    .is_none()
-                {
+                while keeper.try_wait().map_err(LabError::system("wait for the keeper"))?.is_none() {
                     if Instant::now() > deadline {
                         drop(keeper.kill());
                         drop(keeper.wait());
@@ -202,9 +173,10 @@ impl Lab {
 
     /// The independent registry, spoken to in plain HTTP from hosts and operator.
     pub fn registry(&self) -> Result<&RegistryRecord, LabError> {
-        self.record.registry.as_ref().ok_or_else(|| LabError::Spec {
-            reason: "this lab was made without a registry".to_owned(),
-        })
+        self.record
+            .registry
+            .as_ref()
+            .ok_or_else(|| LabError::Spec { reason: "this lab was made without a registry".to_owned() })
     }
 
     /// The directory of the operator's files; its `home` is the operator's HOME.
@@ -216,10 +188,7 @@ impl Lab {
     /// environment.
     pub fn operator_command(&self, program: impl AsRef<Path>) -> Command {
         let operator = &self.record.operator;
-        let mut command = command(
-            "nsenter",
-            [format!("--net=/proc/{}/ns/net", operator.pid), "--".to_owned()],
-        );
+        let mut command = command("nsenter", [format!("--net=/proc/{}/ns/net", operator.pid), "--".to_owned()]);
         command.arg(program.as_ref());
         command
             .env_clear()
@@ -342,41 +311,25 @@ pub(crate) fn enter(lab: &Path, name: &str, argv: &[std::ffi::OsString]) -> Resu
     let record = Record::load(lab)?;
     let host = record.host(name)?;
     if host.pid == 0 {
-        return Err(LabError::Keeper {
-            message: format!("host `{name}` is off"),
-        });
+        return Err(LabError::Keeper { message: format!("host `{name}` is off") });
     }
     cgroup::enter(&record.cgroup(name))?;
     let mut command = command("nsenter", ["--target", &host.pid.to_string()]);
-    command
-        .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"])
-        .args(argv);
+    command.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"]).args(argv);
     let term = std::env::var_os("TERM");
-    command
-        .env_clear()
-        .env("PATH", machine::PATH)
-        .env("HOME", "/root")
-        .env("USER", "root")
-        .env("LANG", "C.UTF-8");
+    command.env_clear().env("PATH", machine::PATH).env("HOME", "/root").env("USER", "root").env("LANG", "C.UTF-8");
     if let Some(term) = term {
         command.env("TERM", term);
     }
     let source = command.exec();
-    Err(LabError::NoProgram {
-        program: "nsenter".to_owned(),
-        source,
-    })
+    Err(LabError::NoProgram { program: "nsenter".to_owned(), source })
 }
 
 /// Becomes a command in a control group; returns only on failure. This is how parts of a lab are started.
 pub(crate) fn stage(group: &Path, argv: &[std::ffi::OsString]) -> Result<(), LabError> {
     cgroup::enter(group)?;
-    let (program, args) = argv.split_first().ok_or_else(|| LabError::Spec {
-        reason: "no command to become".to_owned(),
-    })?;
+    let (program, args) =
+        argv.split_first().ok_or_else(|| LabError::Spec { reason: "no command to become".to_owned() })?;
     let source = Command::new(program).args(args).exec();
-    Err(LabError::NoProgram {
-        program: program.to_string_lossy().into_owned(),
-        source,
-    })
+    Err(LabError::NoProgram { program: program.to_string_lossy().into_owned(), source })
 }

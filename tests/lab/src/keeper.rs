@@ -64,9 +64,7 @@ pub(crate) fn socket(dir: &Path) -> PathBuf {
 
 /// Asks the keeper of a lab.
 pub(crate) fn ask(dir: &Path, request: &Request) -> Result<(), LabError> {
-    let gone = |source: std::io::Error| LabError::Keeper {
-        message: source.to_string(),
-    };
+    let gone = |source: std::io::Error| LabError::Keeper { message: source.to_string() };
     let mut stream = UnixStream::connect(socket(dir)).map_err(gone)?;
     let mut line = serde_json::to_string(request).map_err(LabError::json("a request"))?;
     line.push('\n');
@@ -82,20 +80,15 @@ pub(crate) fn ask(dir: &Path, request: &Request) -> Result<(), LabError> {
 /// The whole life of a keeper. With `owned`, the end of standard input is the end of the lab.
 pub(crate) fn keep(dir: &Path, owned: bool) -> Result<(), LabError> {
     let mut record = Record::load(dir)?;
-    record.owner = Owner::of(std::process::id()).ok_or_else(|| LabError::Keeper {
-        message: "/proc does not show this process".to_owned(),
-    })?;
+    record.owner = Owner::of(std::process::id())
+        .ok_or_else(|| LabError::Keeper { message: "/proc does not show this process".to_owned() })?;
     record.save()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(LabError::system("start the keeper"))?;
     runtime.block_on(async {
-        let mut keeper = Keeper {
-            record,
-            parts: Vec::new(),
-            machines: Vec::new(),
-        };
+        let mut keeper = Keeper { record, parts: Vec::new(), machines: Vec::new() };
         let result = match keeper.build() {
             Ok(()) => match UnixListener::bind(socket(dir)).map_err(LabError::file("listen at", socket(dir))) {
                 Ok(listener) => {
@@ -182,18 +175,10 @@ impl Keeper {
         self.record.operator.pid = self.hold_network("operator")?;
         let mut addresses = vec![Record::address(self.record.number, 1)];
         addresses.extend(
-            self.record
-                .hosts
-                .iter()
-                .filter(|host| host.ssh_address != host.address)
-                .map(|host| host.ssh_address),
+            self.record.hosts.iter().filter(|host| host.ssh_address != host.address).map(|host| host.ssh_address),
         );
         net::make_bridge(self.record.bridge_pid, &addresses)?;
-        net::attach(
-            self.record.bridge_pid,
-            self.record.operator.pid,
-            self.record.operator.address,
-        )?;
+        net::attach(self.record.bridge_pid, self.record.operator.pid, self.record.operator.address)?;
         self.record.save()
     }
 
@@ -203,19 +188,14 @@ impl Keeper {
         cgroup::create(&group)?;
         let mut command = command("setpriv", ["--pdeathsig", "KILL", "--"]);
         command.arg(&self.record.program).arg("stage").arg(&group).arg("--");
-        command
-            .env_clear()
-            .env("PATH", crate::machine::PATH)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
+        command.env_clear().env("PATH", crate::machine::PATH).stdin(Stdio::null()).stdout(Stdio::null());
         Ok(command)
     }
 
     fn spawn(&mut self, mut command: Command) -> Result<u32, LabError> {
-        let child = command.spawn().map_err(|source| LabError::NoProgram {
-            program: crate::command::argv(&command),
-            source,
-        })?;
+        let child = command
+            .spawn()
+            .map_err(|source| LabError::NoProgram { program: crate::command::argv(&command), source })?;
         let pid = child.id();
         self.parts.push(child);
         Ok(pid)
@@ -249,21 +229,13 @@ impl Keeper {
 
     fn log(&self, name: &str) -> Result<fs::File, LabError> {
         let path = self.record.dir.join(name);
-        fs::File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(LabError::file("open", path))
+        fs::File::options().create(true).append(true).open(&path).map_err(LabError::file("open", path))
     }
 
     /// Where a server of the lab runs that everyone on the bridge may reach.
     fn on_bridge(&self, part: &str) -> Result<Command, LabError> {
         let mut command = self.part(part)?;
-        command.args([
-            "nsenter",
-            &format!("--net=/proc/{}/ns/net", self.record.bridge_pid),
-            "--",
-        ]);
+        command.args(["nsenter", &format!("--net=/proc/{}/ns/net", self.record.bridge_pid), "--"]);
         let log = self.log(&format!("{part}.log"))?;
         let same = log.try_clone().map_err(LabError::system("share a log"))?;
         command.stdout(log).stderr(same);
@@ -294,18 +266,8 @@ impl Keeper {
         let port = address.rsplit(':').next().unwrap_or_default().to_owned();
         let bridge = self.record.bridge_pid.to_string();
         self.until(what, PART_LIMIT, || {
-            let mut ss = command(
-                "nsenter",
-                [
-                    "--target",
-                    &bridge,
-                    "--net",
-                    "--",
-                    "ss",
-                    "-Hltn",
-                    &format!("sport = :{port}"),
-                ],
-            );
+            let mut ss =
+                command("nsenter", ["--target", &bridge, "--net", "--", "ss", "-Hltn", &format!("sport = :{port}")]);
             run(&mut ss).is_ok_and(|out| String::from_utf8_lossy(&out).contains(address))
         })
     }
@@ -358,14 +320,11 @@ impl Keeper {
         let log = host.dir.join("machine.log");
         let stderr = fs::File::create(&log).map_err(LabError::file("create", &log))?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
-        let mut child = command.spawn().map_err(|source| LabError::NoProgram {
-            program: crate::command::argv(&command),
-            source,
-        })?;
+        let mut child = command
+            .spawn()
+            .map_err(|source| LabError::NoProgram { program: crate::command::argv(&command), source })?;
         let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(LabError::Keeper {
-                message: "a host without pipes".to_owned(),
-            });
+            return Err(LabError::Keeper { message: "a host without pipes".to_owned() });
         };
         let (send, lines) = mpsc::channel();
         std::thread::spawn(move || {
@@ -376,10 +335,8 @@ impl Keeper {
             }
         });
         let first = hear(&lines, Instant::now() + PART_LIMIT, &host)?;
-        let pid = first
-            .strip_prefix("pid ")
-            .and_then(|number| number.parse().ok())
-            .ok_or_else(|| LabError::Keeper {
+        let pid =
+            first.strip_prefix("pid ").and_then(|number| number.parse().ok()).ok_or_else(|| LabError::Keeper {
                 message: format!("host `{}` says `{first}` where its process number was due", host.name),
             })?;
         net::attach(self.record.bridge_pid, pid, host.address)?;
@@ -398,39 +355,24 @@ impl Keeper {
         drop(stdin);
         match word.strip_prefix("failed ") {
             None => Ok(child),
-            Some(message) => Err(LabError::Keeper {
-                message: format!("host `{}` failed to {message}", host.name),
-            }),
+            Some(message) => Err(LabError::Keeper { message: format!("host `{}` failed to {message}", host.name) }),
         }
     }
 
     fn write_orders(&self, host: &HostRecord) -> Result<PathBuf, LabError> {
         let key = self.record.dir.join("ssh/id_ed25519.pub");
         let mut random = [0_u8; 16];
-        getrandom::fill(&mut random).map_err(|error| LabError::Keeper {
-            message: format!("no randomness for a boot id: {error}"),
-        })?;
+        getrandom::fill(&mut random)
+            .map_err(|error| LabError::Keeper { message: format!("no randomness for a boot id: {error}") })?;
         let hex = format!("{:032x}", u128::from_be_bytes(random));
-        let boot_id = format!(
-            "{}-{}-4{}-a{}-{}",
-            &hex[..8],
-            &hex[8..12],
-            &hex[13..16],
-            &hex[17..20],
-            &hex[20..]
-        );
+        let boot_id = format!("{}-{}-4{}-a{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..]);
         let orders = Orders {
             name: host.name.clone(),
             engine: host.engine,
             dir: host.dir.clone(),
             state: self.record.dir.parent().unwrap_or(&self.record.dir).to_owned(),
             authorized_key: fs::read_to_string(&key).map_err(LabError::file("read", &key))?,
-            hosts: self
-                .record
-                .hosts
-                .iter()
-                .map(|host| (host.name.clone(), host.address))
-                .collect(),
+            hosts: self.record.hosts.iter().map(|host| (host.name.clone(), host.address)).collect(),
             registry: self.record.registry.as_ref().map(|registry| registry.address.clone()),
             binds: self.record.binds.clone(),
             boot_id,
@@ -444,11 +386,8 @@ impl Keeper {
     /// Writes the file that a person sources.
     fn write_env(&self) -> Result<(), LabError> {
         let record = &self.record;
-        let names: String = record
-            .variables()
-            .iter()
-            .map(|(name, value)| format!("export {name}='{value}'\n"))
-            .collect();
+        let names: String =
+            record.variables().iter().map(|(name, value)| format!("export {name}='{value}'\n")).collect();
         let text = format!(
             "# To be sourced in a POSIX shell: `ssh HOST`, `jiji ...` and `in_lab COMMAND` then run where the operator of the lab\n\
              # `{name}` is. JIJI names the program to run as jiji.\n\
@@ -527,9 +466,7 @@ impl Keeper {
     fn boot_host(&mut self, name: &str) -> Result<(), LabError> {
         let index = self.index(name)?;
         if self.machines[index].is_some() {
-            return Err(LabError::Keeper {
-                message: format!("host `{name}` is on"),
-            });
+            return Err(LabError::Keeper { message: format!("host `{name}` is on") });
         }
         // The same disk must never be attached twice, and the dead host's is let go of a moment after its end.
         let image = self.record.hosts[index].dir.join("disk.img");
@@ -563,13 +500,11 @@ fn kill(pid: u32) {
 }
 
 fn hear(lines: &mpsc::Receiver<String>, deadline: Instant, host: &HostRecord) -> Result<String, LabError> {
-    lines
-        .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-        .map_err(|_| LabError::NotReady {
-            what: format!("host `{}`", host.name),
-            seconds: BOOT_LIMIT.as_secs(),
-            log: host.dir.join("machine.log"),
-        })
+    lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).map_err(|_| LabError::NotReady {
+        what: format!("host `{}`", host.name),
+        seconds: BOOT_LIMIT.as_secs(),
+        log: host.dir.join("machine.log"),
+    })
 }
 
 /// Makes a host's disk if it has none: a sparse file with a file system.
@@ -579,10 +514,6 @@ fn make_disk(image: &Path, size: u64) -> Result<(), LabError> {
     }
     let file = fs::File::create(image).map_err(LabError::file("create", image))?;
     file.set_len(size).map_err(LabError::file("size", image))?;
-    run(command(
-        "mkfs.ext4",
-        ["-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1"],
-    )
-    .arg(image))
-    .map(drop)
+    run(command("mkfs.ext4", ["-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1"]).arg(image))
+        .map(drop)
 }

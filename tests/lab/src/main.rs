@@ -2,16 +2,17 @@
 //!
 //! The commands that are not shown in the help are the laboratory's own processes.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a program for people: this is where it speaks"
-)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people: this is where it speaks")]
 
 use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use jiji_lab::{Engines, Lab, LabError, Record, Spec, images::Image, parse_duration};
+use jiji_lab::{
+    Engines, Lab, LabError, Record, Spec,
+    images::Image,
+    load::{LEAST_RATE, LoadSpec, Target},
+    parse_duration,
+};
 
 /// Several real hosts on one machine.
 #[derive(Parser)]
@@ -76,6 +77,27 @@ enum Order {
         #[arg(long)]
         all: bool,
     },
+    /// Put an honest load on the hosts' proxies and say what failed
+    Load {
+        /// The lab, if there are several
+        #[arg(long)]
+        name: Option<String>,
+        /// The Host header under which the service is reached
+        #[arg(long, default_value = "hello.test")]
+        host: String,
+        /// Requests per second and host
+        #[arg(long, default_value_t = LEAST_RATE)]
+        rate: f64,
+        /// How long, like 30s
+        #[arg(long, value_parser = parse_duration, default_value = "30s")]
+        duration: std::time::Duration,
+        /// Where requests go instead of port 80 of every host; may be given several times
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        target: Vec<std::net::SocketAddr>,
+        /// Print the report as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Keep a lab
     #[command(hide = true)]
     Keep {
@@ -104,6 +126,9 @@ enum Order {
     /// Relay connections to hosts
     #[command(hide = true)]
     Relay { order: PathBuf },
+    /// Put load on targets
+    #[command(hide = true)]
+    Loader { order: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -119,29 +144,12 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode, LabError> {
     let state = args.state.as_deref();
     match args.command {
-        Order::Up {
-            hosts,
-            engine,
-            rtt,
-            name,
-            bind,
-            bare,
-            json,
-        } => {
-            let spec = Spec {
-                name,
-                rtt,
-                state: args.state,
-                binds: bind,
-                ..Spec::new(hosts, engine)
-            };
+        Order::Up { hosts, engine, rtt, name, bind, bare, json } => {
+            let spec = Spec { name, rtt, state: args.state, binds: bind, ..Spec::new(hosts, engine) };
             let lab = Lab::up_detached(&spec)?;
             let images = if bare { Vec::new() } else { fill(&lab)? };
             if json {
-                print_json(&Up {
-                    lab: lab.record(),
-                    images: &images,
-                })?;
+                print_json(&Up { lab: lab.record(), images: &images })?;
             } else {
                 print_up(lab.record(), &images);
             }
@@ -166,11 +174,33 @@ fn run(args: Args) -> Result<ExitCode, LabError> {
                 Lab::attach(state, name.as_deref())?.down()?;
             }
         }
+        Order::Load { name, host, rate, duration, target, json } => {
+            let lab = Lab::attach(state, name.as_deref())?;
+            let mut spec = LoadSpec { rate, ..LoadSpec::new(&lab, &host, duration) };
+            if !target.is_empty() {
+                let named = |address: std::net::SocketAddr| Target {
+                    name: address.to_string(),
+                    address,
+                    authority: host.clone(),
+                };
+                spec.targets = target.into_iter().map(named).collect();
+            }
+            let report = lab.load(&spec)?;
+            if json {
+                print_json(&report)?
+            } else {
+                print!("{report}")
+            }
+            if report.failed() > 0 {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Order::Keep { dir, owned } => jiji_lab::process::keep(&dir, owned)?,
         Order::Machine { orders } => jiji_lab::process::machine(&orders)?,
         Order::Stage { group, argv } => jiji_lab::process::stage(&group, &argv)?,
         Order::Enter { dir, host, argv } => jiji_lab::process::enter(&dir, &host, &argv)?,
         Order::Relay { order } => jiji_lab::process::relay(&order)?,
+        Order::Loader { order } => jiji_lab::process::loader(&order)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -192,27 +222,19 @@ fn fill(lab: &Lab) -> Result<Vec<Image>, LabError> {
         }
     })?;
     let path = &lab.record().env;
-    let lines: String = images
-        .iter()
-        .map(|image| format!("export {}='{}'\n", image.variable(), image.pinned))
-        .collect();
+    let lines: String =
+        images.iter().map(|image| format!("export {}='{}'\n", image.variable(), image.pinned)).collect();
     std::fs::File::options()
         .append(true)
         .open(path)
         .and_then(|mut file| file.write_all(lines.as_bytes()))
-        .map_err(|source| LabError::File {
-            action: "write",
-            path: path.clone(),
-            source,
-        })?;
+        .map_err(|source| LabError::File { action: "write", path: path.clone(), source })?;
     Ok(images)
 }
 
 fn print_json(value: &impl serde::Serialize) -> Result<(), LabError> {
-    let text = serde_json::to_string_pretty(value).map_err(|source| LabError::Json {
-        what: "the record to print".to_owned(),
-        source,
-    })?;
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|source| LabError::Json { what: "the record to print".to_owned(), source })?;
     println!("{text}");
     Ok(())
 }

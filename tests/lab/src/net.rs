@@ -12,20 +12,14 @@ use crate::{
 
 /// Runs `ip` in the network namespace of a process.
 fn ip(pid: u32, args: &str) -> Result<(), LabError> {
-    let mut command = command(
-        "nsenter",
-        [format!("--net=/proc/{pid}/ns/net"), "--".to_owned(), "ip".to_owned()],
-    );
+    let mut command = command("nsenter", [format!("--net=/proc/{pid}/ns/net"), "--".to_owned(), "ip".to_owned()]);
     run(command.args(args.split(' '))).map(drop)
 }
 
 /// Makes the bridge in the namespace of `bridge`, with these addresses.
 pub(crate) fn make_bridge(bridge: u32, addresses: &[Ipv4Addr]) -> Result<(), LabError> {
     ip(bridge, "link set lo up")?;
-    ip(
-        bridge,
-        "link add lab0 address 02:6c:61:62:00:01 type bridge forward_delay 0 stp_state 0",
-    )?;
+    ip(bridge, "link add lab0 address 02:6c:61:62:00:01 type bridge forward_delay 0 stp_state 0")?;
     for address in addresses {
         ip(bridge, &format!("addr add {address}/24 dev lab0"))?;
     }
@@ -37,13 +31,7 @@ pub(crate) fn attach(bridge: u32, pid: u32, address: Ipv4Addr) -> Result<(), Lab
     let port = port(address);
     // A host that just died takes its end of the pair with it, but a moment later; both ends go together.
     drop(ip(bridge, &format!("link del {port}")));
-    ip(
-        bridge,
-        &format!(
-            "link add {port} type veth peer name eth0 address {} netns {pid}",
-            mac(address)
-        ),
-    )?;
+    ip(bridge, &format!("link add {port} type veth peer name eth0 address {} netns {pid}", mac(address)))?;
     ip(bridge, &format!("link set {port} master lab0 up"))?;
     ip(pid, "link set lo up")?;
     ip(pid, &format!("addr add {address}/24 dev eth0"))?;

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::Path};
 
-use crate::{LabError, handle, keeper, machine, relay};
+use crate::{LabError, handle, keeper, load, machine, relay};
 
 /// Keeps the lab in `dir` until it is told to end, or with `owned` until standard input ends.
 pub fn keep(dir: &Path, owned: bool) -> Result<(), LabError> {
@@ -27,4 +27,9 @@ pub fn enter(lab: &Path, host: &str, argv: &[OsString]) -> Result<(), LabError> 
 /// Relays connections to hosts, for ever.
 pub fn relay(order: &Path) -> Result<(), LabError> {
     relay::serve(order)
+}
+
+/// Puts load on targets until it is over or standard input ends.
+pub fn loader(order: &Path) -> Result<(), LabError> {
+    load::serve(order)
 }

@@ -19,12 +19,7 @@ pub(crate) fn find(named: Option<&Path>) -> Result<PathBuf, LabError> {
     if own.file_name().is_some_and(|name| name == "lab") {
         return Ok(own);
     }
-    own.ancestors()
-        .skip(1)
-        .take(4)
-        .map(|dir| dir.join("lab"))
-        .find(|path| path.is_file())
-        .ok_or(LabError::NoLabProgram)
+    own.ancestors().skip(1).take(4).map(|dir| dir.join("lab")).find(|path| path.is_file()).ok_or(LabError::NoLabProgram)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, LabError> {

@@ -31,10 +31,7 @@ impl Owner {
         if matches!(state, 'Z' | 'X') {
             return None;
         }
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .ok()?
-            .trim()
-            .to_owned();
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned();
         Some(Self { pid, start, boot })
     }
 
@@ -188,10 +185,7 @@ impl Record {
 
     /// The host of that name.
     pub fn host(&self, name: &str) -> Result<&HostRecord, LabError> {
-        self.hosts
-            .iter()
-            .find(|host| host.name == name)
-            .ok_or_else(|| LabError::NoSuchHost { name: name.to_owned() })
+        self.hosts.iter().find(|host| host.name == name).ok_or_else(|| LabError::NoSuchHost { name: name.to_owned() })
     }
 }
 
@@ -209,19 +203,7 @@ mod tests {
     fn this_process_is_alive_and_one_that_started_earlier_under_its_number_is_not() {
         let own = Owner::of(std::process::id()).expect("this process runs");
         assert!(own.alive());
-        assert!(
-            !Owner {
-                start: own.start.wrapping_sub(1),
-                ..own.clone()
-            }
-            .alive()
-        );
-        assert!(
-            !Owner {
-                boot: "another boot".to_owned(),
-                ..own
-            }
-            .alive()
-        );
+        assert!(!Owner { start: own.start.wrapping_sub(1), ..own.clone() }.alive());
+        assert!(!Owner { boot: "another boot".to_owned(), ..own }.alive());
     }
 }

@@ -72,9 +72,7 @@ pub(crate) fn serve(order: &Path) -> Result<(), LabError> {
     runtime.block_on(async {
         let mut counters = Vec::new();
         for line in order.lines {
-            let listener = TcpListener::bind(line.listen)
-                .await
-                .map_err(LabError::system("listen as a relay"))?;
+            let listener = TcpListener::bind(line.listen).await.map_err(LabError::system("listen as a relay"))?;
             let counter = Counter::default();
             tokio::spawn(accept(listener, line.target, rtt, counter.clone()));
             counters.push((line.traffic, counter, None));
@@ -186,11 +184,7 @@ async fn carry(
     delay: Duration,
     counter: Counter,
 ) {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a small positive number of bytes"
-    )]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number of bytes")]
     let room = ((BANDWIDTH * delay.as_secs_f64()) as usize).max(64 * 1024);
     let wire = Wire::default();
     let take_in = async {

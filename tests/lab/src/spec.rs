@@ -69,9 +69,7 @@ impl FromStr for Engines {
             "podman" => Ok(Self::Podman),
             "docker" => Ok(Self::Docker),
             "mixed" => Ok(Self::Mixed),
-            other => Err(LabError::Spec {
-                reason: format!("engine `{other}` is none of podman, docker, mixed"),
-            }),
+            other => Err(LabError::Spec { reason: format!("engine `{other}` is none of podman, docker, mixed") }),
         }
     }
 }
@@ -154,9 +152,7 @@ impl Spec {
         if let Some(name) = &self.name
             && (name.is_empty()
                 || name.len() > 32
-                || !name
-                    .bytes()
-                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'))
+                || !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'))
         {
             return refuse(format!("name `{name}`; names are 1 to 32 of a-z, 0-9 and `-`"));
         }
@@ -179,9 +175,7 @@ pub(crate) fn state_dir(chosen: Option<&Path>) -> PathBuf {
 
 /// Reads a duration as people type it: `50ms`, `1.5s`, `2m`.
 pub fn parse_duration(text: &str) -> Result<Duration, LabError> {
-    let bad = || LabError::Spec {
-        reason: format!("duration `{text}`; write it like 50ms, 1.5s or 2m"),
-    };
+    let bad = || LabError::Spec { reason: format!("duration `{text}`; write it like 50ms, 1.5s or 2m") };
     let split = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(bad)?;
     let (number, unit) = text.split_at(split);
     let number: f64 = number.parse().map_err(|_| bad())?;

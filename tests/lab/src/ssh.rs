@@ -67,10 +67,7 @@ pub(crate) fn write_files(record: &Record) -> Result<(), LabError> {
     write(&record.ssh_config, &config, 0o644)?;
     for program in ["ssh", "scp", "sftp"] {
         // The last -F counts, so a tool that brings its own configuration still has its way.
-        let text = format!(
-            "#!/bin/sh\nexec /usr/bin/{program} -F '{}' \"$@\"\n",
-            record.ssh_config.display()
-        );
+        let text = format!("#!/bin/sh\nexec /usr/bin/{program} -F '{}' \"$@\"\n", record.ssh_config.display());
         write(&record.operator.bin.join(program), &text, 0o755)?;
     }
     Ok(())
@@ -115,12 +112,6 @@ mod tests {
                    Starting session: command for root from 10.231.0.2 port 40172 id 0\n\
                    Starting session: command for root from 10.231.0.2 port 40172 id 1\n\
                    Close session: user root from 10.231.0.2 port 40172 id 0\n";
-        assert_eq!(
-            Sessions::count(log),
-            Sessions {
-                connections: 1,
-                sessions: 2
-            }
-        );
+        assert_eq!(Sessions::count(log), Sessions { connections: 1, sessions: 2 });
     }
 }

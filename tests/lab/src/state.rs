@@ -23,12 +23,8 @@ pub(crate) struct Lock(#[expect(dead_code, reason = "held for its lock")] File);
 pub(crate) fn lock(state: &Path) -> Result<Lock, LabError> {
     fs::create_dir_all(state).map_err(LabError::file("create", state))?;
     let path = state.join("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(LabError::file("open", &path))?;
+    let file =
+        File::options().create(true).truncate(false).write(true).open(&path).map_err(LabError::file("open", &path))?;
     file.lock().map_err(LabError::file("lock", &path))?;
     Ok(Lock(file))
 }
@@ -38,35 +34,23 @@ pub(crate) fn records(state: &Path) -> Vec<Record> {
     let Ok(entries) = fs::read_dir(state) else {
         return Vec::new();
     };
-    let mut found: Vec<_> = entries
-        .flatten()
-        .filter_map(|entry| Record::load(&entry.path()).ok())
-        .collect();
+    let mut found: Vec<_> = entries.flatten().filter_map(|entry| Record::load(&entry.path()).ok()).collect();
     found.sort_by_key(|record| record.number);
     found
 }
 
 /// The lab of that name, or the only one there is.
 pub(crate) fn find(state: &Path, name: Option<&str>) -> Result<Record, LabError> {
-    let mut alive: Vec<_> = records(state)
-        .into_iter()
-        .filter(|record| record.owner.alive())
-        .collect();
+    let mut alive: Vec<_> = records(state).into_iter().filter(|record| record.owner.alive()).collect();
     match name {
         Some(name) => alive
             .into_iter()
             .find(|record| record.name == name)
             .ok_or_else(|| LabError::NoSuchLab { name: name.to_owned() }),
         None if alive.len() > 1 => Err(LabError::Ambiguous {
-            names: alive
-                .iter()
-                .map(|record| record.name.as_str())
-                .collect::<Vec<_>>()
-                .join(" "),
+            names: alive.iter().map(|record| record.name.as_str()).collect::<Vec<_>>().join(" "),
         }),
-        None => alive.pop().ok_or_else(|| LabError::NoSuchLab {
-            name: "(any)".to_owned(),
-        }),
+        None => alive.pop().ok_or_else(|| LabError::NoSuchLab { name: "(any)".to_owned() }),
     }
 }
 
@@ -129,23 +113,18 @@ pub(crate) fn allocate(spec: &Spec, program: PathBuf) -> Result<Record, LabError
     let taken = |number: u8| labs.iter().any(|lab| lab.number == number);
     let number = (0..=u8::MAX)
         .find(|number| !taken(*number))
-        .ok_or_else(|| LabError::Spec {
-            reason: "256 labs are up".to_owned(),
-        })?;
+        .ok_or_else(|| LabError::Spec { reason: "256 labs are up".to_owned() })?;
     let name = spec.name.clone().unwrap_or_else(|| format!("lab-{number}"));
     if labs.iter().any(|lab| lab.name == name) {
         return Err(LabError::NameTaken { name });
     }
     let mut id = [0_u8; 4];
-    getrandom::fill(&mut id).map_err(|error| LabError::Spec {
-        reason: format!("no randomness for an id: {error}"),
-    })?;
+    getrandom::fill(&mut id).map_err(|error| LabError::Spec { reason: format!("no randomness for an id: {error}") })?;
     let dir = state.join(&name);
     let make = |path: &Path| fs::create_dir_all(path).map_err(LabError::file("create", path));
     make(&dir)?;
-    let owner = Owner::of(std::process::id()).ok_or_else(|| LabError::Spec {
-        reason: "/proc does not show this process".to_owned(),
-    })?;
+    let owner = Owner::of(std::process::id())
+        .ok_or_else(|| LabError::Spec { reason: "/proc does not show this process".to_owned() })?;
     let record = Record {
         version: VERSION,
         id: format!("{:08x}", u32::from_be_bytes(id)),
@@ -160,10 +139,7 @@ pub(crate) fn allocate(spec: &Spec, program: PathBuf) -> Result<Record, LabError
             home: dir.join("operator/home"),
             bin: dir.join("operator/bin"),
         },
-        hosts: (1_u8..)
-            .zip(&spec.hosts)
-            .map(|(place, engine)| host(&dir, number, place, *engine, spec))
-            .collect(),
+        hosts: (1_u8..).zip(&spec.hosts).map(|(place, engine)| host(&dir, number, place, *engine, spec)).collect(),
         registry: spec.registry.then(|| RegistryRecord {
             address: format!("{}:{REGISTRY_PORT}", Record::address(number, 1)),
             storage: dir.join("registry"),
@@ -191,11 +167,7 @@ fn host(lab: &Path, number: u8, place: u8, engine: Engine, spec: &Spec) -> HostR
     let address = Record::address(number, 10 + place);
     HostRecord {
         address,
-        ssh_address: if spec.rtt.is_some() {
-            Record::address(number, 110 + place)
-        } else {
-            address
-        },
+        ssh_address: if spec.rtt.is_some() { Record::address(number, 110 + place) } else { address },
         engine,
         pid: 0,
         boots: 0,

@@ -19,9 +19,7 @@ fn busybox_tar() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
     std::fs::create_dir(dir.path().join("bin"))?;
     std::fs::copy("/bin/busybox", dir.path().join("bin/busybox"))?;
-    Ok(command::run(
-        command::command("tar", ["-c", "."]).current_dir(dir.path()),
-    )?)
+    Ok(command::run(command::command("tar", ["-c", "."]).current_dir(dir.path()))?)
 }
 
 fn ssh(lab: &Lab, host: &Host, words: &[&str]) -> Result<String, jiji_lab::LabError> {
@@ -30,10 +28,7 @@ fn ssh(lab: &Lab, host: &Host, words: &[&str]) -> Result<String, jiji_lab::LabEr
 }
 
 fn fetch(lab: &Lab, url: &str) -> Result<Vec<u8>, jiji_lab::LabError> {
-    command::run(
-        lab.operator_command("curl")
-            .args(["-sS", "--fail", "--max-time", "5", url]),
-    )
+    command::run(lab.operator_command("curl").args(["-sS", "--fail", "--max-time", "5", url]))
 }
 
 #[test]
@@ -51,20 +46,7 @@ fn both_engines_run_containers_that_the_operator_reaches() -> Outcome {
 
         let name = format!("{registry}/{}:1", host.name);
         command::run_with_input(&mut host.command(&[host.engine_cli(), "import", "-", &name]), &image)?;
-        let argv = [
-            "run",
-            "-d",
-            "--name",
-            "web",
-            "-p",
-            "80:80",
-            &name,
-            "/bin/busybox",
-            "httpd",
-            "-f",
-            "-h",
-            "/bin",
-        ];
+        let argv = ["run", "-d", "--name", "web", "-p", "80:80", &name, "/bin/busybox", "httpd", "-f", "-h", "/bin"];
         host.engine(&argv)?;
         let url = format!("http://{}/busybox", host.address);
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -91,10 +73,7 @@ fn a_host_has_a_root_a_disk_and_a_boot_id_of_its_own() -> Outcome {
     hosts[0].write_file("/etc/lab-marker/unhealthy", b"on this host only\n")?;
     assert_eq!(hosts[0].read_file("/etc/lab-marker/unhealthy")?, b"on this host only\n");
     assert!(hosts[1].read_file("/etc/lab-marker/unhealthy").is_err());
-    assert!(
-        !Path::new("/etc/lab-marker").exists(),
-        "the machine itself is not touched"
-    );
+    assert!(!Path::new("/etc/lab-marker").exists(), "the machine itself is not touched");
     let boot = |host: &Host| host.exec(&["cat", "/proc/sys/kernel/random/boot_id"]);
     assert_ne!(boot(&hosts[0])?, boot(&hosts[1])?);
 
@@ -114,10 +93,7 @@ fn a_cut_line_a_dead_host_and_a_frozen_process_look_like_that_to_the_operator() 
     let host = lab.host("docker-1")?;
     assert_eq!(host.engine, Engine::Docker);
     let reach = |seconds: &str| {
-        command::run(
-            lab.operator_command("ssh")
-                .args(["-o", &format!("ConnectTimeout={seconds}"), "docker-1", "true"]),
-        )
+        command::run(lab.operator_command("ssh").args(["-o", &format!("ConnectTimeout={seconds}"), "docker-1", "true"]))
     };
     reach("5")?;
 
@@ -179,12 +155,7 @@ fn remains(state: &Path) -> Vec<String> {
     }
     let disks = command::run(&mut Command::new("losetup")).unwrap_or_default();
     let state_text = state.display().to_string();
-    found.extend(
-        String::from_utf8_lossy(&disks)
-            .lines()
-            .filter(|line| line.contains(&state_text))
-            .map(str::to_owned),
-    );
+    found.extend(String::from_utf8_lossy(&disks).lines().filter(|line| line.contains(&state_text)).map(str::to_owned));
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let argv = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let argv = String::from_utf8_lossy(&argv).replace('\0', " ");
@@ -198,16 +169,10 @@ fn remains(state: &Path) -> Vec<String> {
 #[test]
 fn a_lab_whose_keeper_was_killed_is_swept_by_the_next_one() -> Outcome {
     let state = tempfile::tempdir_in("/var/tmp")?;
-    let at = |spec: Spec| Spec {
-        state: Some(state.path().to_owned()),
-        ..spec
-    };
+    let at = |spec: Spec| Spec { state: Some(state.path().to_owned()), ..spec };
     let first = Lab::up_detached(&at(spec(2, Engines::Mixed).name("first")))?;
     let host = first.host("docker-2")?;
-    command::run_with_input(
-        &mut host.command(&[host.engine_cli(), "import", "-", "bb"]),
-        &busybox_tar()?,
-    )?;
+    command::run_with_input(&mut host.command(&[host.engine_cli(), "import", "-", "bb"]), &busybox_tar()?)?;
     host.engine(&["run", "-d", "--name", "idle", "bb", "/bin/busybox", "sleep", "1000"])?;
     let keeper = first.record().owner.pid.to_string();
     command::run(&mut command::command("kill", ["-KILL", &keeper]))?;
@@ -215,11 +180,7 @@ fn a_lab_whose_keeper_was_killed_is_swept_by_the_next_one() -> Outcome {
 
     let second = Lab::up(&at(spec(1, Engines::Podman).name("second")))?;
     assert!(!first.record().dir.exists(), "the first lab's files are gone");
-    assert!(
-        remains(state.path()).iter().all(|what| !what.contains("first")),
-        "{:?}",
-        remains(state.path())
-    );
+    assert!(remains(state.path()).iter().all(|what| !what.contains("first")), "{:?}", remains(state.path()));
     second.down()?;
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(remains(state.path()), Vec::<String>::new());
@@ -231,10 +192,7 @@ fn a_lab_ends_when_the_process_that_made_it_is_killed() -> Outcome {
     let state = tempfile::tempdir_in("/var/tmp")?;
     // This test is its own owner: it runs itself with a variable set, and kills that.
     if let Some(place) = std::env::var_os("LAB_TEST_OWNER_STATE") {
-        let _lab = Lab::up(&Spec {
-            state: Some(place.into()),
-            ..spec(1, Engines::Podman)
-        })?;
+        let _lab = Lab::up(&Spec { state: Some(place.into()), ..spec(1, Engines::Podman) })?;
         std::thread::sleep(Duration::from_secs(120));
         return Ok(());
     }
@@ -244,10 +202,7 @@ fn a_lab_ends_when_the_process_that_made_it_is_killed() -> Outcome {
         .stdout(std::process::Stdio::null())
         .spawn()?;
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !Lab::all(Some(state.path()))
-        .first()
-        .is_some_and(|lab| lab.record().ready)
-    {
+    while !Lab::all(Some(state.path())).first().is_some_and(|lab| lab.record().ready) {
         assert!(Instant::now() < deadline, "the owner never had a lab");
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -66,9 +66,7 @@ impl FromStr for Base {
         Self::ALL
             .into_iter()
             .find(|base| base.name().split(':').next() == Some(text))
-            .ok_or_else(|| LabError::Spec {
-                reason: format!("`{text}` is no base image of the lab"),
-            })
+            .ok_or_else(|| LabError::Spec { reason: format!("`{text}` is no base image of the lab") })
     }
 }
 
@@ -146,11 +144,7 @@ pub(super) fn build(cache: &Cache, base: Base) -> Result<(PathBuf, String), LabE
         if actual == digest {
             return Ok(());
         }
-        Err(LabError::Digest {
-            what: base.name().to_owned(),
-            expected: digest.to_owned(),
-            actual,
-        })
+        Err(LabError::Digest { what: base.name().to_owned(), expected: digest.to_owned(), actual })
     })?;
     Ok((layout, digest.to_owned()))
 }
@@ -168,18 +162,11 @@ fn write(cache: &Cache, base: Base, dir: &Path) -> Result<String, LabError> {
         "sh", "ls", "cat", "cp", "mkdir", "rm", "ln", "chmod", "env", "sleep", "echo", "true", "false", "test", "id",
         "ps", "wget",
     ] {
-        tree.entry(format!("bin/{applet}")).or_insert(Node::Link {
-            target: "busybox".to_owned(),
-        });
+        tree.entry(format!("bin/{applet}")).or_insert(Node::Link { target: "busybox".to_owned() });
     }
     if base == Base::Python {
         for name in ["python3", "python"] {
-            tree.insert(
-                format!("usr/bin/{name}"),
-                Node::Link {
-                    target: "python3.11".to_owned(),
-                },
-            );
+            tree.insert(format!("usr/bin/{name}"), Node::Link { target: "python3.11".to_owned() });
         }
     }
     for (path, mode) in [
@@ -194,19 +181,10 @@ fn write(cache: &Cache, base: Base, dir: &Path) -> Result<String, LabError> {
         tree.insert(path.to_owned(), Node::Directory { mode });
     }
     for (path, text) in [
-        (
-            "etc/passwd",
-            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
-        ),
+        ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
         ("etc/group", "root:x:0:\nnobody:x:65534:\n"),
     ] {
-        tree.insert(
-            path.to_owned(),
-            Node::File {
-                mode: 0o644,
-                bytes: text.as_bytes().to_vec(),
-            },
-        );
+        tree.insert(path.to_owned(), Node::File { mode: 0o644, bytes: text.as_bytes().to_vec() });
     }
     layer::complete(&mut tree);
     let config = Config {

@@ -57,11 +57,7 @@ impl Package {
     fn verify(&self, path: &Path) -> Result<(), LabError> {
         let bytes = fs::read(path).map_err(LabError::file("read", path))?;
         let actual = sha256_hex(&bytes);
-        if actual == self.sha256 {
-            Ok(())
-        } else {
-            Err(self.refuse(format!("got sha256 {actual}")))
-        }
+        if actual == self.sha256 { Ok(()) } else { Err(self.refuse(format!("got sha256 {actual}"))) }
     }
 
     fn refuse(&self, reason: String) -> LabError {
@@ -77,22 +73,13 @@ impl Package {
     pub(super) fn files(&self, cache: &Cache) -> Result<BTreeMap<String, Node>, LabError> {
         let deb = self.fetch(cache)?;
         let tar = run(command("dpkg-deb", ["--fsys-tarfile"]).arg(&deb))?;
-        let bad = |source| LabError::File {
-            action: "read",
-            path: deb.clone(),
-            source,
-        };
+        let bad = |source| LabError::File { action: "read", path: deb.clone(), source };
         let mut files = BTreeMap::new();
         let mut archive = tar::Archive::new(tar.as_slice());
         for entry in archive.entries().map_err(bad)? {
             let mut entry = entry.map_err(bad)?;
-            let path = entry
-                .path()
-                .map_err(bad)?
-                .to_string_lossy()
-                .trim_start_matches("./")
-                .trim_end_matches('/')
-                .to_owned();
+            let path =
+                entry.path().map_err(bad)?.to_string_lossy().trim_start_matches("./").trim_end_matches('/').to_owned();
             if path.is_empty() {
                 continue;
             }
@@ -101,20 +88,12 @@ impl Package {
             let node = if kind.is_dir() {
                 Node::Directory { mode }
             } else if kind.is_symlink() {
-                let target = entry
-                    .link_name()
-                    .map_err(bad)?
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned();
+                let target = entry.link_name().map_err(bad)?.unwrap_or_default().to_string_lossy().into_owned();
                 Node::Link { target }
             } else if kind.is_hard_link() {
                 let target = entry.link_name().map_err(bad)?.unwrap_or_default();
                 let target = target.to_string_lossy().trim_start_matches("./").to_owned();
-                files
-                    .get(&target)
-                    .cloned()
-                    .ok_or_else(|| self.refuse(format!("`{path}` links to nothing")))?
+                files.get(&target).cloned().ok_or_else(|| self.refuse(format!("`{path}` links to nothing")))?
             } else if kind.is_file() {
                 let mut bytes = Vec::new();
                 entry.read_to_end(&mut bytes).map_err(bad)?;

@@ -36,15 +36,12 @@ pub(super) fn build(cache: &Cache) -> Result<(PathBuf, String), LabError> {
 }
 
 fn compile(tool: &Path, dir: &Path) -> Result<(), LabError> {
-    run(command(
-        "go",
-        ["build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o"],
-    )
-    .arg(dir.join("kamal-proxy"))
-    .arg(PROGRAM)
-    .current_dir(tool)
-    .env("CGO_ENABLED", "0")
-    .env("GOFLAGS", "-mod=readonly"))
+    run(command("go", ["build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o"])
+        .arg(dir.join("kamal-proxy"))
+        .arg(PROGRAM)
+        .current_dir(tool)
+        .env("CGO_ENABLED", "0")
+        .env("GOFLAGS", "-mod=readonly"))
     .map(drop)
 }
 
@@ -53,10 +50,7 @@ fn assemble(cache: &Cache, binary: &Path, dir: &Path) -> Result<(), LabError> {
     let storage = cache.path("buildah.new");
     let buildah = |args: &[&str]| {
         let mut command = command("buildah", ["--root"]);
-        command
-            .arg(storage.join("root"))
-            .arg("--runroot")
-            .arg(storage.join("run"));
+        command.arg(storage.join("root")).arg("--runroot").arg(storage.join("run"));
         command.args(["--storage-driver", "vfs"]).args(args);
         command
     };
@@ -90,16 +84,7 @@ fn assemble(cache: &Cache, binary: &Path, dir: &Path) -> Result<(), LabError> {
             "run",
             &container,
         ]))?;
-        let commit = [
-            "commit",
-            "--quiet",
-            "--rm",
-            "--timestamp",
-            "0",
-            "--format",
-            "oci",
-            &container,
-        ];
+        let commit = ["commit", "--quiet", "--rm", "--timestamp", "0", "--format", "oci", &container];
         run(buildah(&commit).arg(format!("oci:{}:latest", dir.display()))).map(drop)
     })();
     drop(fs::remove_dir_all(&storage));

@@ -37,8 +37,7 @@ pub(super) fn complete(tree: &mut Tree) {
     let paths: Vec<String> = tree.keys().cloned().collect();
     for path in paths {
         for (end, _) in path.match_indices('/') {
-            tree.entry(path[..end].to_owned())
-                .or_insert(Node::Directory { mode: 0o755 });
+            tree.entry(path[..end].to_owned()).or_insert(Node::Directory { mode: 0o755 });
         }
     }
 }
@@ -79,10 +78,7 @@ pub(super) fn tar(tree: &Tree) -> io::Result<Vec<u8>> {
 /// digests in `base` would show.
 pub(super) fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
     // 255: no operating system is named in the header.
-    let mut encoder = GzBuilder::new()
-        .mtime(0)
-        .operating_system(255)
-        .write(Vec::new(), Compression::new(6));
+    let mut encoder = GzBuilder::new().mtime(0).operating_system(255).write(Vec::new(), Compression::new(6));
     encoder.write_all(bytes)?;
     encoder.finish()
 }
@@ -93,19 +89,8 @@ mod tests {
 
     fn tree() -> Tree {
         let mut tree = Tree::new();
-        tree.insert(
-            "usr/bin/tool".to_owned(),
-            Node::File {
-                mode: 0o755,
-                bytes: b"#!/bin/sh\n".to_vec(),
-            },
-        );
-        tree.insert(
-            "bin".to_owned(),
-            Node::Link {
-                target: "usr/bin".to_owned(),
-            },
-        );
+        tree.insert("usr/bin/tool".to_owned(), Node::File { mode: 0o755, bytes: b"#!/bin/sh\n".to_vec() });
+        tree.insert("bin".to_owned(), Node::Link { target: "usr/bin".to_owned() });
         complete(&mut tree);
         tree
     }

@@ -103,41 +103,18 @@ pub(super) fn write(dir: &Path, tree: &Tree, config: &Config) -> Result<String, 
         created: EPOCH,
         architecture: "amd64",
         os: "linux",
-        config: RunConfig {
-            env: &config.env,
-            cmd: &config.command,
-            working_dir: "/",
-        },
-        rootfs: RootFs {
-            kind: "layers",
-            diff_ids: [format!("sha256:{}", sha256_hex(&tar))],
-        },
-        history: [History {
-            created: EPOCH,
-            created_by: "the laboratory",
-        }],
+        config: RunConfig { env: &config.env, cmd: &config.command, working_dir: "/" },
+        rootfs: RootFs { kind: "layers", diff_ids: [format!("sha256:{}", sha256_hex(&tar))] },
+        history: [History { created: EPOCH, created_by: "the laboratory" }],
     };
     let config = put(&blobs, &json(&config)?, CONFIG)?;
-    let manifest = Manifest {
-        schema_version: 2,
-        media_type: MANIFEST,
-        config,
-        layers: [layer],
-    };
+    let manifest = Manifest { schema_version: 2, media_type: MANIFEST, config, layers: [layer] };
     let mut manifest = put(&blobs, &json(&manifest)?, MANIFEST)?;
     let digest = manifest.digest.clone();
-    manifest.annotations = Some(RefName {
-        name: "latest".to_owned(),
-    });
-    let index = Index {
-        schema_version: 2,
-        media_type: Some(INDEX.to_owned()),
-        manifests: vec![manifest],
-    };
-    for (name, text) in [
-        ("index.json", json(&index)?),
-        ("oci-layout", b"{\"imageLayoutVersion\":\"1.0.0\"}".to_vec()),
-    ] {
+    manifest.annotations = Some(RefName { name: "latest".to_owned() });
+    let index = Index { schema_version: 2, media_type: Some(INDEX.to_owned()), manifests: vec![manifest] };
+    for (name, text) in [("index.json", json(&index)?), ("oci-layout", b"{\"imageLayoutVersion\":\"1.0.0\"}".to_vec())]
+    {
         let path = dir.join(name);
         fs::write(&path, text).map_err(LabError::file("write", &path))?;
     }
@@ -171,7 +148,5 @@ pub(super) fn digest(dir: &Path) -> Result<String, LabError> {
         .into_iter()
         .next()
         .map(|manifest| manifest.digest)
-        .ok_or_else(|| LabError::Spec {
-            reason: format!("{} names no image", what()),
-        })
+        .ok_or_else(|| LabError::Spec { reason: format!("{} names no image", what()) })
 }

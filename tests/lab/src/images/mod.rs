@@ -71,13 +71,7 @@ impl Lab {
         let target = format!("docker://{registry}/{name}");
         run(self
             .operator_command("skopeo")
-            .args([
-                "--insecure-policy",
-                "copy",
-                "--quiet",
-                "--preserve-digests",
-                "--dest-tls-verify=false",
-            ])
+            .args(["--insecure-policy", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"])
             .args([&source, &target]))?;
         let repository = name.split(':').next().unwrap_or(name);
         Ok(Image {

@@ -71,21 +71,14 @@ fn boot(orders: &Path) -> Result<services::Services, LabError> {
     let logs = services::Logs::open(&orders.dir)?;
     root::enter(&orders)?;
     let mut line = String::new();
-    std::io::stdin()
-        .lock()
-        .read_line(&mut line)
-        .map_err(LabError::system("hear the keeper"))?;
+    std::io::stdin().lock().read_line(&mut line).map_err(LabError::system("hear the keeper"))?;
     if line.trim() != "go" {
-        return Err(LabError::Keeper {
-            message: "went away before the host had a network".to_owned(),
-        });
+        return Err(LabError::Keeper { message: "went away before the host had a network".to_owned() });
     }
     services::Services::start(orders.engine, logs)
 }
 
 fn say(line: &str) -> Result<(), LabError> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")
-        .and_then(|()| out.flush())
-        .map_err(LabError::system("tell the keeper"))
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(LabError::system("tell the keeper"))
 }

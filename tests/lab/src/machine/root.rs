@@ -27,19 +27,12 @@ pub(super) fn enter(orders: &Orders) -> Result<(), LabError> {
         .map_err(LabError::system("make all mounts private"))?;
     let disk = orders.dir.join("disk");
     dir(&disk)?;
-    run(command("mount", ["-o", "loop,noatime"])
-        .arg(orders.dir.join("disk.img"))
-        .arg(&disk))?;
+    run(command("mount", ["-o", "loop,noatime"]).arg(orders.dir.join("disk.img")).arg(&disk))?;
     let root = Root(disk.join("root"));
     for name in ["upper", "work", "root", "containers", "docker", "home"] {
         dir(&disk.join(name))?;
     }
-    attach(
-        "overlay",
-        "overlay",
-        &root.0,
-        &format!("lowerdir=/,upperdir={0}/upper,workdir={0}/work", disk.display()),
-    )?;
+    attach("overlay", "overlay", &root.0, &format!("lowerdir=/,upperdir={0}/upper,workdir={0}/work", disk.display()))?;
     root.hide(&orders.state)?;
     root.system(orders)?;
     // Engines store on the disk itself: an overlay cannot lie on an overlay.
@@ -79,11 +72,7 @@ impl Root {
 
     /// Puts an empty directory over one of the machine's that hosts have no business in.
     fn hide(&self, path: &Path) -> Result<(), LabError> {
-        if self.inside(path).is_dir() {
-            self.tmpfs(path, "mode=700,size=64k")
-        } else {
-            Ok(())
-        }
+        if self.inside(path).is_dir() { self.tmpfs(path, "mode=700,size=64k") } else { Ok(()) }
     }
 
     /// What the kernel offers: /proc, /sys, /dev, control groups, and the directories that begin empty at every boot.
@@ -92,12 +81,7 @@ impl Root {
         attach("sysfs", "sysfs", &self.inside("sys"), "")?;
         self.bind(Path::new("/dev"), "dev")?;
         self.tmpfs("dev/shm", "mode=1777")?;
-        attach(
-            "devpts",
-            "devpts",
-            &self.inside("dev/pts"),
-            "newinstance,ptmxmode=0666,mode=620,gid=5",
-        )?;
+        attach("devpts", "devpts", &self.inside("dev/pts"), "newinstance,ptmxmode=0666,mode=620,gid=5")?;
         self.tmpfs("run", "mode=755")?;
         self.tmpfs("tmp", "mode=1777")?;
         self.tmpfs("var/tmp", "mode=1777")?;
@@ -203,11 +187,7 @@ impl Root {
             "[storage]\ndriver = \"overlay\"\nrunroot = \"/run/containers/storage\"\ngraphroot = \"/var/lib/containers/storage\"\n",
             0o644,
         )?;
-        self.write(
-            "etc/containers/policy.json",
-            "{\"default\": [{\"type\": \"insecureAcceptAnything\"}]}\n",
-            0o644,
-        )?;
+        self.write("etc/containers/policy.json", "{\"default\": [{\"type\": \"insecureAcceptAnything\"}]}\n", 0o644)?;
         let mut registries = "unqualified-search-registries = []\n".to_owned();
         let mut insecure = Vec::new();
         if let Some(registry) = &orders.registry {
@@ -243,11 +223,8 @@ impl Root {
         ] {
             let path = self.inside(file);
             let text = fs::read_to_string(&path).map_err(LabError::file("read", &path))?;
-            let mut lines: Vec<String> = text
-                .lines()
-                .filter(|old| !old.starts_with(&format!("{name}:")))
-                .map(str::to_owned)
-                .collect();
+            let mut lines: Vec<String> =
+                text.lines().filter(|old| !old.starts_with(&format!("{name}:"))).map(str::to_owned).collect();
             for old in &mut lines {
                 // sshd without PAM takes a password field that begins with `!` for a locked account.
                 if let Some(rest) = old.strip_prefix("root:!") {
@@ -278,9 +255,7 @@ impl Root {
 
 fn attach(source: &str, kind: &str, target: &Path, options: &str) -> Result<(), LabError> {
     let action = format!("mount {kind} on `{}`", target.display());
-    let data = CString::new(options).map_err(|_| LabError::Spec {
-        reason: "a path with a zero byte".to_owned(),
-    })?;
+    let data = CString::new(options).map_err(|_| LabError::Spec { reason: "a path with a zero byte".to_owned() })?;
     mount(source, target, kind, MountFlags::empty(), data.as_c_str()).map_err(LabError::system(action))
 }
 

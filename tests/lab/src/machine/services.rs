@@ -35,17 +35,9 @@ impl Logs {
     pub(super) fn open(dir: &Path) -> Result<Self, LabError> {
         let open = |name: &str| {
             let path = dir.join(name);
-            File::options()
-                .create(true)
-                .append(true)
-                .open(&path)
-                .map_err(LabError::file("open", path))
+            File::options().create(true).append(true).open(&path).map_err(LabError::file("open", path))
         };
-        Ok(Self {
-            dir: dir.to_owned(),
-            sshd: open("sshd.log")?,
-            dockerd: open("dockerd.log")?,
-        })
+        Ok(Self { dir: dir.to_owned(), sshd: open("sshd.log")?, dockerd: open("dockerd.log")? })
     }
 }
 
@@ -75,10 +67,7 @@ impl Service {
             .stdout(log)
             .stderr(log_too)
             .spawn()
-            .map_err(|source| LabError::NoProgram {
-                program: self.argv[0].to_owned(),
-                source,
-            })?;
+            .map_err(|source| LabError::NoProgram { program: self.argv[0].to_owned(), source })?;
         self.pid = i32::try_from(child.id()).unwrap_or(0);
         Ok(())
     }
@@ -98,10 +87,8 @@ impl Services {
         };
         let sshd = logs.sshd.try_clone().map_err(LabError::system("share a log"))?;
         let dockerd = logs.dockerd.try_clone().map_err(LabError::system("share a log"))?;
-        let mut services = vec![Service::start(
-            &["/usr/sbin/sshd", "-D", "-e", "-f", "/etc/ssh/lab_sshd_config"],
-            sshd,
-        )?];
+        let mut services =
+            vec![Service::start(&["/usr/sbin/sshd", "-D", "-e", "-f", "/etc/ssh/lab_sshd_config"], sshd)?];
         if engine == Engine::Docker {
             services.push(Service::start(&["/usr/sbin/dockerd"], dockerd)?);
             until(deadline, docker_answers).ok_or_else(|| late("dockerd", "dockerd.log"))?;
@@ -119,11 +106,7 @@ impl Services {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(LabError::system("wait for children")(error)),
             };
-            if let Some(service) = self
-                .0
-                .iter_mut()
-                .find(|service| service.pid == pid.as_raw_nonzero().get())
-            {
+            if let Some(service) = self.0.iter_mut().find(|service| service.pid == pid.as_raw_nonzero().get()) {
                 std::thread::sleep(RESTART_PAUSE);
                 // A daemon that was killed leaves the number of a process that is now another one's.
                 drop(fs::remove_file("/run/docker.pid"));
