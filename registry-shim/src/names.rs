@@ -328,7 +328,7 @@ mod tests {
                 names.resolve(&repository, &new).expect("resolved"),
                 Some(descriptor(b"new"))
             );
-            assert_eq!(names.repositories().expect("listed"), [repository.clone()]);
+            assert_eq!(names.repositories().expect("listed"), std::slice::from_ref(&repository));
             names.add(&repository, Some(&old), &descriptor(b"new")).expect("moved");
             names
                 .remove_manifest(&repository, &Digest::of(b"new"))
