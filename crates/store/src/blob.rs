@@ -49,21 +49,13 @@ impl Store {
     pub fn read(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
         let (mut file, size) = self.open_blob(digest)?;
         if size > limit {
-            return Err(StoreError::TooLarge {
-                digest: *digest,
-                size,
-                limit,
-            });
+            return Err(StoreError::TooLarge { digest: *digest, size, limit });
         }
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-        file.read_to_end(&mut bytes)
-            .map_err(failed("read", &self.blob_path(digest)))?;
+        file.read_to_end(&mut bytes).map_err(failed("read", &self.blob_path(digest)))?;
         match Digest::of(&bytes) {
             actual if actual == *digest => Ok(bytes),
-            actual => Err(StoreError::Mismatch {
-                expected: *digest,
-                actual,
-            }),
+            actual => Err(StoreError::Mismatch { expected: *digest, actual }),
         }
     }
 
@@ -84,12 +76,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn writer(&self) -> Result<BlobWriter, StoreError> {
-        Ok(BlobWriter {
-            store: self.clone(),
-            file: place::temp_file(&self.tmp())?,
-            hash: Sha256::new(),
-            written: 0,
-        })
+        Ok(BlobWriter { store: self.clone(), file: place::temp_file(&self.tmp())?, hash: Sha256::new(), written: 0 })
     }
 
     /// How many bytes of a blob's beginning were received before the sender went away. 0 if none.
@@ -133,20 +120,10 @@ impl Store {
         };
         let (mut hash, mut offset) = hash_all(&mut file).map_err(failed("read", &path))?;
         if offset > size {
-            file.set_len(0)
-                .and_then(|()| file.rewind())
-                .map_err(failed("truncate", &path))?;
+            file.set_len(0).and_then(|()| file.rewind()).map_err(failed("truncate", &path))?;
             (hash, offset) = (Sha256::new(), 0);
         }
-        Ok(PartialBlob {
-            store: self.clone(),
-            digest: *digest,
-            size,
-            path,
-            file,
-            hash,
-            offset,
-        })
+        Ok(PartialBlob { store: self.clone(), digest: *digest, size, path, file, hash, offset })
     }
 
     /// Forgets what was received of a blob. True if there was something.
@@ -295,14 +272,21 @@ impl PartialBlob {
     /// [`StoreError::Overrun`] when they are more than the blob has, [`StoreError::Io`].
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         if self.size - self.offset < bytes.len() as u64 {
-            return Err(StoreError::Overrun {
-                digest: self.digest,
-                size: self.size,
-            });
+            return Err(StoreError::Overrun { digest: self.digest, size: self.size });
         }
         self.file.write_all(bytes).map_err(failed("write", &self.path))?;
         self.hash.update(bytes);
         self.offset += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Throws away what came: the sender begins again.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn restart(&mut self) -> Result<(), StoreError> {
+        self.file.set_len(0).and_then(|()| self.file.rewind()).map_err(failed("truncate", &self.path))?;
+        (self.hash, self.offset) = (Sha256::new(), 0);
         Ok(())
     }
 
@@ -313,19 +297,12 @@ impl PartialBlob {
     /// came is thrown away, for nobody knows which of it is wrong. [`StoreError::Io`].
     pub fn finish(self) -> Result<(), StoreError> {
         if self.offset < self.size {
-            return Err(StoreError::Short {
-                digest: self.digest,
-                received: self.offset,
-                size: self.size,
-            });
+            return Err(StoreError::Short { digest: self.digest, received: self.offset, size: self.size });
         }
         let actual = Digest::from_bytes(self.hash.finalize().into());
         if actual != self.digest {
             remove_file(&self.path)?;
-            return Err(StoreError::Mismatch {
-                expected: self.digest,
-                actual,
-            });
+            return Err(StoreError::Mismatch { expected: self.digest, actual });
         }
         self.file.sync_all().map_err(failed("sync", &self.path))?;
         let blob = self.store.blob_path(&self.digest);
@@ -400,22 +377,8 @@ mod tests {
         assert_eq!(writer.finish(Some(digest)).expect("stored"), (digest, 11));
         assert_eq!(store.has(&digest).expect("looked"), Some(11));
         assert_eq!(store.read(&digest, 11).expect("read"), b"hello world");
-        assert!(matches!(
-            store.read(&digest, 10),
-            Err(StoreError::TooLarge {
-                size: 11,
-                limit: 10,
-                ..
-            })
-        ));
-        assert_eq!(
-            store
-                .blobs()
-                .expect("listed")
-                .collect::<Result<Vec<_>, _>>()
-                .expect("read"),
-            [(digest, 11)]
-        );
+        assert!(matches!(store.read(&digest, 10), Err(StoreError::TooLarge { size: 11, limit: 10, .. })));
+        assert_eq!(store.blobs().expect("listed").collect::<Result<Vec<_>, _>>().expect("read"), [(digest, 11)]);
         assert!(store.remove(&digest).expect("removed"));
         assert!(matches!(store.open_blob(&digest), Err(StoreError::Missing { .. })));
         assert_eq!(temporaries(&store), 0);
@@ -426,10 +389,7 @@ mod tests {
         let (_dir, store) = store();
         let mut writer = store.writer().expect("begun");
         writer.write_all(b"other").expect("written");
-        assert!(matches!(
-            writer.finish(Some(Digest::of(b"this"))),
-            Err(StoreError::Mismatch { .. })
-        ));
+        assert!(matches!(writer.finish(Some(Digest::of(b"this"))), Err(StoreError::Mismatch { .. })));
         drop(store.writer().expect("begun"));
         assert_eq!(temporaries(&store), 0);
         assert_eq!(store.blobs().expect("listed").count(), 0);
@@ -464,13 +424,7 @@ mod tests {
         let mut part = store.receive(&digest, 5).expect("resumed");
         part.append(b"ng").expect("appended");
         assert!(matches!(part.finish(), Err(StoreError::Mismatch { .. })));
-        assert_eq!(
-            (
-                store.partial(&digest).expect("looked"),
-                store.has(&digest).expect("looked")
-            ),
-            (0, None)
-        );
+        assert_eq!((store.partial(&digest).expect("looked"), store.has(&digest).expect("looked")), (0, None));
     }
 
     #[test]

@@ -63,9 +63,7 @@ fn write_public(dir: &Path, path: &Path, content: &[u8]) -> Result<(), StoreErro
 /// A layout is for others to read: not the store's 0600.
 fn publish(file: tempfile::NamedTempFile, path: &Path) -> Result<(), StoreError> {
     use std::os::unix::fs::PermissionsExt as _;
-    file.as_file()
-        .set_permissions(fs::Permissions::from_mode(0o644))
-        .map_err(failed("change the mode of", path))?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).map_err(failed("change the mode of", path))?;
     place::rename_into_place(file, path)
 }
 
@@ -77,11 +75,7 @@ mod tests {
 
     fn blob(store: &Store, media_type: &str, bytes: &[u8]) -> Descriptor {
         let digest = store.put(bytes).expect("stored");
-        Descriptor {
-            media_type: media_type.to_owned(),
-            digest,
-            size: bytes.len() as u64,
-        }
+        Descriptor { media_type: media_type.to_owned(), digest, size: bytes.len() as u64 }
     }
 
     #[test]
@@ -102,19 +96,13 @@ mod tests {
         let index: serde_json::Value =
             serde_json::from_slice(&fs::read(out.join("index.json")).expect("read")).expect("JSON");
         assert_eq!(index["manifests"][0]["digest"], image.manifest.digest.to_string());
-        assert_eq!(
-            index["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"],
-            "v1"
-        );
+        assert_eq!(index["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"], "v1");
         for blob in image.blobs() {
             let bytes = fs::read(out.join("blobs/sha256").join(blob.digest.hex())).expect("there");
             assert_eq!(jiji_model::digest::Digest::of(bytes), blob.digest);
         }
         assert_eq!(fs::read_dir(&out).expect("listed").count(), 3);
         fs::write(dir.path().join("precious"), "").expect("written");
-        assert!(matches!(
-            store.export_layout(&image, dir.path(), None),
-            Err(StoreError::NotALayout { .. })
-        ));
+        assert!(matches!(store.export_layout(&image, dir.path(), None), Err(StoreError::NotALayout { .. })));
     }
 }

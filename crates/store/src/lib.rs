@@ -148,11 +148,7 @@ pub enum StoreError {
 
 /// Names an I/O error after what was tried and where.
 fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
-    move |source| StoreError::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    move |source| StoreError::Io { action, path: path.to_owned(), source }
 }
 
 impl Store {
@@ -175,9 +171,7 @@ impl Store {
             .open(&lock_path)
             .map_err(failed("open", &lock_path))?;
         lock.lock_shared().map_err(failed("lock", &lock_path))?;
-        let store = Self {
-            inner: Arc::new(Inner { root, lock }),
-        };
+        let store = Self { inner: Arc::new(Inner { root, lock }) };
         if let Err(error) = store.sweep() {
             // What is left over is in nobody's way but the disk's.
             tracing::debug!(%error, "sweep of temporary files");
@@ -204,10 +198,7 @@ fn check_version(root: &Path) -> Result<(), StoreError> {
             if found.and_then(|number| number.parse().ok()) == Some(VERSION) {
                 return Ok(());
             }
-            Err(StoreError::Version {
-                root: root.to_owned(),
-                found: text.trim().chars().take(60).collect(),
-            })
+            Err(StoreError::Version { root: root.to_owned(), found: text.trim().chars().take(60).collect() })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             place::write_atomic(root, &path, format!("{VERSION_WORD}{VERSION}\n").as_bytes())
@@ -227,10 +218,7 @@ mod tests {
         let root = dir.path().join("a/store");
         let digest = Store::open(&root).expect("created").put(b"hello").expect("stored");
         assert_eq!(fs::metadata(&root).expect("there").permissions().mode() & 0o777, 0o700);
-        assert_eq!(
-            Store::open(&root).expect("opened").read(&digest, 10).expect("read"),
-            b"hello"
-        );
+        assert_eq!(Store::open(&root).expect("opened").read(&digest, 10).expect("read"), b"hello");
     }
 
     #[test]
@@ -238,10 +226,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         fs::write(dir.path().join("version"), "jiji-store 2\n").expect("written");
         let error = Store::open(dir.path()).expect_err("newer");
-        assert!(
-            matches!(&error, StoreError::Version { found, .. } if found == "jiji-store 2"),
-            "{error}"
-        );
+        assert!(matches!(&error, StoreError::Version { found, .. } if found == "jiji-store 2"), "{error}");
         assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1);
     }
 }

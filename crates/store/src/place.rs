@@ -25,9 +25,7 @@ pub(crate) fn create_private(path: &Path) -> Result<(), StoreError> {
 
 /// Makes the names in a directory durable.
 pub(crate) fn sync_dir(path: &Path) -> Result<(), StoreError> {
-    File::open(path)
-        .and_then(|dir| dir.sync_all())
-        .map_err(failed("sync", path))
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(failed("sync", path))
 }
 
 /// Whether `file` is what `path` names. A sweeper may have removed it between its creation and its lock.
@@ -150,7 +148,6 @@ pub(crate) fn write_atomic(tmp: &Path, path: &Path, content: &[u8]) -> Result<()
 /// Makes a temporary file's bytes durable, gives it its name, and makes the name durable.
 pub(crate) fn rename_into_place(file: NamedTempFile, path: &Path) -> Result<(), StoreError> {
     file.as_file().sync_all().map_err(failed("sync", path))?;
-    file.persist(path)
-        .map_err(|error| failed("create", path)(error.error))?;
+    file.persist(path).map_err(|error| failed("create", path)(error.error))?;
     path.parent().map_or(Ok(()), sync_dir)
 }

@@ -74,15 +74,10 @@ impl Store {
         let Some(bytes) = read_record(&path)? else {
             return Ok(None);
         };
-        let layer: Layer = serde_json::from_slice(&bytes).map_err(|error| StoreError::Record {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
+        let layer: Layer = serde_json::from_slice(&bytes)
+            .map_err(|error| StoreError::Record { path: path.clone(), reason: error.to_string() })?;
         if layer.diff_id != *diff_id {
-            return Err(StoreError::Record {
-                path,
-                reason: format!("it speaks of `{}`", layer.diff_id),
-            });
+            return Err(StoreError::Record { path, reason: format!("it speaks of `{}`", layer.diff_id) });
         }
         Ok((self.has(&layer.blob.digest)? == Some(layer.blob.size)).then_some(layer))
     }
@@ -92,11 +87,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Codec`], [`StoreError::Io`].
     pub fn record_layer(&self, layer: &Layer, codec: &str) -> Result<(), StoreError> {
-        place::write_atomic(
-            &self.tmp(),
-            &self.layer_path(&layer.diff_id, codec)?,
-            &canonical_json(layer),
-        )
+        place::write_atomic(&self.tmp(), &self.layer_path(&layer.diff_id, codec)?, &canonical_json(layer))
     }
 
     fn action_path(&self, key: &Digest) -> PathBuf {
@@ -105,9 +96,7 @@ impl Store {
 
     fn layer_path(&self, diff_id: &Digest, codec: &str) -> Result<PathBuf, StoreError> {
         if codec.is_empty() || !codec.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
-            return Err(StoreError::Codec {
-                codec: codec.to_owned(),
-            });
+            return Err(StoreError::Codec { codec: codec.to_owned() });
         }
         Ok(self.root().join("layers").join(format!("{}.{codec}", diff_id.hex())))
     }
@@ -120,14 +109,9 @@ fn read_record(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
         Err(error) => return Err(failed("open", path)(error)),
     };
     let mut bytes = Vec::new();
-    file.take(LIMIT + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed("read", path))?;
+    file.take(LIMIT + 1).read_to_end(&mut bytes).map_err(failed("read", path))?;
     if bytes.len() as u64 > LIMIT {
-        return Err(StoreError::Record {
-            path: path.to_owned(),
-            reason: format!("it is longer than {LIMIT} bytes"),
-        });
+        return Err(StoreError::Record { path: path.to_owned(), reason: format!("it is longer than {LIMIT} bytes") });
     }
     Ok(Some(bytes))
 }
@@ -165,11 +149,7 @@ mod tests {
                 });
             }
         });
-        let value = Store::open(dir.path())
-            .expect("a store")
-            .action(&key)
-            .expect("read")
-            .expect("there");
+        let value = Store::open(dir.path()).expect("a store").action(&key).expect("read").expect("there");
         assert!(value.len() == 5000 && value.iter().all(|byte| *byte == value[0]));
     }
 
@@ -180,22 +160,12 @@ mod tests {
         let blob = store.put(b"compressed").expect("stored");
         let layer = Layer {
             diff_id: Digest::of(b"tar"),
-            blob: Descriptor {
-                media_type: jiji_model::image::LAYER_GZIP.to_owned(),
-                digest: blob,
-                size: 10,
-            },
+            blob: Descriptor { media_type: jiji_model::image::LAYER_GZIP.to_owned(), digest: blob, size: 10 },
         };
         store.record_layer(&layer, "gzip-1").expect("recorded");
-        assert_eq!(
-            store.layer(&layer.diff_id, "gzip-1").expect("read").as_ref(),
-            Some(&layer)
-        );
+        assert_eq!(store.layer(&layer.diff_id, "gzip-1").expect("read").as_ref(), Some(&layer));
         assert_eq!(store.layer(&layer.diff_id, "gzip-2").expect("read"), None);
-        assert!(matches!(
-            store.layer(&layer.diff_id, "../x"),
-            Err(StoreError::Codec { .. })
-        ));
+        assert!(matches!(store.layer(&layer.diff_id, "../x"), Err(StoreError::Codec { .. })));
         store.remove(&blob).expect("removed");
         assert_eq!(store.layer(&layer.diff_id, "gzip-1").expect("read"), None);
     }

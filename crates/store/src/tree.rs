@@ -54,10 +54,7 @@ impl Store {
         lock.lock_shared().map_err(failed("lock", &path))?;
         let there = place::is_at(&lock, &path).map_err(failed("look at", &path))?;
         let trusted = there && fs::read_to_string(path.join("boot")).is_ok_and(|found| found == boot);
-        Ok(trusted.then(|| Tree {
-            root: path.join("root"),
-            _lock: lock,
-        }))
+        Ok(trusted.then(|| Tree { root: path.join("root"), _lock: lock }))
     }
 
     /// Begins a directory on the store's file system: for a layer to unpack, or as room to work in.
@@ -69,16 +66,8 @@ impl Store {
         let (dir, lock) = place::temp_dir(&self.tmp())?;
         let root = dir.path().join("root");
         // What a container sees as the mode of `/`, where the layer says nothing.
-        DirBuilder::new()
-            .mode(0o755)
-            .create(&root)
-            .map_err(failed("create", &root))?;
-        Ok(TreeWriter {
-            store: self.clone(),
-            dir,
-            lock,
-            boot,
-        })
+        DirBuilder::new().mode(0o755).create(&root).map_err(failed("create", &root))?;
+        Ok(TreeWriter { store: self.clone(), dir, lock, boot })
     }
 
     /// Removes an unpacked layer. True if it was here.
@@ -142,10 +131,7 @@ impl TreeWriter {
             match fs::rename(self.dir.path(), &path) {
                 Ok(()) => break,
                 Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
-                    ) =>
+                    if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) =>
                 {
                     if let Some(tree) = self.store.tree(digest)? {
                         return Ok(tree);

@@ -50,11 +50,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`]. A damaged blob is no error but a finding.
     pub fn verify(&self) -> Result<Verified, StoreError> {
-        let mut found = Verified {
-            blobs: 0,
-            bytes: 0,
-            damaged: Vec::new(),
-        };
+        let mut found = Verified { blobs: 0, bytes: 0, damaged: Vec::new() };
         for entry in self.blobs()? {
             let (digest, _) = entry?;
             let (mut file, _) = match self.open_blob(&digest) {
@@ -149,24 +145,11 @@ mod tests {
         let store = Store::open(dir.path()).expect("a store");
         let [kept, gone] = [&b"kept"[..], b"gone!"].map(|bytes| store.put(bytes).expect("stored"));
         let other = Store::open(dir.path()).expect("a second opening");
-        assert!(matches!(
-            store.collect(&BTreeSet::from([kept])),
-            Err(StoreError::Busy { .. })
-        ));
+        assert!(matches!(store.collect(&BTreeSet::from([kept])), Err(StoreError::Busy { .. })));
         drop(other);
         let collected = store.collect(&BTreeSet::from([kept])).expect("collected");
-        assert_eq!(
-            collected,
-            Collected {
-                blobs: 1,
-                bytes: 5,
-                trees: 0
-            }
-        );
-        assert_eq!(
-            (store.has(&kept).expect("looked"), store.has(&gone).expect("looked")),
-            (Some(4), None)
-        );
+        assert_eq!(collected, Collected { blobs: 1, bytes: 5, trees: 0 });
+        assert_eq!((store.has(&kept).expect("looked"), store.has(&gone).expect("looked")), (Some(4), None));
         drop(Store::open(dir.path()).expect("the lock is shared again"));
     }
 }
