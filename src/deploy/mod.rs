@@ -1,1 +1,51 @@
-//! Under construction.
+//! Turns what was observed on a fleet and what the project wants into a [plan](jiji_model::plan::Plan).
+//!
+//! Planning is pure: no I/O, no clock, no randomness. The same observation, project and plugin answers give the same bytes, which is what
+//! lets a plan be saved, reviewed and applied later. Looking at hosts is [`crate::fleet`]'s work, changing them [`crate::apply`]'s, and
+//! what a proxy or a health check needs is a plugin's: its answers come in as data.
+//!
+//! The order of calls: [`wants`] says what to ask; [`desired`] compares the answers with the project; the plugins are asked with what it
+//! found; [`assemble`] puts everything into one plan. [`rollback`] stands in for [`desired`] where an earlier release is wanted.
+
+mod assemble;
+mod changes;
+mod desired;
+mod error;
+mod look;
+mod rollback;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use jiji_model::image::Image;
+use jiji_model::name::{HostName, ServiceName};
+use jiji_model::plan::Step;
+use jiji_model::probe::ProbeSpec;
+
+pub use assemble::{Assembled, assemble};
+pub use changes::{Changes, EnvChange, EnvKind, ServiceChange, changes};
+pub use desired::{Change, Desired, HostDesired, Old, Reason, ServiceDesired, desired};
+pub use error::{PlanError, Refused};
+pub use look::{records, wants};
+pub use rollback::{Target, choose, rollback, rollback_wants};
+
+/// The image of each service, one for each platform.
+pub type Images = BTreeMap<ServiceName, Vec<Image>>;
+
+/// The images that plugins run, by the reference that they name, one for each platform.
+pub type Seeds = BTreeMap<String, Vec<Image>>;
+
+/// What plugins answered, by host. Steps were vetted against their grants.
+pub type Answers = BTreeMap<HostName, HostAnswers>;
+
+/// What plugins answered for one host.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HostAnswers {
+    /// Steps of all plugins, in the order in which they are to run within each phase.
+    pub steps: Vec<Step>,
+    /// How the health of each service is told.
+    pub probes: BTreeMap<ServiceName, ProbeSpec>,
+    /// What the proxy plugin was asked to route for each service, as canonical JSON.
+    pub routes: BTreeMap<ServiceName, serde_json::Value>,
+}

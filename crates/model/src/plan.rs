@@ -81,8 +81,15 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// The images that the plan's services run: which blobs must reach which host.
     pub images: Vec<PlannedImage>,
+    /// How many releases stay on each host, the new one counted. At least 1.
+    #[serde(default = "one")]
+    pub retain: u32,
     /// What each host will run once decided, for its release record.
     pub releases: BTreeMap<HostName, BTreeMap<ServiceName, PlannedService>>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 impl Plan {

@@ -1,0 +1,484 @@
+//! What each host should run, compared with what it runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use jiji_model::digest::Digest;
+use jiji_model::image::{Image, ImageId};
+use jiji_model::name::{ContainerName, HostName, ServiceName};
+use jiji_model::observation::{ContainerFacts, EngineFacts, Observation};
+use jiji_model::plan::{
+    ContainerImage, ContainerSpec, LABEL_SCOPE, LABEL_SECRETS, LABEL_SERVICE, LABEL_SPEC, NETWORK, PlannedService, Word,
+};
+use jiji_model::project::{Project, Service};
+use jiji_model::transaction::{Release, Roster, roster};
+
+use super::Images;
+use super::error::{PlanError, Refused};
+use super::look::Look;
+
+/// What a fleet should become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// The project's scope.
+    pub scope: String,
+    /// The servers' numbers, as every host should have them stored.
+    pub roster: Roster,
+    /// Each host.
+    pub hosts: BTreeMap<HostName, HostDesired>,
+}
+
+/// What a host should become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostDesired {
+    /// Its number in the roster.
+    pub number: u8,
+    /// Its engine.
+    pub engine: EngineFacts,
+    /// Its architecture in Go's words.
+    pub architecture: String,
+    /// Each service that runs there now or should.
+    pub services: BTreeMap<ServiceName, ServiceDesired>,
+    /// Releases known there, newest first.
+    pub releases: Vec<Release>,
+}
+
+/// What a service should become on a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceDesired {
+    /// What changes.
+    pub change: Change,
+    /// How many releases stay, this one counted.
+    pub retain: u32,
+}
+
+/// What changes for a service on a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It runs as it should.
+    Unchanged {
+        /// What runs, as recorded.
+        running: Box<PlannedService>,
+        /// Other containers of the service, which should be gone.
+        stale: Vec<Old>,
+    },
+    /// A new container takes over.
+    Replace {
+        /// The new one. Its probe and route are put in by [`super::assemble`].
+        candidate: Box<PlannedService>,
+        /// What was decided last, if there was something.
+        previous: Option<Box<PlannedService>>,
+        /// Containers that it takes over from.
+        old: Vec<Old>,
+        /// Why.
+        why: Vec<Reason>,
+    },
+    /// It should not run here any more.
+    Remove {
+        /// What was decided last, if there was something.
+        previous: Option<Box<PlannedService>>,
+        /// Its containers.
+        old: Vec<Old>,
+    },
+}
+
+impl Change {
+    /// What serves once the change is made.
+    pub fn serving(&self) -> Option<&PlannedService> {
+        match self {
+            Self::Unchanged { running, .. } => Some(running),
+            Self::Replace { candidate, .. } => Some(candidate),
+            Self::Remove { .. } => None,
+        }
+    }
+
+    /// What serves before it.
+    pub fn previous(&self) -> Option<&PlannedService> {
+        match self {
+            Self::Unchanged { running, .. } => Some(running),
+            Self::Replace { previous, .. } | Self::Remove { previous, .. } => previous.as_deref(),
+        }
+    }
+
+    /// Containers that go.
+    pub fn old(&self) -> &[Old] {
+        match self {
+            Self::Unchanged { stale: old, .. } | Self::Replace { old, .. } | Self::Remove { old, .. } => old,
+        }
+    }
+}
+
+/// A container that goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Old {
+    /// Its name.
+    pub name: ContainerName,
+    /// Its address in the network `jiji`.
+    pub address: Option<Ipv4Addr>,
+    /// Whether it runs.
+    pub running: bool,
+    /// Seconds between SIGTERM and SIGKILL.
+    pub stop_timeout_s: u32,
+}
+
+/// Why a container is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Nothing was decided here before.
+    First,
+    /// Another image.
+    Image,
+    /// Other environment, mounts, command or labels.
+    Specification,
+    /// Another value of a secret.
+    Secrets,
+    /// It should run and does not.
+    NotRunning,
+    /// It is not at the address that was decided.
+    Address,
+}
+
+/// How long a container may take to stop where nothing says so, in seconds.
+const STOP_TIMEOUT_S: u32 = 10;
+
+/// What a service wants on a host, apart from its container's name and address.
+pub(super) struct Wish {
+    pub(super) image: Image,
+    pub(super) spec: ContainerSpec,
+    pub(super) retain: u32,
+    /// Where it is what an earlier release ran: that.
+    pub(super) earlier: Option<PlannedService>,
+}
+
+/// Compares what `project` wants on the hosts that were looked at with what they run.
+///
+/// # Errors
+/// Every reason why there is no plan.
+pub fn desired(project: &Project, images: &Images, observation: &Observation) -> Result<Desired, Refused> {
+    let mut errors = Vec::new();
+    let mut wishes: BTreeMap<HostName, BTreeMap<ServiceName, Wish>> = BTreeMap::new();
+    for host in observation.hosts.keys() {
+        let wished = wishes.entry(host.clone()).or_default();
+        errors.extend(route_conflicts(project, host));
+        let Ok(look) = Look::of(observation, host) else {
+            // Said by `compare`.
+            continue;
+        };
+        for (name, service) in project.services_on(host) {
+            let architecture = &look.facts.architecture;
+            let of_service = images.get(name).into_iter().flatten();
+            match of_service.into_iter().find(|image| image.platform.architecture == *architecture) {
+                Some(image) => {
+                    wished.insert(name.clone(), wish(project, name, service, image));
+                }
+                None => errors.push(PlanError::NoImage {
+                    host: host.clone(),
+                    service: name.clone(),
+                    architecture: architecture.clone(),
+                }),
+            }
+        }
+    }
+    compare(&project.scope(), wishes, observation, errors)
+}
+
+fn wish(project: &Project, name: &ServiceName, service: &Service, image: &Image) -> Wish {
+    let clear = service.environment.clear.iter();
+    let secrets = service.environment.secrets.iter();
+    let env = clear
+        .map(|(name, value)| (name.clone(), Word::lit(value.clone())))
+        .chain(secrets.map(|name| (name.to_string(), Word::Secret(name.clone()))))
+        .collect();
+    Wish {
+        image: image.clone(),
+        spec: ContainerSpec {
+            name: unnamed(),
+            image: ContainerImage::Seeded { id: image.id(), repository: image.repository.clone() },
+            network: NETWORK.to_owned(),
+            address: None,
+            env,
+            labels: BTreeMap::from([
+                (LABEL_SCOPE.to_owned(), project.scope()),
+                (LABEL_SERVICE.to_owned(), name.to_string()),
+            ]),
+            mounts: service.volumes.clone(),
+            publish: Vec::new(),
+            entrypoint: None,
+            command: service.command.clone(),
+            user: None,
+            restart: true,
+            stop_timeout_s: service.stop_timeout,
+        },
+        retain: service.retain.max(1),
+        earlier: None,
+    }
+}
+
+/// Stands where a container's name will: no part of a specification's digest.
+fn unnamed() -> ContainerName {
+    ContainerName::new("unnamed").expect("it is a container's name")
+}
+
+fn route_conflicts(project: &Project, host: &HostName) -> Vec<PlanError> {
+    let mut taken: BTreeMap<(String, String), &ServiceName> = BTreeMap::new();
+    let mut errors = Vec::new();
+    for (name, service) in project.services_on(host) {
+        let Some(proxy) = &service.proxy else { continue };
+        let all = [String::new()];
+        let names = if proxy.hosts.is_empty() { &all[..] } else { &proxy.hosts[..] };
+        for route in names {
+            let path = proxy.path_prefix.trim_end_matches('/').to_owned();
+            if let Some(first) = taken.insert((route.to_ascii_lowercase(), path.clone()), name)
+                && first != name
+            {
+                let shown = if route.is_empty() { "*" } else { route };
+                errors.push(PlanError::Route {
+                    host: host.clone(),
+                    first: first.clone(),
+                    second: name.clone(),
+                    route: format!("{shown}{path}/"),
+                });
+            }
+        }
+    }
+    errors
+}
+
+/// Compares wishes with what runs, and gives names and addresses to what is new.
+pub(super) fn compare(
+    scope: &str,
+    wishes: BTreeMap<HostName, BTreeMap<ServiceName, Wish>>,
+    observation: &Observation,
+    mut errors: Vec<PlanError>,
+) -> Result<Desired, Refused> {
+    let mut looks = BTreeMap::new();
+    for host in wishes.keys() {
+        match Look::of(observation, host) {
+            Ok(look) => {
+                looks.insert(host.clone(), look);
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    let roster = numbers(&looks, &mut errors);
+    let mut hosts = BTreeMap::new();
+    for (host, look) in &looks {
+        let Some(entry) = roster.servers.get(host) else { continue };
+        let mut addresses = Addresses::of(entry.number, look);
+        let mut services = BTreeMap::new();
+        for (name, wish) in &wishes[host] {
+            match service(scope, host, name, wish, look, &mut addresses) {
+                Ok(change) => {
+                    let retain = wish.retain;
+                    services.insert(name.clone(), ServiceDesired { change, retain });
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        for name in running_services(look) {
+            if !wishes[host].contains_key(&name) {
+                let previous = decided(look, &name).cloned().map(Box::new);
+                let old = others(look, &name, None);
+                let change = Change::Remove { previous, old };
+                services.insert(name, ServiceDesired { change, retain: 1 });
+            }
+        }
+        hosts.insert(
+            host.clone(),
+            HostDesired {
+                number: entry.number,
+                engine: look.engine.clone(),
+                architecture: look.facts.architecture.clone(),
+                services,
+                releases: look.records.releases.clone(),
+            },
+        );
+    }
+    if errors.is_empty() {
+        let scope = scope.to_owned();
+        Ok(Desired { scope, roster, hosts })
+    } else {
+        Err(Refused(errors))
+    }
+}
+
+/// The roster as all hosts together know it, with a number for every host. What a host's network has already counts most: two projects
+/// may call one server by two names, and its containers cannot move.
+fn numbers(looks: &BTreeMap<HostName, Look<'_>>, errors: &mut Vec<PlanError>) -> Roster {
+    let known = looks.values().filter_map(|look| look.records.roster.as_ref());
+    let mut numbers = known.fold(Roster::default(), Roster::merged);
+    for (host, look) in looks {
+        match look.numbered() {
+            Some(Ok(number)) => {
+                numbers.servers.insert(host.clone(), roster::Entry { number, removed: false });
+            }
+            Some(Err(subnet)) => errors.push(PlanError::Network { host: host.clone(), subnet }),
+            None => {}
+        }
+    }
+    for host in looks.keys() {
+        if numbers.number(host).is_err() {
+            errors.push(PlanError::RosterFull { host: host.clone() });
+        }
+    }
+    numbers
+}
+
+/// Addresses for new containers of a host: the next after the one leased last that nobody has, so that an address rests for long before
+/// somebody else answers at it.
+struct Addresses {
+    number: u8,
+    last: Ipv4Addr,
+    used: BTreeSet<Ipv4Addr>,
+}
+
+impl Addresses {
+    fn of(number: u8, look: &Look<'_>) -> Self {
+        let gateway = roster::gateway(number);
+        Self { number, last: look.records.last_address.unwrap_or(gateway), used: look.used() }
+    }
+
+    fn lease(&mut self) -> Option<Ipv4Addr> {
+        let (before, after): (Vec<_>, Vec<_>) =
+            roster::addresses(self.number).partition(|address| *address <= self.last);
+        let free = after.into_iter().chain(before).find(|address| !self.used.contains(address))?;
+        self.used.insert(free);
+        self.last = free;
+        Some(free)
+    }
+}
+
+/// What was decided for a service here last.
+fn decided<'a>(look: &'a Look<'_>, name: &ServiceName) -> Option<&'a PlannedService> {
+    look.records.releases.first()?.services.get(name)
+}
+
+fn running_services(look: &Look<'_>) -> BTreeSet<ServiceName> {
+    let labels = look.ours.iter().filter_map(|facts| facts.labels.get(LABEL_SERVICE));
+    labels.filter_map(|name| ServiceName::new(name.clone()).ok()).collect()
+}
+
+/// Containers of a service but for the one of this name.
+fn others(look: &Look<'_>, name: &ServiceName, but: Option<&ContainerName>) -> Vec<Old> {
+    let of_service = look.ours.iter().filter(|facts| {
+        facts.labels.get(LABEL_SERVICE).map(String::as_str) == Some(name.as_str())
+            && but.is_none_or(|but| but.as_str() != facts.name)
+    });
+    let mut old: Vec<_> = of_service
+        .filter_map(|facts| {
+            let timeouts = look.records.releases.iter().filter_map(|release| {
+                let service = release.services.get(name)?;
+                (service.container.as_str() == facts.name).then_some(service.container_spec.stop_timeout_s)
+            });
+            Some(Old {
+                name: ContainerName::new(facts.name.clone()).ok()?,
+                address: facts.addresses.get(NETWORK).copied(),
+                running: facts.running(),
+                stop_timeout_s: timeouts.into_iter().next().unwrap_or(STOP_TIMEOUT_S),
+            })
+        })
+        .collect();
+    old.sort_by(|a, b| a.name.cmp(&b.name));
+    old
+}
+
+/// Whether a container runs this image, as far as its engine can tell. One that can tell nothing contradicts nothing.
+fn runs(facts: &ContainerFacts, image: ImageId) -> bool {
+    facts.manifest.is_none_or(|manifest| manifest == image.manifest)
+        && facts.config.is_none_or(|config| config == image.config)
+}
+
+/// Why what was decided does not do; empty where it does.
+fn reasons(
+    name: &ServiceName,
+    wish: &Wish,
+    spec: Digest,
+    decided: Option<&PlannedService>,
+    look: &Look<'_>,
+) -> Vec<Reason> {
+    let Some(decided) = decided else {
+        return vec![Reason::First];
+    };
+    let facts = look.ours.iter().find(|facts| facts.name == decided.container.as_str());
+    let Some(facts) = facts.filter(|facts| facts.running()) else {
+        return vec![Reason::NotRunning];
+    };
+    let mut why = Vec::new();
+    let image = wish.image.id();
+    if decided.image.id() != image || !runs(facts, image) {
+        why.push(Reason::Image);
+    } else if facts.labels.get(LABEL_SPEC) != Some(&spec.to_string()) {
+        why.push(Reason::Specification);
+    }
+    if !wish.spec.secrets().is_empty() {
+        let now = look.secrets(name);
+        if now.is_none() || facts.labels.get(LABEL_SECRETS).map(String::as_str) != now {
+            why.push(Reason::Secrets);
+        }
+    }
+    if facts.addresses.get(NETWORK).copied() != decided.address {
+        why.push(Reason::Address);
+    }
+    why
+}
+
+fn service(
+    scope: &str,
+    host: &HostName,
+    name: &ServiceName,
+    wish: &Wish,
+    look: &Look<'_>,
+    addresses: &mut Addresses,
+) -> Result<Change, PlanError> {
+    let spec = wish.spec.digest();
+    let decided = decided(look, name);
+    let why = reasons(name, wish, spec, decided, look);
+    if why.is_empty()
+        && let Some(running) = decided
+    {
+        return Ok(Change::Unchanged {
+            stale: others(look, name, Some(&running.container)),
+            running: Box::new(running.clone()),
+        });
+    }
+    let last = addresses.last;
+    let address =
+        addresses.lease().ok_or_else(|| PlanError::NoAddress { host: host.clone(), service: name.clone(), last })?;
+    let container = container_name(scope, host, name, spec, address, look)?;
+    let container_spec = ContainerSpec { name: container.clone(), address: Some(address), ..wish.spec.clone() };
+    let earlier = wish.earlier.as_ref();
+    Ok(Change::Replace {
+        candidate: Box::new(PlannedService {
+            image: wish.image.clone(),
+            container,
+            address: Some(address),
+            spec,
+            container_spec,
+            probe: earlier.and_then(|earlier| earlier.probe.clone()),
+            route: earlier.and_then(|earlier| earlier.route.clone()),
+        }),
+        previous: decided.cloned().map(Box::new),
+        old: others(look, name, None),
+        why,
+    })
+}
+
+/// `SCOPE-SERVICE-` and eight digits of everything that makes this container another one than those before it.
+fn container_name(
+    scope: &str,
+    host: &HostName,
+    service: &ServiceName,
+    spec: Digest,
+    address: Ipv4Addr,
+    look: &Look<'_>,
+) -> Result<ContainerName, PlanError> {
+    let taken = |name: &str| look.ours.iter().any(|facts| facts.name == name);
+    let numbers = 0u32..;
+    let names = numbers.map(|attempt| {
+        let content = Digest::of_json(&(scope, host, service, spec, address, look.records.fencing, attempt));
+        format!("{scope}-{service}-{}", &content.hex()[..8])
+    });
+    let name = names.into_iter().find(|name| !taken(name)).expect("a host has fewer containers than there are numbers");
+    ContainerName::new(name.clone()).map_err(|_| PlanError::Name { host: host.clone(), service: service.clone(), name })
+}
