@@ -4,7 +4,7 @@ use std::io::{self, BufReader, Read};
 
 use jiji_model::digest::{Digest, canonical_json};
 use jiji_model::image::Descriptor;
-use jiji_store::{Store, StoreError};
+use jiji_store::{Layer, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use super::{Accounts, Tree};
@@ -67,9 +67,9 @@ impl Layers {
     ///
     /// # Errors
     /// When a layer is not in the store or cannot be read.
-    pub fn tree(&self, layers: &[(Digest, Descriptor)]) -> Result<Tree, IndexError> {
+    pub fn tree(&self, layers: &[Layer]) -> Result<Tree, IndexError> {
         let mut tree = Tree::default();
-        for (diff_id, blob) in layers {
+        for Layer { diff_id, blob } in layers {
             tree.apply(&self.index(diff_id, blob)?, diff_id);
         }
         Ok(tree)

@@ -14,14 +14,13 @@ fn link(target: &str) -> Entry {
     Entry { node: Node::Symlink(target.as_bytes().to_vec()), ..Entry::directory(0o777) }
 }
 
-fn layer(store: &Store, entries: &[(&str, Entry, &str)]) -> (Digest, jiji_model::image::Descriptor) {
+fn layer(store: &Store, entries: &[(&str, Entry, &str)]) -> jiji_store::Layer {
     let sorted: BTreeMap<TarPath, _> = entries.iter().map(|(name, entry, text)| (path(name), (entry, text))).collect();
     let mut writer = LayerWriter::new(store, 0, 1).expect("begun");
     for (path, (entry, text)) in sorted {
         writer.file(&path, entry, None, &mut Cursor::new(text.as_bytes())).expect("written");
     }
-    let layer = writer.finish().expect("finished");
-    (layer.diff_id, layer.blob)
+    writer.finish().expect("finished")
 }
 
 fn list(tree: &Tree) -> Vec<String> {
@@ -63,12 +62,12 @@ fn layers_cover_and_remove_what_is_below() {
     let tree = layers.tree(&[below.clone(), above.clone()]).expect("a tree");
     assert_eq!(list(&tree), ["/a", "/a/y", "/b", "/c", "/c/new", "/c/twin", "/etc", "/etc/group", "/etc/passwd"]);
     assert_eq!(tree.get(&path("a")).expect("there").entry.mode, 0o711);
-    assert_eq!(tree.get(&path("c/twin")).expect("there").content, Content::Layer(above.0, path("c/new")));
-    assert_eq!(tree.get(&path("a/y")).expect("there").content, Content::Layer(below.0, path("a/y")));
+    assert_eq!(tree.get(&path("c/twin")).expect("there").content, Content::Layer(above.diff_id, path("c/new")));
+    assert_eq!(tree.get(&path("a/y")).expect("there").content, Content::Layer(below.diff_id, path("a/y")));
     assert_eq!((tree.accounts().user("app"), tree.accounts().group("staff")), (Some((10, 20)), Some(50)));
     // The second time, the layers are not read again.
-    store.remove(&below.1.digest).expect("removed");
-    store.remove(&above.1.digest).expect("removed");
+    store.remove(&below.blob.digest).expect("removed");
+    store.remove(&above.blob.digest).expect("removed");
     let again = layers.tree(&[below, above]).expect("remembered");
     assert_eq!((list(&again), again.accounts()), (list(&tree), tree.accounts()));
     assert!(again.entries().eq(tree.entries()));
@@ -108,8 +107,9 @@ fn a_layer_that_is_no_layer_says_so() {
     let digest = store.put(b"no tar").expect("stored");
     let blob = |media_type: &str| jiji_model::image::Descriptor { media_type: media_type.to_owned(), digest, size: 6 };
     let layers = Layers::new(&store);
-    let error = layers.tree(&[(digest, blob(LAYER_GZIP))]).expect_err("no gzip");
+    let error = layers.tree(&[jiji_store::Layer { diff_id: digest, blob: blob(LAYER_GZIP) }]).expect_err("no gzip");
     assert!(matches!(error, IndexError::Read { .. }), "{error}");
-    let error = layers.tree(&[(digest, blob("application/x-thing"))]).expect_err("no layer");
+    let error =
+        layers.tree(&[jiji_store::Layer { diff_id: digest, blob: blob("application/x-thing") }]).expect_err("no layer");
     assert!(matches!(error, IndexError::MediaType { .. }), "{error}");
 }

@@ -1,0 +1,194 @@
+//! Steps in this machine's sandbox, and what they changed as a layer.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+
+use jiji_sandbox::{Canceller, Change, Changes, Kind, Limits, Sandbox, Scratch, Step};
+use jiji_store::{Layer, Store};
+
+use super::{ExecuteError, Executor, Ran, RunStep, Stream};
+use crate::build::copy::with_parents;
+use crate::build::layer::{Entry, Node, TarPath, WHITEOUT};
+use crate::build::rootfs::{Content, Found, Layers};
+use crate::build::trees::Trees;
+use crate::build::write::write_layer;
+
+/// Runs steps on this machine.
+#[derive(Debug, Clone)]
+pub struct Local {
+    sandbox: Sandbox,
+    threads: usize,
+}
+
+impl Local {
+    /// Steps run with this very program as the sandbox's helper: it must begin with [`jiji_sandbox::enter_if_requested`]. Layers
+    /// are compressed on `threads` cores.
+    pub fn new(threads: usize) -> Self {
+        Self { sandbox: Sandbox::new(), threads }
+    }
+
+    /// Takes another program of the same build as the helper.
+    #[must_use]
+    pub fn with_helper(mut self, program: impl Into<PathBuf>) -> Self {
+        self.sandbox = self.sandbox.with_helper(program);
+        self
+    }
+
+    /// Lets `canceller` end the steps.
+    #[must_use]
+    pub fn cancelled_by(mut self, canceller: Canceller) -> Self {
+        self.sandbox = self.sandbox.cancelled_by(canceller);
+        self
+    }
+}
+
+impl Executor for Local {
+    fn run(&self, step: &RunStep, store: &Store, output: &mut dyn FnMut(Stream, &[u8])) -> Result<Ran, ExecuteError> {
+        let here = std::env::consts::ARCH;
+        let architecture = match here {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        if step.platform.architecture != architecture {
+            return Err(ExecuteError::Platform { wanted: step.platform.clone(), here });
+        }
+        let trees = Trees::of(&step.layers, store)?;
+        // Work room on the store's file system, which is closed to other users; gone when this returns.
+        let room = store.new_tree()?;
+        let mut layers = trees.paths();
+        if layers.is_empty() {
+            let empty = room.path().join("empty");
+            std::fs::create_dir(&empty).map_err(ExecuteError::Scratch)?;
+            layers.push(empty);
+        }
+        let scratch = Scratch::new(&room.path()).map_err(ExecuteError::Scratch)?;
+        let request = Step {
+            argv: step.argv.iter().map(Into::into).collect(),
+            env: step.env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            user: step.user.clone(),
+            workdir: PathBuf::from(&step.workdir),
+            layers,
+            source_date_epoch: step.epoch,
+            limits: Limits::default(),
+        };
+        let outcome = self.sandbox.run(&request, &scratch, output)?;
+        if !outcome.exit.success() {
+            return Ok(Ran::Failed(outcome.exit));
+        }
+        let changes = jiji_sandbox::changes(&scratch.upper(), &request.layers)?;
+        Ok(Ran::Changed(self.layer(&changes, step, store)?))
+    }
+}
+
+impl Local {
+    fn layer(&self, changes: &Changes, step: &RunStep, store: &Store) -> Result<Option<Layer>, ExecuteError> {
+        let entries = entries(changes.list());
+        if entries.is_empty() {
+            return Ok(None);
+        }
+        let below = Layers::new(store).tree(&step.layers)?;
+        let entries = with_parents(entries, &below);
+        let open = |content: &Content| -> io::Result<Box<dyn Read>> {
+            match content {
+                Content::Path(path) => Ok(Box::new(changes.open(path)?)),
+                _ => Ok(Box::new(io::empty())),
+            }
+        };
+        Ok(Some(write_layer(&entries, step.epoch, self.threads, store, &|_| None, &open)?))
+    }
+}
+
+/// The entries of a layer that makes these changes. A file's content is named by its path in the changes.
+fn entries(changes: &[Change]) -> BTreeMap<TarPath, Found> {
+    let mut entries = BTreeMap::new();
+    // The names of each file that has several, by the name that the changes call the first.
+    let mut names: BTreeMap<PathBuf, Vec<TarPath>> = BTreeMap::new();
+    for Change { path, kind } in changes {
+        let name = TarPath::normal(path.as_os_str().as_bytes());
+        // The root's own mode and owner are the engine's, and a name that would remove another cannot be said.
+        if name.is_root() || name.name().starts_with(WHITEOUT) {
+            continue;
+        }
+        let (node, meta) = match kind {
+            Kind::Whiteout => {
+                entries.insert(name.whiteout(), Found { entry: Entry::whiteout(), content: Content::None });
+                continue;
+            }
+            Kind::Added(node, meta) | Kind::Modified(node, meta) => (node, meta),
+        };
+        let mut content = Content::None;
+        let node = match node {
+            jiji_sandbox::Node::Directory => Node::Directory,
+            jiji_sandbox::Node::File { size } => {
+                content = Content::Path(path.clone());
+                Node::File { size: *size }
+            }
+            jiji_sandbox::Node::HardLink { to } => {
+                names.entry(to.clone()).or_default().push(name.clone());
+                Node::Hardlink(TarPath::normal(to.as_os_str().as_bytes()))
+            }
+            jiji_sandbox::Node::Symlink { to } => Node::Symlink(to.as_bytes().to_vec()),
+            jiji_sandbox::Node::CharDevice { major, minor } => Node::Character { major: *major, minor: *minor },
+            jiji_sandbox::Node::BlockDevice { major, minor } => Node::Block { major: *major, minor: *minor },
+            jiji_sandbox::Node::Fifo => Node::Fifo,
+        };
+        let capability = meta.capability.iter().map(|value| (b"security.capability".to_vec(), value.clone()));
+        let xattrs = capability.collect();
+        let entry = Entry { node, mode: meta.mode, uid: meta.uid, gid: meta.gid, xattrs };
+        entries.insert(name, Found { entry, content });
+    }
+    // Which of its names a file stands under depends on the order of layers alone: the first.
+    for (first, mut others) in names {
+        let first = TarPath::normal(first.as_os_str().as_bytes());
+        others.sort();
+        let Some(lowest) = others.first().filter(|lowest| **lowest < first).cloned() else { continue };
+        let Some(file) = entries.get(&first).cloned() else { continue };
+        for name in others.into_iter().chain([first]) {
+            if let Some(found) = entries.get_mut(&name) {
+                found.entry.node = Node::Hardlink(lowest.clone());
+                found.content = Content::None;
+            }
+        }
+        entries.insert(lowest, file);
+    }
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiji_sandbox::Meta;
+
+    #[test]
+    fn the_file_of_several_names_stands_under_the_first_in_the_order_of_layers() {
+        let meta = || Meta { mode: 0o644, uid: 1, gid: 2, capability: None };
+        let change = |path: &str, node| Change { path: path.into(), kind: Kind::Added(node, meta()) };
+        // By bytes `a-b` comes before `a/b`, by parts after it.
+        let changes = [
+            change("a", jiji_sandbox::Node::Directory),
+            change("a-b", jiji_sandbox::Node::File { size: 3 }),
+            change("a/b", jiji_sandbox::Node::HardLink { to: "a-b".into() }),
+            change("c", jiji_sandbox::Node::HardLink { to: "a-b".into() }),
+            Change { path: "gone".into(), kind: Kind::Whiteout },
+            Change { path: "".into(), kind: Kind::Modified(jiji_sandbox::Node::Directory, meta()) },
+        ];
+        let seen: Vec<_> = entries(&changes)
+            .into_iter()
+            .map(|(path, found)| (path.to_string(), found.entry.node, found.content))
+            .collect();
+        let first = TarPath::normal("a/b");
+        assert_eq!(
+            seen,
+            [
+                ("/.wh.gone".to_owned(), Node::File { size: 0 }, Content::None),
+                ("/a".to_owned(), Node::Directory, Content::None),
+                ("/a/b".to_owned(), Node::File { size: 3 }, Content::Path("a-b".into())),
+                ("/a-b".to_owned(), Node::Hardlink(first.clone()), Content::None),
+                ("/c".to_owned(), Node::Hardlink(first), Content::None),
+            ]
+        );
+    }
+}

@@ -1,0 +1,95 @@
+//! Who runs a RUN step: this machine's sandbox, or something else that gives the same.
+
+mod local;
+
+use jiji_model::image::Platform;
+use jiji_store::{Layer, Store, StoreError};
+
+use super::layer::LayerError;
+use super::rootfs::IndexError;
+use super::trees::TreeError;
+
+pub use jiji_sandbox::{Exit, Stream};
+pub use local::Local;
+
+/// A RUN step with everything that its result depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunStep {
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// Variables, sorted by name.
+    pub env: Vec<(String, String)>,
+    /// As USER says it; none for root.
+    pub user: Option<String>,
+    /// The directory it begins in.
+    pub workdir: String,
+    /// What it is told the time is, and what its files' times will be, in seconds since 1970.
+    pub epoch: u64,
+    /// What its programs are compiled for.
+    pub platform: Platform,
+    /// What it runs in, lowest first.
+    pub layers: Vec<Layer>,
+}
+
+/// What came of a step that ran.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ran {
+    /// It succeeded and changed this; none where it changed nothing. The layer is in the store.
+    Changed(Option<Layer>),
+    /// It failed.
+    Failed(Exit),
+}
+
+/// Runs steps.
+pub trait Executor {
+    /// Runs one step. Lines of its output, without line feeds, are handed on as they come.
+    ///
+    /// # Errors
+    /// When it could not be run, which is another thing than that it failed.
+    fn run(&self, step: &RunStep, store: &Store, output: &mut dyn FnMut(Stream, &[u8])) -> Result<Ran, ExecuteError>;
+}
+
+/// Why a step could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecuteError {
+    /// Its layers cannot be unpacked.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// Its layers cannot be looked into.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The store has no room for it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What it changed could not be written as a layer.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// A directory for its changes could not be made.
+    #[error("make room for a step: {0}")]
+    Scratch(#[source] std::io::Error),
+    /// This machine cannot run programs of its platform.
+    #[error("run a step for {wanted} on {here}")]
+    Platform {
+        /// The step's platform.
+        wanted: Platform,
+        /// This machine's architecture.
+        here: &'static str,
+    },
+    /// The sandbox could not run it.
+    #[error(transparent)]
+    Sandbox(#[from] jiji_sandbox::RunError),
+    /// What it changed could not be read.
+    #[error(transparent)]
+    Changes(#[from] jiji_sandbox::ChangeError),
+}
+
+impl ExecuteError {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Platform { .. } => Some("build on a machine of that architecture, or for this one"),
+            Self::Sandbox(jiji_sandbox::RunError::Refused(refusal)) => Some(refusal.hint()),
+            _ => None,
+        }
+    }
+}

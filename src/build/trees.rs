@@ -1,0 +1,110 @@
+//! Layers as directories: unpacked into the store where something has to read files or run in them.
+//!
+//! Most builds of most days need none of this. A layer is unpacked over those below it, so a directory is named by the whole stack.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use jiji_model::digest::Digest;
+use jiji_store::{Layer, Store, StoreError, Tree};
+use sha2::{Digest as _, Sha256};
+
+use super::rootfs::{IndexError, Layers};
+
+/// Why a layer could not be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// The store could not give or take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It cannot be read.
+    #[error(transparent)]
+    Read(#[from] IndexError),
+    /// It cannot be unpacked.
+    #[error("unpack layer `{digest}`: {source}")]
+    Unpack {
+        /// The layer's blob.
+        digest: Digest,
+        /// What went wrong.
+        source: jiji_sandbox::UnpackError,
+    },
+    /// Its tar is another than the image's configuration says.
+    #[error("unpack layer `{digest}`: its content is `{actual}`, the image's configuration says `{expected}`")]
+    DiffId {
+        /// The layer's blob.
+        digest: Digest,
+        /// What the configuration says.
+        expected: Digest,
+        /// What the tar hashes to.
+        actual: Digest,
+    },
+}
+
+/// Unpacked layers in use, lowest first.
+#[derive(Debug)]
+pub struct Trees {
+    trees: Vec<(Digest, Tree)>,
+}
+
+impl Trees {
+    /// Unpacks what is not unpacked yet.
+    ///
+    /// # Errors
+    /// When a layer cannot be read or unpacked.
+    pub fn of(layers: &[Layer], store: &Store) -> Result<Self, TreeError> {
+        let mut trees: Vec<(Digest, Tree)> = Vec::with_capacity(layers.len());
+        for (number, layer) in layers.iter().enumerate() {
+            let diff_ids: Vec<Digest> = layers[..=number].iter().map(|layer| layer.diff_id).collect();
+            let name = Digest::of_json(&serde_json::json!({"tree": 1, "layers": diff_ids}));
+            let tree = match store.tree(&name)? {
+                Some(tree) => tree,
+                None => {
+                    let writer = store.new_tree()?;
+                    let below: Vec<&Path> = trees.iter().map(|(_, tree)| tree.path()).collect();
+                    unpack(layer, &writer.path(), &below, store)?;
+                    writer.publish(&name)?
+                }
+            };
+            trees.push((layer.diff_id, tree));
+        }
+        Ok(Self { trees })
+    }
+
+    /// The directories, lowest first.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.trees.iter().map(|(_, tree)| tree.path().to_owned()).collect()
+    }
+
+    /// The directory of one layer.
+    pub fn get(&self, diff_id: &Digest) -> Option<&Path> {
+        self.trees.iter().find(|(own, _)| own == diff_id).map(|(_, tree)| tree.path())
+    }
+}
+
+fn unpack(layer: &Layer, into: &Path, below: &[&Path], store: &Store) -> Result<(), TreeError> {
+    let digest = layer.blob.digest;
+    let mut tar = Hashing { inner: Layers::new(store).open(&layer.blob)?, hash: Sha256::new() };
+    let limits = jiji_sandbox::UnpackLimits::default();
+    let broken = |source| TreeError::Unpack { digest, source };
+    jiji_sandbox::unpack(&mut tar, into, below, limits).map_err(broken)?;
+    // What comes after the archive's end belongs to the digest all the same.
+    io::copy(&mut tar, &mut io::sink()).map_err(|source| IndexError::Read { digest, source })?;
+    let actual = Digest::from_bytes(tar.hash.finalize().into());
+    if actual != layer.diff_id {
+        return Err(TreeError::DiffId { digest, expected: layer.diff_id, actual });
+    }
+    Ok(())
+}
+
+struct Hashing<R> {
+    inner: R,
+    hash: Sha256,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..count]);
+        Ok(count)
+    }
+}

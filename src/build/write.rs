@@ -1,0 +1,36 @@
+//! Entries and where their contents are, as a layer.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+
+use jiji_model::digest::Digest;
+use jiji_store::{Layer, Store};
+
+use super::layer::{LayerError, LayerWriter, Node, TarPath};
+use super::rootfs::{Content, Found};
+
+/// Writes a layer of these entries, with all modification times at `epoch`. `digest` says what a content must hash to, where that is
+/// known; `open` opens it.
+///
+/// # Errors
+/// When a content cannot be read, or is another than expected, or the store cannot be written.
+pub(super) fn write_layer(
+    entries: &BTreeMap<TarPath, Found>,
+    epoch: u64,
+    threads: usize,
+    store: &Store,
+    digest: &dyn Fn(&Content) -> Option<Digest>,
+    open: &dyn Fn(&Content) -> io::Result<Box<dyn Read>>,
+) -> Result<Layer, LayerError> {
+    let mut layer = LayerWriter::new(store, epoch, threads)?;
+    for (path, found) in entries {
+        if !matches!(found.entry.node, Node::File { .. }) || found.content == Content::None {
+            layer.entry(path, &found.entry)?;
+            continue;
+        }
+        let failed = |source| LayerError::Content { path: path.clone(), source };
+        let mut content = open(&found.content).map_err(failed)?;
+        layer.file(path, &found.entry, digest(&found.content).as_ref(), &mut content)?;
+    }
+    layer.finish()
+}
