@@ -172,7 +172,7 @@ impl<'a> IntoIterator for &'a Changes {
 /// # Errors
 /// [`ChangeError`].
 pub fn changes(upper: &Path, layers: &[impl AsRef<Path>]) -> Result<Changes, ChangeError> {
-    let lower = MergedDir::root(layers).map_err(at(upper))?;
+    let lower = MergedDir::root(layers);
     let mut walk = Walk::default();
     walk.root(upper, layers.last().map(AsRef::as_ref))?;
     walk.pending.push(Pending { path: PathBuf::new(), upper: upper.to_owned(), lower });
@@ -199,12 +199,22 @@ enum Was {
     Same,
 }
 
+/// One of several names of a file.
+struct Name {
+    path: PathBuf,
+    was: Was,
+    /// The file that had this name before, by device and inode.
+    before: Option<(u64, u64)>,
+    size: u64,
+    meta: Meta,
+}
+
 #[derive(Default)]
 struct Walk {
     pending: Vec<Pending>,
     list: Vec<Change>,
     /// Names of one file, by device and inode.
-    links: BTreeMap<(u64, u64), Vec<(PathBuf, Was, u64, Meta)>>,
+    links: BTreeMap<(u64, u64), Vec<Name>>,
 }
 
 impl Walk {
@@ -259,6 +269,7 @@ impl Walk {
             Some(before) if same(&upper, &stat, &now, before)? => Was::Same,
             Some(_) => Was::Different,
         };
+        let file = before.as_ref().map(|before| (before.meta.dev(), before.meta.ino()));
         if stat.is_dir() {
             if merged::xattr(&upper, "trusted.overlay.redirect").map_err(at(&upper))?.is_some() {
                 return Err(ChangeError::Foreign { path: upper });
@@ -268,7 +279,7 @@ impl Walk {
         }
         if let (Node::File { size }, true) = (&node, stat.nlink() > 1) {
             let names = self.links.entry((stat.dev(), stat.ino())).or_default();
-            names.push((path, was, *size, now));
+            names.push(Name { path, was, before: file, size: *size, meta: now });
             return Ok(());
         }
         self.put(path, was, node, now);
@@ -286,13 +297,14 @@ impl Walk {
 
     fn finish(mut self) -> Vec<Change> {
         for mut names in std::mem::take(&mut self.links).into_values() {
-            // One name that is news takes the others with it: a link needs its file in the same layer.
-            if names.iter().all(|(_, was, _, _)| *was == Was::Same) {
+            // One name that is news takes the others with it: a link needs its file in the same layer. That they are one file now
+            // is news, too.
+            if names.iter().all(|name| name.was == Was::Same && name.before == names[0].before) {
                 continue;
             }
-            names.sort_by(|a, b| bytes(&a.0).cmp(bytes(&b.0)));
-            let first = names[0].0.clone();
-            for (path, was, size, meta) in names {
+            names.sort_by(|a, b| bytes(&a.path).cmp(bytes(&b.path)));
+            let first = names[0].path.clone();
+            for Name { path, was, size, meta, .. } in names {
                 let was = if was == Was::Same { Was::Different } else { was };
                 let node = if path == first { Node::File { size } } else { Node::HardLink { to: first.clone() } };
                 self.put(path, was, node, meta);

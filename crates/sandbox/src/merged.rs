@@ -31,16 +31,10 @@ pub(crate) struct Found {
 }
 
 impl MergedDir {
-    /// The root of `layers`, lowest first.
-    pub(crate) fn root(layers: &[impl AsRef<Path>]) -> io::Result<Self> {
-        let mut parts = Vec::new();
-        for layer in layers.iter().rev() {
-            parts.push(layer.as_ref().to_owned());
-            if is_opaque(layer.as_ref())? {
-                break;
-            }
-        }
-        Ok(Self { parts })
+    /// The root of `layers`, lowest first. Overlayfs merges all roots, whatever they are marked with.
+    pub(crate) fn root(layers: &[impl AsRef<Path>]) -> Self {
+        let parts = layers.iter().rev().map(|layer| layer.as_ref().to_owned()).collect();
+        Self { parts }
     }
 
     /// Looks one name up.

@@ -3,7 +3,9 @@
 //! A scratch directory serves one step: the overlay's file system refuses a second use of its work directory, and a second step
 //! would see the first one's clock in the files' times. It is closed to other users, since what a step leaves may be setuid.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -21,8 +23,8 @@ impl Scratch {
     /// # Errors
     /// The directory could not be created.
     pub fn new(parent: &Path) -> io::Result<Self> {
-        // `tempfile` creates directories with mode 0700.
-        let dir = tempfile::Builder::new().prefix("step-").tempdir_in(parent)?;
+        let closed = Permissions::from_mode(0o700);
+        let dir = tempfile::Builder::new().prefix("step-").permissions(closed).tempdir_in(parent)?;
         for name in ["upper", "work", "below", "root"] {
             std::fs::create_dir(dir.path().join(name))?;
         }

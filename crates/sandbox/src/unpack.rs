@@ -117,12 +117,7 @@ pub fn unpack(
     limits: UnpackLimits,
 ) -> Result<Unpacked, UnpackError> {
     closed(dir)?;
-    let mut layer = Layer {
-        root: dir.to_owned(),
-        below: MergedDir::root(below).map_err(at(Path::new("")))?,
-        times: BTreeMap::new(),
-        parent: None,
-    };
+    let mut layer = Layer { root: dir.to_owned(), below: MergedDir::root(below), times: BTreeMap::new(), parent: None };
     if let Some(top) = below.last() {
         layer.copy_meta(&found(top.as_ref())?, dir)?;
     }
@@ -187,14 +182,18 @@ impl Layer {
     fn entry(&mut self, entry: &mut tar::Entry<'_, impl Read>) -> Result<(), UnpackError> {
         let named = entry.path().map_err(UnpackError::Archive)?.into_owned();
         let components = components(&named)?;
-        let kind = entry.header().entry_type();
+        let mut kind = entry.header().entry_type();
+        if kind == EntryType::Regular && named.as_os_str().as_bytes().ends_with(b"/") {
+            // How archives said it before they had a type for it.
+            kind = EntryType::Directory;
+        }
         if matches!(kind, EntryType::XGlobalHeader) {
             return Ok(());
         }
         let Some((name, parents)) = components.split_last() else {
             // The root itself.
             return if kind.is_dir() {
-                self.set_meta(entry, &PathBuf::new(), &named)
+                self.set_meta(entry, kind, &PathBuf::new(), &named)
             } else {
                 Err(UnpackError::Outside { path: named })
             };
@@ -238,7 +237,7 @@ impl Layer {
             EntryType::Fifo => rustix::fs::mknodat(CWD, &target, FileType::Fifo, mode, 0).map_err(errno_at(&named))?,
             _ => return Err(UnpackError::Type { path: named }),
         }
-        self.set_meta(entry, &path, &named)
+        self.set_meta(entry, kind, &path, &named)
     }
 
     /// Removes what this layer itself put there before, unless a directory meets a directory.
@@ -261,7 +260,7 @@ impl Layer {
     /// Makes a directory. One that this layer deleted before is a new one that shows nothing of what is below.
     fn directory(&self, target: &Path, named: &Path) -> Result<(), UnpackError> {
         match merged::lstat(target).map_err(at(named))? {
-            Some(meta) if meta.is_dir() => return Ok(()),
+            Some(meta) if meta.is_dir() => Ok(()),
             Some(_) => {
                 fs::remove_file(target).map_err(at(named))?;
                 fs::create_dir(target).map_err(at(named))?;
@@ -276,7 +275,15 @@ impl Layer {
     fn whiteout(&mut self, place: &Place, hidden: &OsStr, named: &Path) -> Result<(), UnpackError> {
         let dir = self.root.join(&place.path);
         if hidden == ".wh..opq" {
-            return opaque(&dir, named);
+            self.parent = None;
+            if !place.path.as_os_str().is_empty() {
+                return opaque(&dir, named);
+            }
+            // Overlayfs merges the roots of all layers, whatever they are marked with.
+            for name in place.below.names().map_err(at(named))? {
+                self.gone(place, &name, named)?;
+            }
+            return Ok(());
         }
         // The other doubled marks are aufs's own book-keeping.
         if hidden.as_bytes().starts_with(b".wh.") {
@@ -285,12 +292,23 @@ impl Layer {
         if hidden.is_empty() || hidden == "." || hidden == ".." {
             return Err(UnpackError::Outside { path: named.to_owned() });
         }
-        let target = dir.join(hidden);
+        self.gone(place, hidden, named)
+    }
+
+    /// Hides a name of the layers below. Where there is none nothing is marked: in a directory that only this layer has, overlayfs
+    /// would list the mark itself.
+    fn gone(&mut self, place: &Place, name: &OsStr, named: &Path) -> Result<(), UnpackError> {
+        if place.below.get(name).map_err(at(named))?.is_none() {
+            return Ok(());
+        }
+        let target = self.root.join(&place.path).join(name);
+        self.parent = None;
         match merged::lstat(&target).map_err(at(named))? {
             Some(meta) if meta.is_dir() => opaque(&target, named),
             Some(_) => Ok(()),
             None => {
-                rustix::fs::mknodat(CWD, &target, FileType::CharacterDevice, Mode::empty(), 0).map_err(errno_at(named))
+                let nothing = FileType::CharacterDevice;
+                rustix::fs::mknodat(CWD, &target, nothing, Mode::empty(), 0).map_err(errno_at(named))
             }
         }
     }
@@ -326,8 +344,7 @@ impl Layer {
             let path = here.path.join(&name);
             let own = merged::lstat(&self.root.join(&path)).map_err(at(named))?;
             let gone = own.as_ref().is_some_and(merged::is_whiteout);
-            let hides = merged::is_opaque(&self.root.join(&here.path)).map_err(at(named))? || gone;
-            let lower = if hides { None } else { here.below.get(&name).map_err(at(named))? };
+            let lower = if gone { None } else { here.below.get(&name).map_err(at(named))? };
             let link = match (&own, &lower) {
                 (Some(meta), _) if meta.is_symlink() => Some(self.root.join(&path)),
                 (None, Some(found)) if found.meta.is_symlink() => Some(found.path.clone()),
@@ -355,13 +372,17 @@ impl Layer {
                     self.directory(&target, named)?;
                     match &lower {
                         Some(found) if found.dir.is_some() => self.copy_meta(found, &target)?,
-                        // An entry below something that is not a directory replaces it.
-                        _ => fs::set_permissions(&target, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-                            .map_err(at(named))?,
+                        // New, or in place of something that is not a directory. Its time must not be now.
+                        _ => {
+                            let mode = Mode::from_raw_mode(0o755);
+                            rustix::fs::chmod(&target, mode).map_err(errno_at(named))?;
+                            self.times.insert(path.clone(), 0);
+                        }
                     }
                 }
             }
-            let below = lower.and_then(|found| found.dir).unwrap_or_default();
+            let hides = merged::is_opaque(&self.root.join(&path)).map_err(at(named))?;
+            let below = lower.and_then(|found| found.dir).filter(|_| !hides).unwrap_or_default();
             trail.push(Place { path, below });
         }
         Ok(trail.pop().expect("the root is never popped"))
@@ -387,9 +408,6 @@ impl Layer {
             Some(meta) if meta.is_dir() || merged::is_whiteout(&meta) => return Err(missing()),
             Some(_) => {}
             None => {
-                if merged::is_opaque(&self.root.join(&place.path)).map_err(at(named))? {
-                    return Err(missing());
-                }
                 let found = place.below.get(name).map_err(at(named))?.filter(|found| found.meta.is_file());
                 copy_up(&found.ok_or_else(missing)?, &own).map_err(at(named))?;
             }
@@ -404,12 +422,12 @@ impl Layer {
     fn set_meta(
         &mut self,
         entry: &mut tar::Entry<'_, impl Read>,
+        kind: EntryType,
         path: &Path,
         named: &Path,
     ) -> Result<(), UnpackError> {
         let target = self.root.join(path);
         let header = entry.header();
-        let kind = header.entry_type();
         let (uid, gid) = (header.uid().map_err(UnpackError::Archive)?, header.gid().map_err(UnpackError::Archive)?);
         let mode = header.mode().map_err(UnpackError::Archive)? & 0o7777;
         let mtime = header.mtime().map_err(UnpackError::Archive)?;

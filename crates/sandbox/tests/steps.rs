@@ -35,6 +35,9 @@ fn a_step_runs_and_its_changes_are_told() {
     assert_eq!(ran.err, "oops\n");
     assert_eq!(ran.changed, ["- etc/motd", "+ made", "+ made/file"]);
     assert_eq!((ran.outcome.output, ran.outcome.dropped), (11, 0));
+    // A setuid program that a step leaves must not be there for this machine's other users.
+    let room = ran.scratch.upper().parent().expect("scratch").to_owned();
+    assert_eq!(fs::metadata(room).expect("scratch").mode() & 0o7777, 0o700);
 }
 
 #[test]
@@ -121,7 +124,7 @@ fn a_step_sees_no_mount_and_no_path_of_the_host() {
     let points: Vec<&str> = mounts.lines().map(|line| line.split(' ').nth(4).expect("mount point")).collect();
     let known =
         |point: &&str| *point == "/" || ["/proc", "/sys", "/dev", "/etc/"].iter().any(|start| point.starts_with(start));
-    assert!(points.iter().all(|point| known(point)), "{points:?}");
+    assert!(points.iter().all(known), "{points:?}");
     assert!(!mounts.contains(image.dir.path().to_str().expect("utf-8")), "{mounts}");
     assert!(!rest.contains("jiji"), "{rest}");
     let writable: Vec<&str> =

@@ -164,7 +164,7 @@ fn compile() -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
     // The lowest byte of clone's flags is a signal.
     denied.insert(libc::SYS_clone, flags(1).collect::<Result<_, _>>()?);
     // Input forged into a terminal's queue.
-    let terminal = [libc::TIOCSTI, libc::TIOCLINUX].map(|request| rule(equal(1, request as u64 & 0xffff_ffff)));
+    let terminal = [libc::TIOCSTI, libc::TIOCLINUX].map(|request| rule(equal(1, u64::from(request as u32))));
     denied.insert(libc::SYS_ioctl, terminal.into_iter().collect::<Result<_, _>>()?);
     let families =
         FAMILIES.iter().map(|&family| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family));

@@ -1,6 +1,8 @@
 #![allow(dead_code, reason = "each test file is a program of its own and uses its part")]
 //! A root file system of busybox and a few accounts, and steps run in it.
 
+pub mod archive;
+
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -46,7 +48,11 @@ pub struct Ran {
 
 impl Image {
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("jiji-sandbox-test-").tempdir().expect("a directory for the test");
+        let dir = tempfile::Builder::new()
+            .prefix("jiji-sandbox-test-")
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir()
+            .expect("a directory for the test");
         let base = dir.path().join("base");
         for sub in ["bin", "etc", "root", "tmp", "home/app"] {
             fs::create_dir_all(base.join(sub)).expect("base directory");
