@@ -12,3 +12,6 @@ pub mod registry;
 pub mod report;
 pub mod secrets;
 pub mod ship;
+
+#[cfg(test)]
+mod architecture;

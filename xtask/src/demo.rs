@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use crate::error::Error;
-use crate::process::{as_root, command, line, output, root, run, target};
+use crate::process::{as_root, command, output, root, run, target};
 use crate::product::{self, For};
 use crate::setup::{self, Level};
 
@@ -140,7 +140,7 @@ fn attended(command: &mut Command) -> Result<(), Error> {
     let mut child = command.stdin(Stdio::null()).spawn().map_err(failed)?;
     loop {
         if let Some(status) = child.try_wait().map_err(failed)? {
-            return if status.success() { Ok(()) } else { Err(Error::Ended { line: line(command), status }) };
+            return if status.success() { Ok(()) } else { Err(Error::Demo { reason: format!("jiji ended with {status}") }) };
         }
         if ENDED.load(Ordering::SeqCst) {
             let _ = child.kill();
