@@ -391,3 +391,29 @@ fn a_fork_bomb_is_bounded() {
     let ran = image.run(&step).expect("the step begins");
     println!("{:?} {}", ran.exit, ran.out);
 }
+
+#[test]
+fn memory_is_bounded_where_the_machine_can() {
+    needs_root!();
+    let image = Image::new();
+    if !probe(&sandbox(), image.dir.path()).expect("probed").memory_bounded {
+        eprintln!("skipped: this machine has no cgroup that bounds memory");
+        return;
+    }
+    let mut step = image.step(
+        "dd if=/dev/zero of=/dev/null bs=256M count=1; echo $?; dd if=/dev/zero of=/dev/null bs=1M count=1; echo $?",
+    );
+    step.limits.memory = Some(64 << 20);
+    let ran = image.run(&step).expect("the step begins");
+    assert_eq!(ran.out, "137\n0\n", "{}", ran.err);
+}
+
+#[test]
+fn a_step_costs_little() {
+    needs_root!();
+    let image = Image::new();
+    let mut times: Vec<Duration> = (0..15).map(|_| image.sh("true").outcome.elapsed).collect();
+    times.sort_unstable();
+    println!("a step that does nothing: median {:?}, from {:?} to {:?}", times[7], times[0], times[14]);
+    assert!(times[7] < Duration::from_secs(1));
+}
