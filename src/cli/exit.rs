@@ -101,4 +101,12 @@ mod tests {
             assert_eq!(usize::from(exit.code()), number);
         }
     }
+
+    #[test]
+    fn every_code_stands_on_the_page() {
+        let page = include_str!("../../docs/exit-codes.md");
+        let numbers: Vec<u8> =
+            page.lines().filter_map(|line| line.strip_prefix("| ")?.split(' ').next()?.parse().ok()).collect();
+        assert_eq!(numbers, Exit::ALL.map(Exit::code));
+    }
 }

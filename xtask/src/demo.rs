@@ -140,7 +140,11 @@ fn attended(command: &mut Command) -> Result<(), Error> {
     let mut child = command.stdin(Stdio::null()).spawn().map_err(failed)?;
     loop {
         if let Some(status) = child.try_wait().map_err(failed)? {
-            return if status.success() { Ok(()) } else { Err(Error::Demo { reason: format!("jiji ended with {status}") }) };
+            return if status.success() {
+                Ok(())
+            } else {
+                Err(Error::Demo { reason: format!("jiji ended with {status}") })
+            };
         }
         if ENDED.load(Ordering::SeqCst) {
             let _ = child.kill();

@@ -3,7 +3,7 @@
 //! Each command is a file of its own; this one only knows their names. Light on purpose: no wasmtime, no C, so that the door opens
 //! on a bare machine within a minute.
 
-#![expect(clippy::print_stderr, reason = "a program for people: this is where it speaks")]
+#![expect(clippy::print_stderr, clippy::print_stdout, reason = "a program for people: this is where it speaks")]
 
 mod bench;
 mod demo;
@@ -38,6 +38,12 @@ enum Command {
     /// Build a laboratory of real hosts and play in it: up, exec, status, down
     #[command(disable_help_flag = true)]
     Lab(lab::Args),
+    /// Build a jiji to keep, with jiji-host for x86-64 and arm64 inside
+    Build {
+        /// Install what is missing without asking
+        #[arg(long)]
+        yes: bool,
+    },
     /// Measure against a peer or a limit
     Bench(bench::Args),
     /// Write the pages that the documentation takes from the code
@@ -55,6 +61,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::demo(&args).map(|()| ExitCode::SUCCESS),
         Command::DemoShow(args) => demo::show(&args).map(|()| ExitCode::SUCCESS),
         Command::DemoAsk(args) => demo::ask(&args).map(|()| ExitCode::SUCCESS),
+        Command::Build { yes } => build(yes).map(|()| ExitCode::SUCCESS),
         Command::Bench(args) => bench::bench(&args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run_all(&args).map(|()| ExitCode::SUCCESS),
         Command::Lab(args) => lab::run(&args).map_err(Error::from),
@@ -67,4 +74,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn build(yes: bool) -> Result<(), Error> {
+    let setup = setup::ensure(setup::Level::Build, yes)?;
+    let jiji = product::distribution(&setup)?;
+    println!("{}", jiji.display());
+    Ok(())
 }

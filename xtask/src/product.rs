@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::error::Error;
 use crate::process::{cargo, line, root, run, target};
-use crate::setup::{Setup, musl};
+use crate::setup::{self, Setup, musl};
 
 /// What was built.
 #[derive(Debug)]
@@ -45,7 +45,31 @@ impl For {
 /// # Errors
 /// When something does not compile; the compiler said why.
 pub fn build(setup: &Setup, purpose: For) -> Result<Product, Error> {
-    let hosts = host(setup, purpose)?;
+    host(setup, purpose)?;
+    let jiji = jiji(purpose)?;
+    let lab = executable(cargo().args(["build", "--package", "jiji-lab", "--bin", "lab"]), "lab")?;
+    Ok(Product { jiji, lab })
+}
+
+/// Builds a `jiji` to keep, with `jiji-host` for every architecture that this toolchain has or can get the static target of.
+///
+/// # Errors
+/// When something does not compile, or not even this machine's architecture can be had.
+pub fn distribution(setup: &Setup) -> Result<PathBuf, Error> {
+    host(setup, For::Measuring)?;
+    for target in TARGETS.into_iter().filter(|target| *target != musl()) {
+        if setup::add_target(target) {
+            host_for(target, For::Measuring)?;
+        }
+    }
+    jiji(For::Measuring)
+}
+
+const TARGETS: [&str; 2] = ["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl"];
+
+/// Builds `jiji` with whatever `jiji-host` was built for the purpose.
+fn jiji(purpose: For) -> Result<PathBuf, Error> {
+    let hosts = purpose.dir().join("host");
     let mut command = cargo();
     command.args(["build", "--package", "jiji", "--bin", "jiji"]).env("JIJI_HOST_BINARIES", hosts);
     if purpose == For::Tests {
@@ -63,36 +87,50 @@ pub fn build(setup: &Setup, purpose: For) -> Result<Product, Error> {
     let fresh = kept.join("jiji.new");
     std::fs::copy(&jiji, &fresh).map_err(Error::file("copy", &jiji))?;
     std::fs::rename(&fresh, &copy).map_err(Error::file("rename", &fresh))?;
-    let lab = executable(cargo().args(["build", "--package", "jiji-lab", "--bin", "lab"]), "lab")?;
-    Ok(Product { jiji: copy, lab })
+    Ok(copy)
 }
 
-/// Builds `jiji-host` for this machine's architecture, static; gives the directory that `build.rs` embeds from.
-fn host(setup: &Setup, purpose: For) -> Result<PathBuf, Error> {
-    let mut command = cargo();
-    command.args(["build", "--package", "jiji-host", "--bin", "jiji-host", "--profile", "host"]);
+/// Builds `jiji-host` for this machine's architecture, static, to where `build.rs` embeds it from.
+fn host(setup: &Setup, purpose: For) -> Result<(), Error> {
     if setup.musl {
-        // The linker that comes with Rust: no C compiler is needed for a program without C.
-        let variable = format!("CARGO_TARGET_{}_LINKER", musl().to_uppercase().replace('-', "_"));
-        command.args(["--target", musl()]).env(variable, "rust-lld");
-    } else {
-        // Static against the machine's own C library.
-        let gnu = musl().replace("musl", "gnu");
-        let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", gnu.to_uppercase().replace('-', "_"));
-        command.args(["--target", &gnu]).env(variable, "-Ctarget-feature=+crt-static");
+        return host_for(musl(), purpose);
     }
+    // Static against the machine's own C library.
+    let gnu = musl().replace("musl", "gnu");
+    let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", gnu.to_uppercase().replace('-', "_"));
+    let mut command = host_command(&gnu, purpose);
+    command.env(variable, "-Ctarget-feature=+crt-static");
+    keep_host(&mut command, std::env::consts::ARCH, purpose)
+}
+
+fn host_for(target: &str, purpose: For) -> Result<(), Error> {
+    // The linker that comes with Rust: no C compiler is needed for a program without C.
+    let variable = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
+    let mut command = host_command(target, purpose);
+    command.env(variable, "rust-lld");
+    let architecture = target.split('-').next().unwrap_or(target);
+    keep_host(&mut command, architecture, purpose)
+}
+
+fn host_command(target: &str, purpose: For) -> Command {
+    let mut command = cargo();
+    command.args(["build", "--package", "jiji-host", "--bin", "jiji-host", "--profile", "host", "--target", target]);
     if purpose == For::Tests {
         command.args(["--features", "abort-points"]);
     }
-    let built = executable(&mut command, "jiji-host")?;
+    command
+}
+
+fn keep_host(command: &mut Command, architecture: &str, purpose: For) -> Result<(), Error> {
+    let built = executable(command, "jiji-host")?;
     let hosts = purpose.dir().join("host");
     std::fs::create_dir_all(&hosts).map_err(Error::file("create", &hosts))?;
-    let named = hosts.join(format!("jiji-host-{}", std::env::consts::ARCH));
+    let named = hosts.join(format!("jiji-host-{architecture}"));
     // The same bytes keep their time, so that cargo does not build jiji again.
     if !same(&built, &named) {
         std::fs::copy(&built, &named).map_err(Error::file("copy", &built))?;
     }
-    Ok(hosts)
+    Ok(())
 }
 
 fn same(one: &Path, other: &Path) -> bool {
@@ -135,7 +173,10 @@ pub fn tests_dir() -> PathBuf {
     root().join("tests")
 }
 
-/// Checks that nothing but warnings-free code is there.
+/// Lints everything; a warning is an error.
+///
+/// # Errors
+/// When there is a warning.
 pub fn lint() -> Result<(), Error> {
     run(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"]))
 }

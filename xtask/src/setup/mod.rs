@@ -138,7 +138,7 @@ pub fn ensure(level: Level, yes: bool) -> Result<Setup, Error> {
         let component = if name == "fmt" { "rustfmt" } else { name };
         run(command("rustup").args(["component", "add", component]))?;
     }
-    let musl = musl || (rustup && run(command("rustup").args(["target", "add", self::musl()])).is_ok());
+    let musl = musl || (rustup && add_target(self::musl()));
     let mut setup = Setup { paths: Vec::new(), musl };
     if level == Level::Lab {
         setup.paths.extend(go::ensure(go)?);
@@ -150,6 +150,12 @@ pub fn ensure(level: Level, yes: bool) -> Result<Setup, Error> {
 fn has_target(target: &str) -> Result<bool, Error> {
     let sysroot = output(command("rustc").args(["--print", "sysroot"]))?;
     Ok(PathBuf::from(sysroot.trim()).join("lib/rustlib").join(target).join("lib").is_dir())
+}
+
+/// Brings the standard library of a target, unless it is there; says whether it is there now.
+pub fn add_target(target: &str) -> bool {
+    has_target(target).unwrap_or(false)
+        || (find("rustup").is_some() && run(command("rustup").args(["target", "add", target])).is_ok())
 }
 
 fn ask(list: &[String], yes: bool) -> Result<(), Error> {
