@@ -542,6 +542,26 @@ fn registries_and_images_are_read_by_their_grammar() {
     }
 }
 
+#[test]
+fn the_examples_are_right_once_their_variables_are_set() {
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let lookup = |name: &str| {
+        Some(match name {
+            "LAB_REGISTRY" => "10.231.0.2:5000".to_owned(),
+            "LAB_SSH_CONFIG" => "/lab/ssh_config".to_owned(),
+            "LAB_KAMAL_PROXY" => format!("lab.test/kamal-proxy@sha256:{}", "a".repeat(64)),
+            name => name.strip_prefix("LAB_HOST_").map(|number| format!("host-{number}"))?,
+        })
+    };
+    for example in std::fs::read_dir(examples).expect("there are examples") {
+        let root = example.expect("a directory").path();
+        if root.join(FILE).is_file() {
+            let loaded = load(find(&root, None).expect("the file is there"), &lookup, None);
+            assert!(loaded.is_ok(), "{}: {}", root.display(), told(loaded));
+        }
+    }
+}
+
 /// Compares a file of `docs/` with what the table gives; `cargo xtask docs` writes it anew.
 fn assert_document(name: &str, text: &str) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);

@@ -44,6 +44,12 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Install what the tests and the demonstration need, and do nothing else
+    Setup {
+        /// Install without asking
+        #[arg(long)]
+        yes: bool,
+    },
     /// Measure against a peer or a limit
     Bench(bench::Args),
     /// Write the pages that the documentation takes from the code
@@ -62,6 +68,7 @@ fn main() -> ExitCode {
         Command::DemoShow(args) => demo::show(&args).map(|()| ExitCode::SUCCESS),
         Command::DemoAsk(args) => demo::ask(&args).map(|()| ExitCode::SUCCESS),
         Command::Build { yes } => build(yes).map(|()| ExitCode::SUCCESS),
+        Command::Setup { yes } => setup::ensure(setup::Level::Lab, yes).map(|_| ExitCode::SUCCESS),
         Command::Bench(args) => bench::bench(&args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run_all(&args).map(|()| ExitCode::SUCCESS),
         Command::Lab(args) => lab::run(&args).map_err(Error::from),

