@@ -1,0 +1,143 @@
+//! Taking the hosts for one run alone, in name order, so that two runs that want the same hosts meet at the first of them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiji_model::name::HostName;
+use jiji_model::observation::{Answer, Query, Want};
+use jiji_model::protocol::{Reply, Request};
+use jiji_model::transaction::{HostRecords, Lease, LeaseDecision, LeaseRequest};
+use tokio::time::Instant;
+
+use super::cancel::{Cancel, REVERT};
+use super::error::ApplyError;
+use super::events::Watch;
+use super::fan::{all, done, split};
+use super::link::HostLink;
+use super::{Options, Seen};
+use crate::fleet::{FleetError, PATIENCE};
+
+/// Time between two questions for a lease that somebody holds.
+const AGAIN: Duration = Duration::from_millis(400);
+
+/// The number after the highest that any host has granted.
+pub(super) fn next_fencing(seen: &Seen) -> u64 {
+    seen.values().map(|records| records.fencing).max().unwrap_or(0) + 1
+}
+
+/// Takes the lease of every host in name order. On a failure those taken are given back.
+pub(super) async fn take<L: HostLink>(
+    links: &BTreeMap<HostName, &L>,
+    scope: &str,
+    fencing: u64,
+    options: &Options,
+    cancel: &Cancel,
+    watch: &Watch<'_>,
+) -> Result<(), ApplyError> {
+    let mut taken = Vec::new();
+    for (host, link) in links {
+        let request = LeaseRequest {
+            scope: scope.to_owned(),
+            holder: options.run.clone(),
+            who: options.who.clone(),
+            fencing,
+            ttl_ms: options.lease_ms,
+        };
+        let error = tokio::select! {
+            biased;
+            // The host may grant it all the same; without a sign of life it expires.
+            () = cancel.reached(REVERT) => ApplyError::Stopped,
+            end = take_one(*link, host, request, options, watch) => match end {
+                Ok(()) => {
+                    taken.push(*link);
+                    continue;
+                }
+                Err(error) => error,
+            },
+        };
+        give_back(taken).await;
+        return Err(error);
+    }
+    Ok(())
+}
+
+async fn take_one<L: HostLink>(
+    link: &L,
+    host: &HostName,
+    request: LeaseRequest,
+    options: &Options,
+    watch: &Watch<'_>,
+) -> Result<(), ApplyError> {
+    let begun = Instant::now();
+    let mut first: Option<Lease> = None;
+    loop {
+        match link.ask(Request::Acquire(request.clone()), PATIENCE).await? {
+            Reply::Lease(LeaseDecision::Granted(_)) => return Ok(()),
+            Reply::Lease(LeaseDecision::Stale { .. }) => {
+                return Err(ApplyError::Moved { host: host.clone(), what: "another run of jiji took its lease" });
+            }
+            Reply::Lease(LeaseDecision::Held(lease)) => {
+                let earlier = first.get_or_insert_with(|| {
+                    watch.waiting_for_lease(host, &lease);
+                    lease.clone()
+                });
+                // A lease that is prolonged has a holder who is at work. One that is not belongs to a run that is gone, and is free
+                // as soon as it expires or its last step has ended.
+                let prolonged = (&earlier.holder, earlier.fencing) != (&lease.holder, lease.fencing)
+                    || lease.expires_ms > earlier.expires_ms;
+                let longest = Duration::from_millis(options.lease_ms.saturating_mul(2));
+                if prolonged || begun.elapsed() > longest {
+                    return Err(ApplyError::Held { host: host.clone(), lease: Box::new(lease) });
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            _ => {
+                return Err(ApplyError::Before(FleetError::Unexpected { host: host.clone(), doing: "take the lease" }));
+            }
+        }
+    }
+}
+
+/// Gives leases back. A host that does not answer frees its own when the session ends.
+pub(super) async fn give_back<'a, L: HostLink + 'a>(links: impl IntoIterator<Item = &'a L>) {
+    let ends = all(links, |link| done(link, Request::Release, PATIENCE, "give the lease back")).await;
+    for (host, error) in split(ends).1 {
+        tracing::debug!(%host, %error, "give the lease back");
+    }
+}
+
+/// What hosts recorded, read under their leases.
+pub(super) async fn look_again<L: HostLink>(
+    links: &BTreeMap<HostName, &L>,
+    scope: &str,
+) -> super::fan::Ends<HostRecords> {
+    all(links.values().copied(), async |link| {
+        let want = Want { id: "records".to_owned(), query: Query::Records { scope: scope.to_owned() } };
+        let reply = link.ask(Request::Observe { wants: vec![want] }, PATIENCE).await?;
+        let answer = match reply {
+            Reply::Facts(facts) => facts.into_iter().next().map(|fact| fact.answer),
+            _ => None,
+        };
+        match answer {
+            Some(Answer::Records(records)) => Ok(*records),
+            _ => Err(FleetError::Unexpected { host: link.host().clone(), doing: "observe" }),
+        }
+    })
+    .await
+}
+
+/// What moved on a host between two looks, if something did. The lease between them is this run's own.
+pub(super) fn moved(before: &HostRecords, now: &HostRecords) -> Option<&'static str> {
+    let transaction = |records: &HostRecords| {
+        let transaction = records.transaction.as_ref()?;
+        Some((transaction.begin.transaction.clone(), transaction.concluded))
+    };
+    let release = |records: &HostRecords| records.releases.first().map(|release| release.number);
+    if transaction(before) != transaction(now) {
+        Some("another transaction ran there")
+    } else if release(before) != release(now) {
+        Some("another release was made there")
+    } else {
+        None
+    }
+}

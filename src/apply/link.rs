@@ -1,0 +1,60 @@
+//! What a transaction needs of a host, so that it can be driven against hosts that a test plays.
+
+use std::time::Duration;
+
+use jiji_model::digest::Digest;
+use jiji_model::name::HostName;
+use jiji_model::protocol::{Reply, Request};
+use jiji_store::Store;
+
+use crate::fleet::{BlobProgress, FleetError, Listener, Session};
+
+/// One host, connected.
+pub trait HostLink: Send + Sync {
+    /// The host.
+    fn host(&self) -> &HostName;
+
+    /// Asks, and waits for the answer as long as the host says something at least every `patience`. A refusal is an error.
+    fn ask(&self, request: Request, patience: Duration) -> impl Future<Output = Result<Reply, FleetError>> + Send;
+
+    /// Sends what has no answer.
+    fn tell(&self, request: Request) -> impl Future<Output = Result<(), FleetError>> + Send;
+
+    /// Brings blobs from the store to the host.
+    fn send_blobs(
+        &self,
+        store: &Store,
+        blobs: &[(Digest, u64)],
+        progress: &(dyn Fn(BlobProgress) + Send + Sync),
+    ) -> impl Future<Output = Result<BlobProgress, FleetError>> + Send;
+
+    /// Who hears what the host tells, from now on.
+    fn listen(&self, listener: Listener);
+}
+
+impl HostLink for Session {
+    fn host(&self) -> &HostName {
+        self.host()
+    }
+
+    async fn ask(&self, request: Request, patience: Duration) -> Result<Reply, FleetError> {
+        self.ask(request, patience).await
+    }
+
+    async fn tell(&self, request: Request) -> Result<(), FleetError> {
+        self.tell(request).await
+    }
+
+    async fn send_blobs(
+        &self,
+        store: &Store,
+        blobs: &[(Digest, u64)],
+        progress: &(dyn Fn(BlobProgress) + Send + Sync),
+    ) -> Result<BlobProgress, FleetError> {
+        self.send_blobs(store, blobs, progress).await
+    }
+
+    fn listen(&self, listener: Listener) {
+        self.listen(listener);
+    }
+}

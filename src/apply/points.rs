@@ -1,0 +1,38 @@
+//! Named places in a transaction at which a test lets the operator die. Nothing in a release build.
+
+/// Where to die, in builds that can.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Points {
+    #[cfg(any(test, feature = "abort-points"))]
+    at: Option<String>,
+}
+
+impl Points {
+    #[cfg(any(test, feature = "abort-points"))]
+    pub(super) fn at(name: Option<String>) -> Self {
+        Self { at: name }
+    }
+
+    /// Whether `name` is the place, so that hosts go one by one there.
+    pub(super) fn is(&self, name: &str) -> bool {
+        #[cfg(any(test, feature = "abort-points"))]
+        {
+            self.at.as_deref() == Some(name)
+        }
+        #[cfg(not(any(test, feature = "abort-points")))]
+        {
+            let _ = name;
+            false
+        }
+    }
+
+    /// Dies here, if `name` is the place: the process with the feature, the future in this crate's own tests.
+    pub(super) async fn pass(&self, name: &str) {
+        if self.is(name) {
+            #[cfg(all(feature = "abort-points", not(test)))]
+            std::process::abort();
+            #[cfg(not(all(feature = "abort-points", not(test))))]
+            std::future::pending::<()>().await;
+        }
+    }
+}
