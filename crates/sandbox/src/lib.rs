@@ -44,6 +44,6 @@ pub use helper::enter_if_requested;
 pub use probe::{Refusal, Support, probe};
 pub use run::{Canceller, RunError, Sandbox, run};
 pub use scratch::Scratch;
-pub use step::{Exit, Limits, Outcome, Step, Stream};
+pub use step::{Exit, Limits, Outcome, Step, Stream, VERSION};
 pub use unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
 pub use wire::{Doing, Failure};

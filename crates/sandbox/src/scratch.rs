@@ -3,7 +3,7 @@
 //! A scratch directory serves one step: the overlay's file system refuses a second use of its work directory, and a second step
 //! would see the first one's clock in the files' times. It is closed to other users, since what a step leaves may be setuid.
 
-use std::fs::Permissions;
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ impl Scratch {
         let closed = Permissions::from_mode(0o700);
         let dir = tempfile::Builder::new().prefix("step-").permissions(closed).tempdir_in(parent)?;
         for name in ["upper", "work", "below", "root"] {
-            std::fs::create_dir(dir.path().join(name))?;
+            fs::create_dir(dir.path().join(name))?;
         }
         Ok(Self { dir })
     }
@@ -40,4 +40,40 @@ impl Scratch {
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What is left, the directory's own drop removes, or nobody can.
+        let _ = empty(self.dir.path());
+    }
+}
+
+/// Removes everything in a directory, however deep: a step can nest directories deeper than there are descriptors and than a
+/// stack has room, so each comes up to the top before it is emptied itself.
+fn empty(top: &Path) -> io::Result<()> {
+    let mut moved = 0_u64;
+    let mut dirs = Vec::new();
+    for entry in fs::read_dir(top)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => dirs.push(entry.path()),
+            false => fs::remove_file(entry.path())?,
+        }
+    }
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                let at = top.join(format!(".{moved}"));
+                moved += 1;
+                fs::rename(entry.path(), &at)?;
+                dirs.push(at);
+            } else {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        fs::remove_dir(&dir)?;
+    }
+    Ok(())
 }

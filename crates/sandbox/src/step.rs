@@ -7,6 +7,10 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// What a step is given: raised whenever the same step may come out differently in a newer version of this crate (environment,
+/// limits, mounts, how changes are told). It belongs into the key of whatever is kept of a step's result.
+pub const VERSION: u32 = 1;
+
 /// One command, the image it runs in and what it may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
@@ -28,7 +32,7 @@ pub struct Step {
 
 impl Step {
     /// A command that runs as root in `/` with the fixed environment alone: `PATH` (Docker's), `HOME` (from the image's
-    /// `/etc/passwd`), `LANG=C.UTF-8`, `TZ=UTC`, `TERM=dumb`, `SOURCE_DATE_EPOCH=0`.
+    /// `/etc/passwd`), `LANG=C.UTF-8`, `TZ=UTC`, `TERM=dumb`, `PYTHONHASHSEED=0`, `SOURCE_DATE_EPOCH=0`.
     pub fn new<A: Into<OsString>>(argv: impl IntoIterator<Item = A>, layers: Vec<PathBuf>) -> Self {
         Self {
             argv: argv.into_iter().map(Into::into).collect(),

@@ -150,7 +150,7 @@ fn the_helpers_program_cannot_be_written_through_proc() {
 fn descriptors_of_the_host_do_not_come_along() {
     needs_root!();
     let image = Image::new();
-    let ran = image.sh("ls /proc/self/fd; exec 9</dev/null; ls -l /proc/$$/fd | wc -l");
+    let ran = image.sh("ls /proc/self/fd");
     // 0 to 2, and the one that lists.
-    assert_eq!(ran.out, "0\n1\n2\n3\n5\n", "{}", ran.err);
+    assert_eq!(ran.out, "0\n1\n2\n3\n", "{}", ran.err);
 }

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use image::{Image, argv, needs_root, sandbox};
-use jiji_sandbox::{Canceller, Exit, Failure, RunError, Scratch, probe};
+use jiji_sandbox::{Canceller, Exit, Failure, Refusal, RunError, Scratch, probe};
 
 #[test]
 fn this_machine_is_probed() {
@@ -97,7 +97,7 @@ fn the_world_of_a_step_is_the_same_everywhere() {
     assert_eq!(
         ran.out,
         "localhost\n(none)\n0022\n/\n0\n\
-         A=2\nHOME=/root\nLANG=de_DE\nPATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nPWD=/\nSHLVL=1\n\
+         A=2\nHOME=/root\nLANG=de_DE\nPATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nPWD=/\nPYTHONHASHSEED=0\nSHLVL=1\n\
          SOURCE_DATE_EPOCH=1700000000\nTERM=dumb\nTZ=UTC\n\
          1\n0\n1024\n16384\n0\n8192\n127.0.0.1\tlocalhost\n::1\tlocalhost\n00040000\n/dev/null\nlocalhost\n"
     );
@@ -334,6 +334,11 @@ fn a_killed_caller_takes_the_step_with_it() {
     }
     assert!(!mounted_anywhere(&dir));
     fs::remove_dir_all(dir).expect("nothing in it is busy");
+    // What it could not remove, the next step does.
+    assert_eq!(Image::new().sh("true").exit, Exit::Code(0));
+    let name = format!("jiji-step-{}-*", victim.id());
+    let left = Command::new("find").args(["/sys/fs/cgroup", "-name", &name]).output().expect("find");
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
 }
 
 /// Whether any process of the machine has a mount with this in it.
@@ -416,4 +421,79 @@ fn a_step_costs_little() {
     times.sort_unstable();
     println!("a step that does nothing: median {:?}, from {:?} to {:?}", times[7], times[0], times[14]);
     assert!(times[7] < Duration::from_secs(1));
+}
+
+#[test]
+fn a_nest_deeper_than_a_path_is_told_and_removed() {
+    needs_root!();
+    let image = Image::new();
+    let name = "n".repeat(200);
+    // Built from the bottom up, since no path can name the whole.
+    let step = image.step(&format!(
+        "mkdir /nest; i=0; while [ $i -lt 60 ]; do mkdir /up && mv /nest /up/{name} && mv /up /nest || exit 1; i=$((i+1)); done"
+    ));
+    let scratch = Scratch::new(image.dir.path()).expect("scratch");
+    let outcome = sandbox().run(&step, &scratch, &mut |_, _| {}).expect("the step begins");
+    assert_eq!(outcome.exit, Exit::Code(0));
+    let told = jiji_sandbox::changes(&scratch.upper(), &image.layers).err();
+    assert!(matches!(told, Some(jiji_sandbox::ChangeError::Io { .. })), "{told:?}");
+    let room = scratch.upper().parent().expect("scratch").to_owned();
+    drop(scratch);
+    assert!(!room.exists());
+}
+
+/// Runs one test of this file again in another process, through `with`.
+fn again(test: &str, variable: &str, value: &str, with: &[&str]) {
+    let this = std::env::current_exe().expect("this test");
+    let run = Command::new(with[0])
+        .args(&with[1..])
+        .arg(this)
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(variable, value)
+        .output()
+        .expect("util-linux is installed");
+    let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success() && out.contains("1 passed"), "{out}{err}");
+}
+
+#[test]
+fn a_machine_without_the_right_is_refused() {
+    needs_root!();
+    const INNER: &str = "JIJI_SANDBOX_TEST_UNPRIVILEGED";
+    if std::env::var_os(INNER).is_none() {
+        again("a_machine_without_the_right_is_refused", INNER, "1", &["setpriv", "--bounding-set", "-sys_admin"]);
+        return;
+    }
+    let image = Image::new();
+    let refused = probe(&sandbox(), image.dir.path()).expect_err("no CAP_SYS_ADMIN");
+    assert!(matches!(refused, Refusal::Unprivileged { root: true }), "{refused:?}");
+    assert!(refused.hint().contains("CAP_SYS_ADMIN"));
+    let refused = image.run(&image.step("true")).err();
+    assert!(matches!(refused, Some(RunError::Refused(Refusal::Unprivileged { .. }))), "{refused:?}");
+}
+
+#[test]
+fn a_scratch_directory_on_an_overlay_is_refused() {
+    needs_root!();
+    const INNER: &str = "JIJI_SANDBOX_TEST_OVERLAY";
+    let Some(dir) = std::env::var_os(INNER) else {
+        let dir = tempfile::tempdir().expect("a directory");
+        for name in ["lower", "upper", "work", "merged"] {
+            fs::create_dir(dir.path().join(name)).expect("a directory");
+        }
+        let at = dir.path().to_str().expect("utf-8");
+        let script = format!(
+            "mount -t overlay overlay -o lowerdir={at}/lower,upperdir={at}/upper,workdir={at}/work {at}/merged && exec \"$@\""
+        );
+        again(
+            "a_scratch_directory_on_an_overlay_is_refused",
+            INNER,
+            &format!("{at}/merged"),
+            &["unshare", "-m", "sh", "-c", &script, "sh"],
+        );
+        return;
+    };
+    let refused = probe(&sandbox(), Path::new(&dir)).expect_err("an overlay on an overlay");
+    assert!(matches!(refused, Refusal::UnfitFileSystem { .. }), "{refused:?}");
+    assert!(refused.hint().contains("XDG_CACHE_HOME"));
 }

@@ -97,6 +97,8 @@ fn environment(run: &Run, home: &str) -> BTreeMap<OsString, OsString> {
         ("HOME", home.to_owned()),
         ("LANG", "C.UTF-8".to_owned()),
         ("PATH", PATH.to_owned()),
+        // Python orders its sets by a random number otherwise.
+        ("PYTHONHASHSEED", "0".to_owned()),
         ("SOURCE_DATE_EPOCH", run.source_date_epoch.to_string()),
         ("TERM", "dumb".to_owned()),
         ("TZ", "UTC".to_owned()),
