@@ -72,7 +72,7 @@ impl Client {
         mut patience: Patience,
     ) -> Result<(), RegistryError> {
         loop {
-            let Some(part) = receive_when_free(store, blob).await? else { return Ok(()) };
+            let Some(part) = self.receive_when_free(repository, blob, store).await? else { return Ok(()) };
             let before = part.offset();
             match self.fetch_once(repository, blob, store, part).await {
                 Ok(()) => break,
@@ -194,20 +194,33 @@ impl Client {
             actual,
         }
     }
-}
 
-/// Begins to receive a blob as soon as nobody else does. None if it is in the store by then.
-async fn receive_when_free(store: &Store, blob: &Descriptor) -> Result<Option<PartialBlob>, StoreError> {
-    loop {
-        if store.has(&blob.digest)?.is_some() {
-            return Ok(None);
-        }
-        let (store, digest, size) = (store.clone(), blob.digest, blob.size);
-        let begun = tokio::task::spawn_blocking(move || store.receive(&digest, size)).await;
-        match begun.expect("beginning a blob does not panic") {
-            Ok(part) => return Ok(Some(part)),
-            Err(StoreError::Busy { .. }) => tokio::time::sleep(LOOK_AGAIN).await,
-            Err(error) => return Err(error),
+    /// Begins to receive a blob as soon as nobody else does. None if it is in the store by then.
+    async fn receive_when_free(
+        &self,
+        repository: &Repository,
+        blob: &Descriptor,
+        store: &Store,
+    ) -> Result<Option<PartialBlob>, RegistryError> {
+        loop {
+            match store.has(&blob.digest)? {
+                Some(size) if size == blob.size => return Ok(None),
+                // Either the manifest lies about the length, or the disk lost some of it.
+                Some(size) => match store.rehash(&blob.digest)? {
+                    Some((actual, _)) if actual == blob.digest => {
+                        return Err(self.size_mismatch(repository, blob, size));
+                    }
+                    _ => store.remove(&blob.digest).map(drop)?,
+                },
+                None => {}
+            }
+            let (store, digest, size) = (store.clone(), blob.digest, blob.size);
+            let begun = tokio::task::spawn_blocking(move || store.receive(&digest, size)).await;
+            match begun.expect("beginning a blob does not panic") {
+                Ok(part) => return Ok(Some(part)),
+                Err(StoreError::Busy { .. }) => tokio::time::sleep(LOOK_AGAIN).await,
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 }

@@ -170,9 +170,9 @@ impl RegistryError {
     /// What a person can do, where it is not said by the error itself.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Unreachable { .. } => {
-                Some("check the name, the network, and whether the registry speaks plain HTTP (`http://HOST:PORT`)")
-            }
+            Self::Unreachable { .. } => Some(
+                "check the name, the network, and whether the registry speaks plain HTTP (`http://HOST:PORT`); `SSL_CERT_FILE` names certificates of one's own",
+            ),
             Self::Tls { .. } => Some("install the system's root certificates (package `ca-certificates`)"),
             Self::Unauthorized { with_credentials: false, .. } => Some(
                 "set `builder.registry.username` and `password` in deploy.yml; registries say this of what does not exist, too",

@@ -191,8 +191,8 @@ impl Client {
             Ok(_) => Ok(Outcome::Sent(size)),
             // Proxies before registries limit what one request may hold.
             Err(OciDistributionError::ServerError { code: 413, .. }) if size > BLOCK as u64 => {
-                let sent =
-                    protocol.in_pieces.push_blob_stream(&target, read(store, &blob.digest)?, &digest, None).await;
+                let client = self.wire().in_pieces(to).await?;
+                let sent = client.push_blob_stream(&target, read(store, &blob.digest)?, &digest, None).await;
                 sent.map_err(|error| self.wire().refusal(to, &what, error))?;
                 Ok(Outcome::Sent(size))
             }

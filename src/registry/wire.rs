@@ -49,7 +49,7 @@ pub(super) struct Protocol {
     /// Sends a blob in one request.
     pub(super) oci: oci_distribution::Client,
     /// Sends a blob in pieces of 4 MiB, one after the other, for registries behind a proxy with a limit.
-    pub(super) in_pieces: oci_distribution::Client,
+    in_pieces: oci_distribution::Client,
 }
 
 impl Protocol {
@@ -131,14 +131,11 @@ impl Wire {
             _ => {
                 let protocol = self.protocol(repository)?;
                 let reference = wire_reference(repository, "latest");
-                let mut token = None;
-                // Both clients of the library keep their tokens apart.
-                for client in [&protocol.oci, &protocol.in_pieces] {
-                    token = client
-                        .auth(&reference, &auth, operation)
-                        .await
-                        .map_err(|error| self.refusal(repository, &what, error))?;
-                }
+                let token = protocol
+                    .oci
+                    .auth(&reference, &auth, operation)
+                    .await
+                    .map_err(|error| self.refusal(repository, &what, error))?;
                 let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
                 tokens.insert(key, (token.clone(), Instant::now()));
                 token
@@ -156,6 +153,16 @@ impl Wire {
         })?;
         value.set_sensitive(true);
         Ok(Some(value))
+    }
+
+    /// The client that sends blobs in pieces, signed in: it keeps tokens of its own.
+    pub(super) async fn in_pieces(&self, repository: &Repository) -> Result<oci_distribution::Client, RegistryError> {
+        let client = self.protocol(repository)?.in_pieces;
+        if let Some(known) = (self.credentials)(&repository.server.authority) {
+            let auth = RegistryAuth::Basic(known.username, known.password.reveal().to_owned());
+            client.store_auth_if_needed(&repository.server.authority, &auth).await;
+        }
+        Ok(client)
     }
 
     fn forget_token(&self, repository: &Repository) {

@@ -65,7 +65,7 @@ impl Store {
     /// [`StoreError::Io`].
     pub fn put(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
         let digest = Digest::of(bytes);
-        if self.has(&digest)?.is_none() {
+        if self.has(&digest)? != Some(bytes.len() as u64) {
             place::write_atomic(&self.tmp(), &self.blob_path(&digest), bytes)?;
         }
         Ok(digest)
@@ -123,7 +123,7 @@ impl Store {
             file.set_len(0).and_then(|()| file.rewind()).map_err(failed("truncate", &path))?;
             (hash, offset) = (Sha256::new(), 0);
         }
-        Ok(PartialBlob { store: self.clone(), digest: *digest, size, path, file, hash, offset })
+        Ok(PartialBlob { store: self.clone(), digest: *digest, size, path, file, hash, offset, placed: false })
     }
 
     /// Forgets what was received of a blob. True if there was something.
@@ -148,6 +148,20 @@ impl Store {
     /// [`StoreError::Io`].
     pub fn blobs(&self) -> Result<Blobs, StoreError> {
         Blobs::of(self.root().join("blobs/sha256"))
+    }
+
+    /// Hashes one blob again and says what it is, which should be its name. None if it is not here.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn rehash(&self, digest: &Digest) -> Result<Option<(Digest, u64)>, StoreError> {
+        let mut file = match self.open_blob(digest) {
+            Ok((file, _)) => file,
+            Err(StoreError::Missing { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let (hash, size) = hash_all(&mut file).map_err(failed("read", &self.blob_path(digest)))?;
+        Ok(Some((Digest::from_bytes(hash.finalize().into()), size)))
     }
 
     /// Removes a blob. True if it was here. Whoever has it open keeps it.
@@ -223,7 +237,7 @@ impl BlobWriter {
         if let Some(expected) = expected.filter(|expected| *expected != actual) {
             return Err(StoreError::Mismatch { expected, actual });
         }
-        if self.store.has(&actual)?.is_none() {
+        if self.store.has(&actual)? != Some(self.written) {
             place::rename_into_place(self.file, &self.store.blob_path(&actual))?;
         }
         Ok((actual, self.written))
@@ -253,6 +267,7 @@ pub struct PartialBlob {
     file: File,
     hash: Sha256,
     offset: u64,
+    placed: bool,
 }
 
 impl PartialBlob {
@@ -295,19 +310,29 @@ impl PartialBlob {
     /// # Errors
     /// [`StoreError::Short`] when bytes are missing: they can still come. [`StoreError::Mismatch`] when the bytes are others: what
     /// came is thrown away, for nobody knows which of it is wrong. [`StoreError::Io`].
-    pub fn finish(self) -> Result<(), StoreError> {
+    pub fn finish(mut self) -> Result<(), StoreError> {
         if self.offset < self.size {
             return Err(StoreError::Short { digest: self.digest, received: self.offset, size: self.size });
         }
-        let actual = Digest::from_bytes(self.hash.finalize().into());
+        let actual = Digest::from_bytes(self.hash.clone().finalize().into());
         if actual != self.digest {
-            remove_file(&self.path)?;
+            self.restart()?;
             return Err(StoreError::Mismatch { expected: self.digest, actual });
         }
         self.file.sync_all().map_err(failed("sync", &self.path))?;
         let blob = self.store.blob_path(&self.digest);
         fs::rename(&self.path, &blob).map_err(failed("create", &blob))?;
+        self.placed = true;
         blob.parent().map_or(Ok(()), place::sync_dir)
+    }
+}
+
+impl Drop for PartialBlob {
+    fn drop(&mut self) {
+        // An empty beginning is none. It is still locked, so that whoever opened it meanwhile sees that it is gone.
+        if !self.placed && self.offset == 0 {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -425,6 +450,7 @@ mod tests {
         part.append(b"ng").expect("appended");
         assert!(matches!(part.finish(), Err(StoreError::Mismatch { .. })));
         assert_eq!((store.partial(&digest).expect("looked"), store.has(&digest).expect("looked")), (0, None));
+        assert_eq!(store.partials().expect("listed").count(), 0, "an empty beginning is none");
     }
 
     #[test]
@@ -433,5 +459,9 @@ mod tests {
         let digest = store.put(b"good").expect("stored");
         fs::write(store.blob_path(&digest), b"evil").expect("changed");
         assert!(matches!(store.read(&digest, 10), Err(StoreError::Mismatch { .. })));
+        assert_eq!(store.rehash(&digest).expect("hashed"), Some((Digest::of(b"evil"), 4)));
+        fs::write(store.blob_path(&digest), b"go").expect("truncated");
+        store.put(b"good").expect("stored again");
+        assert_eq!(store.read(&digest, 10).expect("read"), b"good");
     }
 }

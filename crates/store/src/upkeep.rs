@@ -6,7 +6,7 @@ use std::fs;
 use jiji_model::digest::Digest;
 use rustix::fs::FlockOperation;
 
-use crate::{Store, StoreError, blob, failed, place};
+use crate::{Store, StoreError, failed, place};
 
 /// What hashing every blob again found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct Verified {
 pub struct Collected {
     /// How many blobs were removed.
     pub blobs: u64,
-    /// Their lengths together, in bytes.
+    /// Their lengths together with those of beginnings of blobs, in bytes.
     pub bytes: u64,
     /// How many unpacked layers were removed.
     pub trees: u64,
@@ -53,14 +53,9 @@ impl Store {
         let mut found = Verified { blobs: 0, bytes: 0, damaged: Vec::new() };
         for entry in self.blobs()? {
             let (digest, _) = entry?;
-            let (mut file, _) = match self.open_blob(&digest) {
-                Err(StoreError::Missing { .. }) => continue,
-                other => other?,
-            };
-            let (hash, size) = blob::hash_all(&mut file).map_err(failed("read", &self.blob_path(&digest)))?;
+            let Some((actual, size)) = self.rehash(&digest)? else { continue };
             found.blobs += 1;
             found.bytes += size;
-            let actual = Digest::from_bytes(sha2::Digest::finalize(hash).into());
             if actual != digest {
                 found.damaged.push((digest, actual));
             }
@@ -69,8 +64,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Removes all blobs and unpacked layers but those in `keep`. What steps gave stays recorded: whoever reads it sees by
-    /// [`Store::has`] that it must be made again.
+    /// Removes all blobs, beginnings of blobs and unpacked layers but those in `keep`. What steps gave stays recorded: whoever reads
+    /// it sees by [`Store::has`] that it must be made again.
     ///
     /// # Errors
     /// [`StoreError::Busy`] while another process has the store open: it may be about to use what is removed. Within this process
@@ -93,6 +88,12 @@ impl Store {
             let (digest, size) = entry?;
             if !keep.contains(&digest) && self.remove(&digest)? {
                 collected.blobs += 1;
+                collected.bytes += size;
+            }
+        }
+        for entry in self.partials()? {
+            let (digest, size) = entry?;
+            if !keep.contains(&digest) && self.forget_partial(&digest)? {
                 collected.bytes += size;
             }
         }

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use axum::extract::{Request, State};
+use axum::response::Response;
 use jiji_model::image::INDEX;
 use jiji_model::project::RegistryServer;
+use reqwest::StatusCode;
 
 use super::*;
 use crate::registry::{Depth, Push, PushReport, RegistryError};
@@ -192,4 +195,39 @@ async fn two_pulls_of_one_image_at_once_share_the_store() {
         (Image { repository: "web".to_owned(), ..image.clone() }, image.layers.clone())
     );
     assert!(image.blobs().all(|blob| place.has(blob)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_too_long_for_one_request_is_sent_in_pieces() {
+    let (made, server) = (Place::new(), Place::new());
+    let registry = Registry::read_write(server.store.clone(), &server.dir.path().join("names")).expect("names");
+    let limited = async |State(registry): State<Registry>, request: Request| {
+        let length = request.headers().get("content-length").and_then(|value| value.to_str().ok()?.parse().ok());
+        if length.is_some_and(|length: u64| length > 5_000_000) {
+            let mut response = Response::default();
+            *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
+            return response;
+        }
+        registry.answer(request).await
+    };
+    let at = serve(Router::new().fallback(limited).with_state(registry)).await;
+    let image = image(&made.store, &[&vec![9; 11_000_000]]);
+    let to = repository(&at, "web");
+    let push = Push { image: &image, to: &to, tag: None, bases: &[] };
+    let report = Client::new(Setup::default()).push(push, &made.store).await.expect("pushed");
+    assert_eq!(report.sent, 2);
+    assert!(image.blobs().all(|blob| server.has(blob)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_the_disk_lost_some_of_is_had_again() {
+    let (made, (_server, at)) = (Place::new(), shim().await);
+    let image = image(&made.store, &[b"layer"]);
+    let client = Client::new(Setup::default());
+    let to = repository(&at, "web");
+    client.push(Push { image: &image, to: &to, tag: None, bases: &[] }, &made.store).await.expect("pushed");
+    std::fs::write(made.store.blob_path(&image.layers[0].digest), b"la").expect("cut");
+    let (web, digest) = (reference(&at, "web"), image.manifest.digest);
+    client.pull(&web, &digest, &image.platform, &made.store, Depth::WithLayers).await.expect("pulled");
+    assert_eq!(made.store.read(&image.layers[0].digest, 10).expect("read"), b"layer");
 }
