@@ -8,21 +8,29 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use jiji_sandbox::{Exit, Kind, Outcome, RunError, Sandbox, Scratch, Step, Stream, changes};
+use jiji_sandbox::{Exit, Kind, Outcome, Refusal, RunError, Sandbox, Scratch, Step, Stream, changes, probe};
 
 /// Leaves the test where it cannot be run, saying so.
 macro_rules! needs_root {
     () => {
-        if !$crate::image::is_root() {
-            eprintln!("skipped: running steps needs root");
+        if !$crate::image::is_able() {
             return;
         }
     };
 }
 pub(crate) use needs_root;
 
-pub fn is_root() -> bool {
-    fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("\nUid:\t0\t0\t"))
+/// Whether this user may run steps; if not, says why. Another refusal than that is a failure.
+pub fn is_able() -> bool {
+    let dir = tempfile::tempdir().expect("a directory for the test");
+    match probe(&sandbox(), dir.path()) {
+        Ok(_) => true,
+        Err(refusal @ (Refusal::Unprivileged { .. } | Refusal::NoNamespaces { .. })) => {
+            eprintln!("SKIPPED: {refusal}; {}", refusal.hint());
+            false
+        }
+        Err(refusal) => panic!("{refusal}; {}", refusal.hint()),
+    }
 }
 
 /// The sandbox with the crate's own program as the helper: a test's main belongs to its harness.
@@ -60,7 +68,7 @@ impl Image {
         fs::set_permissions(&base, fs::Permissions::from_mode(0o755)).expect("mode");
         fs::set_permissions(base.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("mode");
         fs::copy("/bin/busybox", base.join("bin/busybox")).expect("busybox-static is installed");
-        for name in fs::read_to_string("tests/image/applets").expect("list of applets").split_whitespace() {
+        for name in include_str!("applets").split_whitespace() {
             symlink("busybox", base.join("bin").join(name)).expect("link");
         }
         let etc = [
