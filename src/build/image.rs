@@ -91,8 +91,9 @@ impl Draft {
             return Err(BaseError::OnBuild);
         }
         let layers = diff_ids.into_iter().zip(&image.layers);
-        let layers =
-            layers.map(|(diff_id, blob)| Ok(Layer { diff_id, blob: oci(blob)? })).collect::<Result<Vec<_>, BaseError>>()?;
+        let layers = layers
+            .map(|(diff_id, blob)| Ok(Layer { diff_id, blob: oci(blob)? }))
+            .collect::<Result<Vec<_>, BaseError>>()?;
         let mut history = root.get("history").and_then(Value::as_array).cloned().unwrap_or_default();
         let told = history.iter().filter(|entry| entry.get("empty_layer") != Some(&Value::Bool(true))).count();
         if told != layers.len() {

@@ -1,12 +1,177 @@
-//! Under construction.
+//! From a project's source to an image: the same input gives the same digest, on every machine.
+//!
+//! A Dockerfile is read into stages ([`dockerfile`]), the stages needed become steps with keys, and what is not remembered under its
+//! key is done: COPY from the [`context`], RUN through an [`execute::Executor`]. Layers are written by [`layer`], configuration and
+//! manifest by [`image`]. What was resolved or run is noted in the lock's section that the caller hands in.
+//!
+//! This room knows nothing of hosts and nothing of services but their names: an image's digest is all that leaves it. It never asks the
+//! network but for a base image that the store lacks, through [`Sources`]. It reads no clock, no environment and no home directory; it
+//! blocks its thread.
+//!
+//! | inner room | what it does |
+//! | --- | --- |
+//! | [`dockerfile`] | text to instructions, each with its place |
+//! | [`context`], [`contents`] | the files that may be copied, and their digests |
+//! | [`rootfs`] | what layers hold, without unpacking them |
+//! | [`copy`] | which files a COPY takes and where they go |
+//! | `stage` | what instructions mean: steps, keys, what is remembered |
+//! | [`execute`], [`trees`] | RUN, and layers as directories |
+//! | [`layer`] | entries to bytes: the layer format |
+//! | [`image`] | configuration and manifest |
 
 pub mod contents;
 pub mod context;
 pub mod copy;
 pub mod dockerfile;
+mod error;
 pub mod execute;
 pub mod image;
 pub mod layer;
 pub mod rootfs;
+mod sources;
+mod stage;
 pub mod trees;
 mod write;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use jiji_model::digest::Digest;
+use jiji_model::event::{Record, Sink};
+use jiji_model::image::{Image, Platform};
+use jiji_model::name::RepositoryName;
+use jiji_store::Store;
+
+use crate::lockfile::{BuildSection, Target};
+use execute::Executor;
+use stage::Evaluation;
+
+pub use error::{BuildError, StepError};
+pub use sources::{Registries, Sources};
+
+/// What time it is for everything that is built, in seconds since 1970: the first second of 1980 (UTC).
+///
+/// Any constant would do for the digests. 0 is taken for "no time" by some programs, and archives in ZIP format (wheels, jars) cannot
+/// say a time before 1980, so their tools fail on older files.
+pub const DEFAULT_EPOCH: u64 = 315_532_800;
+
+/// What is to be built.
+#[derive(Debug, Clone)]
+pub struct BuildRequest {
+    /// What the lock calls it.
+    pub target: Target,
+    /// The repository name that the image gets.
+    pub repository: RepositoryName,
+    /// The context directory.
+    pub context: PathBuf,
+    /// The Dockerfile.
+    pub dockerfile: PathBuf,
+    /// What errors call the Dockerfile: its path as the project knows it.
+    pub dockerfile_name: String,
+    /// Build arguments.
+    pub args: BTreeMap<String, String>,
+    /// The stage to build instead of the last.
+    pub stage: Option<String>,
+    /// The platform to build for.
+    pub platform: Platform,
+    /// Every modification time, in seconds since 1970, and `SOURCE_DATE_EPOCH` for RUN. See [`DEFAULT_EPOCH`].
+    pub epoch: u64,
+    /// Whether anything that `jiji.lock` does not say already is an error.
+    pub locked: bool,
+    /// How many cores to hash and compress on. Reaches no byte of the image.
+    pub threads: usize,
+}
+
+/// How many steps a build went through.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Steps {
+    /// RUN, COPY, ADD and WORKDIR of the stages that were needed.
+    pub total: u32,
+    /// Those of them whose result was remembered.
+    pub cached: u32,
+}
+
+/// An image that was built. All its blobs are in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    /// The image.
+    pub image: Image,
+    /// What it took.
+    pub steps: Steps,
+}
+
+/// Builds images.
+pub struct Builder<'a> {
+    /// Where blobs and what is remembered are.
+    pub store: &'a Store,
+    /// Where base images come from.
+    pub sources: &'a dyn Sources,
+    /// Who runs RUN steps.
+    pub executor: &'a dyn Executor,
+    /// Who watches.
+    pub events: &'a dyn Sink,
+}
+
+impl Builder<'_> {
+    /// Builds one image. `lock` is what `jiji.lock` says, and afterwards what it should say; hand the changes to
+    /// [`LockFile::update_build`](crate::lockfile::LockFile::update_build) with [`Changes`].
+    ///
+    /// # Errors
+    /// [`BuildError`]. The store then holds what was finished, and the next build goes on from there.
+    pub fn build(&self, request: &BuildRequest, lock: &mut BuildSection) -> Result<Built, BuildError> {
+        let content = std::fs::read(&request.dockerfile)
+            .map_err(|source| BuildError::NoDockerfile { path: request.dockerfile.clone(), source })?;
+        let file = dockerfile::parse(&request.dockerfile_name, &content).map_err(BuildError::Dockerfile)?;
+        let mut evaluation = Evaluation::new(self, request, &file, lock)?;
+        for name in evaluation.undeclared() {
+            let text = format!("build argument `{name}` is declared by no ARG of {}", request.dockerfile_name);
+            self.events.emit(Record::new("build.warning", text).service(&request.target.service));
+        }
+        let draft = evaluation.target()?;
+        let Evaluation { runs, steps, .. } = evaluation;
+        let image = draft.finish(&request.repository, request.epoch, self.store)?;
+        let actual = image.manifest.digest;
+        let expected = lock.images.get(&request.target).copied();
+        if request.locked && expected != Some(actual) {
+            return Err(BuildError::LockedImage { image: request.target.to_string(), expected, actual });
+        }
+        lock.record(&request.target, actual, &runs);
+        Ok(Built { image, steps })
+    }
+}
+
+/// What a build changed in the lock's section: to be written into the section as it is by then, which others may have changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changes {
+    target: Target,
+    image: Option<Digest>,
+    runs: BTreeMap<Digest, Digest>,
+    bases: BTreeMap<crate::lockfile::BaseKey, Digest>,
+}
+
+impl Changes {
+    /// What `after` says of `target`, and all base images that it knows.
+    pub fn of(target: &Target, after: &BuildSection) -> Self {
+        let runs = after.runs.iter().filter(|(key, _)| key.target == *target);
+        Self {
+            target: target.clone(),
+            image: after.images.get(target).copied(),
+            runs: runs.map(|(key, diff_id)| (key.step, *diff_id)).collect(),
+            bases: after.bases.clone(),
+        }
+    }
+
+    /// Writes them into a section.
+    pub fn apply(&self, section: &mut BuildSection) {
+        for (key, digest) in &self.bases {
+            // Who resolved a tag first is right: two builds at once must not disagree.
+            section.bases.entry(key.clone()).or_insert(*digest);
+        }
+        if let Some(image) = self.image {
+            section.record(&self.target, image, &self.runs);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

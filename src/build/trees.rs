@@ -21,7 +21,7 @@ pub enum TreeError {
     #[error(transparent)]
     Read(#[from] IndexError),
     /// It cannot be unpacked.
-    #[error("unpack layer `{digest}`: {source}")]
+    #[error("unpack layer `{digest}`")]
     Unpack {
         /// The layer's blob.
         digest: Digest,

@@ -122,7 +122,7 @@ pub struct PluginPin {
 #[derive(Debug, thiserror::Error)]
 pub enum LockfileError {
     /// The file is there and cannot be read.
-    #[error("read `{path}`: {source}", path = path.display())]
+    #[error("read `{path}`", path = path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -130,7 +130,7 @@ pub enum LockfileError {
         source: std::io::Error,
     },
     /// The file cannot be replaced.
-    #[error("write `{path}`: {source}", path = path.display())]
+    #[error("write `{path}`", path = path.display())]
     Write {
         /// The file.
         path: PathBuf,
@@ -138,7 +138,7 @@ pub enum LockfileError {
         source: std::io::Error,
     },
     /// The directory cannot be locked against other writers.
-    #[error("lock `{path}` for writing: {source}", path = path.display())]
+    #[error("lock `{path}` for writing", path = path.display())]
     Guard {
         /// The file.
         path: PathBuf,

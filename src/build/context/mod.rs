@@ -23,7 +23,7 @@ pub use ignore::{BadRule, Ignore};
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
     /// A file or directory cannot be read.
-    #[error("read `{path}`: {source}", path = path.display())]
+    #[error("read `{path}`", path = path.display())]
     Read {
         /// The path.
         path: PathBuf,

@@ -34,6 +34,8 @@ pub struct Instruction {
     pub at: Position,
     /// Its name, in upper case.
     pub name: &'static str,
+    /// The whole of it, continuation lines joined.
+    pub text: String,
     /// What it says.
     pub kind: Kind,
 }
@@ -228,7 +230,8 @@ pub(super) fn read(line: &Line, escape: char) -> Found<Item> {
         "HEALTHCHECK" => Kind::Healthcheck(reader.healthcheck()?),
         _ => return Err((at, Problem::UnsupportedInstruction { name })),
     };
-    Ok(Item::Step(Instruction { at, name, kind }))
+    let text = line.text.clone();
+    Ok(Item::Step(Instruction { at, name, text, kind }))
 }
 
 struct Flag {

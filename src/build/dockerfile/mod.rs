@@ -1,7 +1,7 @@
 //! Reads a Dockerfile into stages and instructions, each with its place.
 //!
 //! Parsing is pure: no file is looked at and no variable is replaced, since what `$x` means depends on the instructions before it
-//! and on the base image. [`crate::build::graph`] gives the instructions their meaning.
+//! and on the base image. `build::stage` gives the instructions their meaning.
 //!
 //! What is read is what the Dockerfile reference of BuildKit describes (docs/reference.md of Dockerfile 1.x). What jiji does not
 //! build is refused here, with its place, and never skipped: a line that is ignored is an image that differs from what its author
@@ -62,13 +62,15 @@ pub struct Text {
 }
 
 impl Text {
+    /// A position of this text, with its line.
+    pub fn place(&self, at: Position) -> Place {
+        let line = self.content.lines().nth(at.line.saturating_sub(1) as usize).unwrap_or_default();
+        Place { file: self.name.clone(), line: at.line, column: at.column, text: line.to_owned() }
+    }
+
     /// An error at a position of this text.
     pub fn error(&self, at: Position, problem: Problem) -> DockerfileError {
-        let line = self.content.lines().nth(at.line.saturating_sub(1) as usize).unwrap_or_default();
-        DockerfileError {
-            place: Place { file: self.name.clone(), line: at.line, column: at.column, text: line.to_owned() },
-            problem,
-        }
+        DockerfileError { place: self.place(at), problem }
     }
 }
 

@@ -65,7 +65,7 @@ pub enum ExecuteError {
     #[error(transparent)]
     Layer(#[from] LayerError),
     /// A directory for its changes could not be made.
-    #[error("make room for a step: {0}")]
+    #[error("make room for a step")]
     Scratch(#[source] std::io::Error),
     /// This machine cannot run programs of its platform.
     #[error("run a step for {wanted} on {here}")]

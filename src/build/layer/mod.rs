@@ -3,7 +3,7 @@
 //! One pass: entries are written as tar, the tar is hashed (its `diff_id`) and compressed, and what comes of it is hashed (its digest)
 //! on its way into the store. Nothing is held but some MiB.
 //!
-//! What belongs into a layer is not decided here: [`crate::build::context`] and [`crate::build::graph`] do. This room only knows how
+//! What belongs into a layer is not decided here: [`crate::build::copy`] and [`crate::build::execute`] do. This room only knows how
 //! entries become bytes: [`LAYER_FORMAT`] names the rules, which are
 //! - entries sorted as [`TarPath`] says, none twice, the root itself never;
 //! - every entry's modification time is the build's epoch; no other times;
@@ -101,10 +101,10 @@ pub enum LayerError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The store's disk did not take it.
-    #[error("write a layer: {0}")]
+    #[error("write a layer")]
     Write(#[source] io::Error),
     /// A file's content could not be read.
-    #[error("read the content of `{path}`: {source}")]
+    #[error("read the content of `{path}`")]
     Content {
         /// Its path in the layer.
         path: TarPath,

@@ -32,7 +32,7 @@ pub enum IndexError {
         media_type: String,
     },
     /// It is no tar, or a broken one.
-    #[error("read layer `{digest}`: {source}")]
+    #[error("read layer `{digest}`")]
     Read {
         /// The layer.
         digest: Digest,

@@ -1,0 +1,244 @@
+//! Why an image could not be built, and where in the Dockerfile.
+
+use std::path::PathBuf;
+
+use jiji_model::digest::Digest;
+use jiji_model::reference::ParseReferenceError;
+use jiji_store::StoreError;
+
+use super::context::ContextError;
+use super::copy::CopyError;
+use super::dockerfile::{DockerfileError, Place};
+use super::execute::{ExecuteError, Exit};
+use super::image::BaseError;
+use super::layer::LayerError;
+use super::rootfs::IndexError;
+use super::trees::TreeError;
+use crate::registry::RegistryError;
+
+/// Why an image could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The Dockerfile cannot be opened.
+    #[error("read `{path}`", path = path.display())]
+    NoDockerfile {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The Dockerfile cannot be read, or holds what jiji does not build.
+    #[error(transparent)]
+    Dockerfile(Box<DockerfileError>),
+    /// The context cannot be read.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// An instruction cannot be carried out.
+    #[error("carry out {instruction} at {place}")]
+    Step {
+        /// Where it stands.
+        place: Box<Place>,
+        /// Its name.
+        instruction: &'static str,
+        /// Why not.
+        #[source]
+        cause: Box<StepError>,
+    },
+    /// The stage that was asked for is not in the Dockerfile.
+    #[error("find stage `{name}` in `{dockerfile}`")]
+    UnknownStage {
+        /// What was asked for.
+        name: String,
+        /// The Dockerfile.
+        dockerfile: String,
+    },
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// With `--locked`: the image is another than `jiji.lock` says.
+    #[error("build `{image}` as locked: it is `{actual}`, jiji.lock says {}", expected.map_or("nothing".to_owned(), |digest| format!("`{digest}`")))]
+    LockedImage {
+        /// What was built.
+        image: String,
+        /// The manifest that jiji.lock says, if it says one.
+        expected: Option<Digest>,
+        /// The manifest that was built.
+        actual: Digest,
+    },
+}
+
+/// Why an instruction could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// What it copies cannot be copied.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// The context cannot be read.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// Its layer cannot be written.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// A layer below cannot be looked into.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A layer below cannot be unpacked.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The base image cannot be built upon.
+    #[error(transparent)]
+    Base(#[from] BaseError),
+    /// The base image's name cannot be read.
+    #[error(transparent)]
+    Reference(#[from] ParseReferenceError),
+    /// The base image cannot be had.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The command could not be run.
+    #[error(transparent)]
+    Execute(#[from] ExecuteError),
+    /// The command failed.
+    #[error("run `{command}`: {}", exit_text(*exit))]
+    Failed {
+        /// The command, as the Dockerfile has it.
+        command: String,
+        /// How it ended.
+        exit: Exit,
+        /// The end of its output.
+        output: Vec<String>,
+    },
+    /// With `--locked`: jiji.lock says nothing about it.
+    #[error("find {what} in jiji.lock")]
+    NotLocked {
+        /// What was looked for.
+        what: String,
+    },
+    /// With `--locked`: the step gave another result than jiji.lock says.
+    #[error("run a step as locked: it gave `{actual}`, jiji.lock says `{expected}`")]
+    Locked {
+        /// The layer that jiji.lock says.
+        expected: Digest,
+        /// The layer that it gave.
+        actual: Digest,
+    },
+    /// A name of an owner that the image does not know.
+    #[error("find {kind} `{name}` in the image's `/etc/{file}`")]
+    Owner {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// The name.
+        name: String,
+        /// `passwd` or `group`.
+        file: &'static str,
+    },
+    /// FROM of a variable that is empty.
+    #[error("begin a stage from nothing: the image's name is empty after variables are replaced")]
+    EmptyBase,
+}
+
+impl BuildError {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NoDockerfile { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Some("name it with `build.dockerfile` in deploy.yml; the path is relative to the context")
+            }
+            Self::Dockerfile(error) => error.hint(),
+            Self::Context(error) => error.hint(),
+            Self::Step { cause, .. } => cause.hint(),
+            Self::LockedImage { .. } => Some("build without `--locked` and commit jiji.lock if the change is meant"),
+            Self::NoDockerfile { .. } | Self::UnknownStage { .. } | Self::Store(_) => None,
+        }
+    }
+
+    /// Where in a Dockerfile it is, if it is in one.
+    pub fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Dockerfile(error) => Some(&error.place),
+            Self::Step { place, .. } => Some(place),
+            _ => None,
+        }
+    }
+
+    /// Output or other evidence to show, one line each.
+    pub fn evidence(&self) -> &[String] {
+        match self {
+            Self::Step { cause, .. } => match &**cause {
+                StepError::Failed { output, .. } => output,
+                _ => &[],
+            },
+            _ => &[],
+        }
+    }
+
+    /// Whether the build disagrees with `jiji.lock`, which has an exit code of its own.
+    pub fn is_locked_mismatch(&self) -> bool {
+        match self {
+            Self::LockedImage { .. } => true,
+            Self::Step { cause, .. } => matches!(**cause, StepError::Locked { .. } | StepError::NotLocked { .. }),
+            _ => false,
+        }
+    }
+
+    /// Whether a registry refused or could not be reached, which has an exit code of its own.
+    pub fn registry(&self) -> Option<&RegistryError> {
+        match self {
+            Self::Step { cause, .. } => match &**cause {
+                StepError::Registry(error) => Some(error),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+impl StepError {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Copy(error) => error.hint(),
+            Self::Context(error) => error.hint(),
+            Self::Layer(error) => error.hint(),
+            Self::Base(error) => error.hint(),
+            Self::Registry(error) => error.hint(),
+            Self::Execute(error) => error.hint(),
+            Self::NotLocked { .. } => Some("build without `--locked` and commit jiji.lock if the change is meant"),
+            Self::Locked { .. } => Some(
+                "the step does not give the same each time: look for times, random names and orders in what it writes",
+            ),
+            Self::Owner { .. } => Some("use a number, which means the same in every image"),
+            Self::Failed { output, .. } if output.iter().any(|line| is_about_network(line)) => Some(
+                "RUN has no network, so that the same input gives the same image; copy what it needs into the context",
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a line of output looks like a program that wanted the network.
+fn is_about_network(line: &str) -> bool {
+    [
+        "Temporary failure in name resolution",
+        "Temporary failure resolving",
+        "Could not resolve host",
+        "Network is unreachable",
+        "getaddrinfo",
+        "DNS lookup error",
+        "bad address",
+        "EAI_AGAIN",
+    ]
+    .iter()
+    .any(|words| line.contains(words))
+}
+
+fn exit_text(exit: Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("it exited with {code}"),
+        Exit::Signal(signal) => format!("it was killed by signal {signal}"),
+        Exit::TimedOut => "it took too long".to_owned(),
+        Exit::Cancelled => "it was interrupted".to_owned(),
+    }
+}

@@ -1,0 +1,62 @@
+//! Where base images come from.
+
+use jiji_model::digest::Digest;
+use jiji_model::image::{Image, Platform};
+use jiji_model::reference::Reference;
+use jiji_store::Store;
+
+use crate::registry::{Client, Depth, RegistryError};
+
+/// Gives base images.
+pub trait Sources {
+    /// What a tag means for a platform: the digest of one image's manifest. Asked once, and then written to `jiji.lock`.
+    ///
+    /// # Errors
+    /// When the registry does not say.
+    fn resolve(&self, reference: &Reference, platform: &Platform) -> Result<Digest, RegistryError>;
+
+    /// Takes the image with this digest into the store. What the store has is not asked for.
+    ///
+    /// # Errors
+    /// When the registry does not give it, or gives something else.
+    fn pull(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        platform: &Platform,
+        store: &Store,
+        depth: Depth,
+    ) -> Result<Image, RegistryError>;
+}
+
+/// Registries, through a client.
+#[derive(Debug)]
+pub struct Registries<'a> {
+    client: &'a Client,
+    runtime: tokio::runtime::Handle,
+}
+
+impl<'a> Registries<'a> {
+    /// Waits for the client on `runtime`. A build blocks its thread, so it must not be one of the runtime's own: run the build with
+    /// `spawn_blocking`.
+    pub fn new(client: &'a Client, runtime: tokio::runtime::Handle) -> Self {
+        Self { client, runtime }
+    }
+}
+
+impl Sources for Registries<'_> {
+    fn resolve(&self, reference: &Reference, platform: &Platform) -> Result<Digest, RegistryError> {
+        self.runtime.block_on(self.client.resolve(reference, platform))
+    }
+
+    fn pull(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        platform: &Platform,
+        store: &Store,
+        depth: Depth,
+    ) -> Result<Image, RegistryError> {
+        self.runtime.block_on(self.client.pull(reference, digest, platform, store, depth))
+    }
+}

@@ -1,0 +1,432 @@
+//! The instructions that make layers: RUN, COPY, WORKDIR. And the rules of some values that the others hold.
+
+use std::io::{self, Cursor, Read};
+use std::path::Path;
+
+use jiji_model::digest::Digest;
+use jiji_store::Layer;
+use serde_json::{Value, json};
+
+use super::{Evaluation, Result, State, keys, step_error};
+use crate::build::contents::Contents;
+use crate::build::context;
+use crate::build::copy::{self, CopyError, Ownership, Selected, Source};
+use crate::build::dockerfile::{self, Command, Healthcheck, Instruction, Problem, Run, Word};
+use crate::build::error::StepError;
+use crate::build::execute::{Ran, RunStep, Stream};
+use crate::build::image::Draft;
+use crate::build::layer::{CODEC, LayerError, Node, TarPath};
+use crate::build::rootfs::{Accounts, Content, Layers, Tree};
+use crate::build::trees::Trees;
+use crate::build::write::write_layer;
+
+/// How many of the last lines of a failed step are shown.
+const TAIL: usize = 30;
+
+type Stepped<T> = std::result::Result<T, StepError>;
+
+impl Evaluation<'_> {
+    /// What is below: headers of the layers so far.
+    fn below(&self, draft: &Draft) -> Stepped<Tree> {
+        Ok(Layers::new(self.builder.store).tree(&draft.layers)?)
+    }
+
+    pub(super) fn workdir(
+        &mut self,
+        instruction: &Instruction,
+        path: &str,
+        state: &mut State,
+    ) -> Stepped<Option<Layer>> {
+        let path = if path.starts_with('/') {
+            TarPath::normal(path)
+        } else {
+            TarPath::normal([state.workdir().as_bytes(), b"/", path.as_bytes()].concat())
+        };
+        state.draft.config.insert("WorkingDir".to_owned(), json!(path.to_string()));
+        let user = state.draft.text("User").to_owned();
+        let key = keys::workdir(&state.draft.layers, self.request.epoch, &path, &user);
+        if let Some(layer) = keys::recall(&key, self.builder.store)? {
+            self.done(instruction, true, layer.as_ref());
+            return Ok(layer);
+        }
+        let below = self.below(&state.draft)?;
+        let owner = owner(&user, below.accounts())?;
+        let entries = copy::make_directory(&path, owner, &below)?;
+        let layer = if entries.is_empty() {
+            None
+        } else {
+            let open = |_: &Content| -> io::Result<Box<dyn Read>> { Ok(Box::new(io::empty())) };
+            Some(write_layer(&entries, self.request.epoch, self.request.threads, self.builder.store, &|_| None, &open)?)
+        };
+        keys::remember(&key, layer.as_ref(), self.builder.store)?;
+        self.done(instruction, false, layer.as_ref());
+        Ok(layer)
+    }
+
+    pub(super) fn run(&mut self, instruction: &Instruction, run: &Run, state: &State) -> Stepped<Option<Layer>> {
+        let user = state.draft.text("User");
+        let step = RunStep {
+            argv: state.argv(&run.command),
+            env: state.scope.for_run(),
+            user: (!user.is_empty()).then(|| user.to_owned()),
+            workdir: state.workdir().to_string(),
+            epoch: self.request.epoch,
+            platform: state.draft.platform.clone(),
+            layers: state.draft.layers.clone(),
+        };
+        let key = keys::run(&step);
+        let expected = self.lock.run(&key);
+        let store = self.builder.store;
+        if expected.is_none() && self.request.locked {
+            return Err(StepError::NotLocked { what: format!("the step `{}`", first_line(&instruction.text)) });
+        }
+        // What the lock says is taken wherever it can be had; only then what this machine did before; only then the step is run.
+        let locked = match expected {
+            Some(diff_id) if diff_id == nothing() => Some(None),
+            Some(diff_id) => store.layer(&diff_id, CODEC)?.map(Some),
+            None => None,
+        };
+        let (layer, cached) = match locked {
+            Some(layer) => (layer, true),
+            None => match keys::recall(&key, store)? {
+                Some(layer) => (layer, true),
+                None => (self.execute(instruction, &step)?, false),
+            },
+        };
+        let actual = layer.as_ref().map_or_else(nothing, |layer| layer.diff_id);
+        if let Some(expected) = expected.filter(|expected| *expected != actual) {
+            if self.request.locked {
+                return Err(StepError::Locked { expected, actual });
+            }
+            let text = format!("{} gave another result than jiji.lock says", first_line(&instruction.text));
+            self.tell("build.differs", text, json!({"key": key, "expected": expected, "actual": actual}));
+        }
+        keys::remember(&key, layer.as_ref(), store)?;
+        self.runs.insert(key, actual);
+        self.done(instruction, cached, layer.as_ref());
+        Ok(layer)
+    }
+
+    fn execute(&mut self, instruction: &Instruction, step: &RunStep) -> Stepped<Option<Layer>> {
+        self.tell(
+            "build.run",
+            format!("running {}", first_line(&instruction.text)),
+            json!({"line": instruction.at.line}),
+        );
+        let mut tail = std::collections::VecDeque::with_capacity(TAIL);
+        let mut output = |stream: Stream, line: &[u8]| {
+            let text = String::from_utf8_lossy(line).into_owned();
+            let name = match stream {
+                Stream::Out => "stdout",
+                Stream::Err => "stderr",
+            };
+            self.tell("build.output", text.clone(), json!({"line": instruction.at.line, "stream": name}));
+            if tail.len() == TAIL {
+                tail.pop_front();
+            }
+            tail.push_back(text);
+        };
+        match self.builder.executor.run(step, self.builder.store, &mut output)? {
+            Ran::Changed(layer) => Ok(layer),
+            Ran::Failed(exit) => {
+                let command = instruction.text.split_once(char::is_whitespace).map_or("", |(_, rest)| rest.trim());
+                Err(StepError::Failed { command: first_line(command), exit, output: tail.into() })
+            }
+        }
+    }
+
+    pub(super) fn copy(
+        &mut self,
+        stage: usize,
+        instruction: &Instruction,
+        copy: &dockerfile::Copy,
+        state: &State,
+    ) -> Result<Option<Layer>> {
+        let (file, scope) = (self.file, &state.scope);
+        let optional = |word: &Option<Word>| word.as_ref().map(|word| self.expand(word, scope)).transpose();
+        let from = optional(&copy.from)?;
+        let chown = optional(&copy.chown)?;
+        let mode = match (&copy.chmod, optional(&copy.chmod)?) {
+            (Some(word), Some(text)) => Some(mode(&text).map_err(|problem| super::error(file, word.at, problem))?),
+            _ => None,
+        };
+        let mut sources = Vec::with_capacity(copy.sources.len());
+        for source in &copy.sources {
+            sources.push(match source {
+                dockerfile::Source::Path(word) => Source::Path(self.expand(word, scope)?),
+                dockerfile::Source::Inline(inline) => {
+                    let text =
+                        if inline.expand { self.heredoc(&inline.content, scope)? } else { inline.content.text.clone() };
+                    Source::Inline(inline.name.clone(), text.into_bytes())
+                }
+            });
+        }
+        let destination = self.expand(&copy.destination, scope)?;
+        let at = copy.sources.iter().find_map(|source| match source {
+            dockerfile::Source::Path(word) => Some(word.at),
+            dockerfile::Source::Inline(_) => None,
+        });
+        let at = at.unwrap_or(instruction.at);
+        let to = json!({
+            "path": destination,
+            "workdir": state.draft.text("WorkingDir"),
+            "chown": chown,
+            "chmod": mode,
+        });
+        let put = Put { instruction, state, destination, chown, mode, to };
+        let failed = |cause: StepError| step_error(file, at, instruction.name, cause);
+        match from {
+            None => self.copy_context(&sources, copy.add, &put).map_err(failed),
+            Some(name) => {
+                let from = match self.stage_named(&name, stage) {
+                    Some(number) => self.stage(number)?.draft.clone(),
+                    None => self.image(&name, &state.draft.platform).map_err(failed)?,
+                };
+                self.copy_layers(&sources, &name, &from, &put).map_err(failed)
+            }
+        }
+    }
+
+    /// A here-document's variables are replaced as in a word, but quotes in it are text.
+    fn heredoc(&self, content: &Word, scope: &super::Scope) -> Result<String> {
+        let mut quoted = String::with_capacity(content.text.len() + 2);
+        for ch in content.text.chars() {
+            if matches!(ch, '"' | '\'') {
+                quoted.push(self.file.escape);
+            }
+            quoted.push(ch);
+        }
+        self.expand(&Word { text: quoted, at: content.at }, scope)
+    }
+
+    fn copy_context(&mut self, sources: &[Source], add: bool, put: &Put<'_>) -> Stepped<Option<Layer>> {
+        let (tree, mut contents) = match self.context.take() {
+            Some(context) => context,
+            None => (
+                context::read(&self.request.context, &self.request.dockerfile)?,
+                Contents::new(&self.request.context, self.request.threads, self.builder.store)?,
+            ),
+        };
+        let selected = copy::select(sources, &tree, "the context")?;
+        let found =
+            || selected.iter().flat_map(|one| std::iter::once(&one.top).chain(one.below.iter().map(|(_, f)| f)));
+        if let Some(Selected { name, .. }) = selected.iter().find(|one| {
+            one.top.entry.node == Node::Fifo || one.below.iter().any(|(_, found)| found.entry.node == Node::Fifo)
+        }) {
+            return Err(CopyError::Special { path: TarPath::normal(name) }.into());
+        }
+        let files: Vec<&Path> = found()
+            .filter_map(|found| match &found.content {
+                Content::Path(path) => Some(path.as_path()),
+                _ => None,
+            })
+            .collect();
+        contents.learn(&files)?;
+        if add {
+            refuse_archives(&selected)?;
+        }
+        let digest = |content: &Content| digest_of(content, &contents);
+        let taken = keys::selected(&selected, &digest);
+        let key = keys::copy(&put.state.draft.layers, self.request.epoch, &taken, &put.to);
+        let open = |content: &Content| -> io::Result<Box<dyn Read>> {
+            match content {
+                Content::Path(path) => Ok(Box::new(context::open(path)?)),
+                Content::Bytes(bytes) => Ok(Box::new(Cursor::new(bytes.clone()))),
+                Content::None | Content::Layer(..) => Ok(Box::new(io::empty())),
+            }
+        };
+        let (layer, cached) = self.place(&key, &selected, put, &digest, &|| Ok(()), &|(), content| open(content))?;
+        self.context = Some((tree, contents));
+        self.done(put.instruction, cached, layer.as_ref());
+        Ok(layer)
+    }
+
+    fn copy_layers(&mut self, sources: &[Source], name: &str, from: &Draft, put: &Put<'_>) -> Stepped<Option<Layer>> {
+        let diff_ids: Vec<Digest> = from.layers.iter().map(|layer| layer.diff_id).collect();
+        let texts: Vec<Value> = sources
+            .iter()
+            .map(|source| match source {
+                Source::Path(text) => json!({"path": text}),
+                Source::Inline(name, bytes) => json!({"name": name, "content": Digest::of(bytes)}),
+            })
+            .collect();
+        let taken = json!({"layers": diff_ids, "paths": texts});
+        let key = keys::copy(&put.state.draft.layers, self.request.epoch, &taken, &put.to);
+        if let Some(layer) = keys::recall(&key, self.builder.store)? {
+            self.done(put.instruction, true, layer.as_ref());
+            return Ok(layer);
+        }
+        let tree = self.below(from)?;
+        let selected = copy::select(sources, &tree, &format!("`{name}`"))?;
+        let digest = |content: &Content| match content {
+            Content::Bytes(bytes) => Some(Digest::of(bytes)),
+            _ => None,
+        };
+        let store = self.builder.store;
+        let unpack = || Ok(Trees::of(&from.layers, store)?);
+        let open = |trees: &Trees, content: &Content| -> io::Result<Box<dyn Read>> {
+            match content {
+                Content::Layer(diff_id, path) => {
+                    let tree = trees.get(diff_id).ok_or(io::ErrorKind::NotFound)?;
+                    Ok(Box::new(context::open(&path.below(tree))?))
+                }
+                Content::Bytes(bytes) => Ok(Box::new(Cursor::new(bytes.clone()))),
+                Content::None | Content::Path(_) => Ok(Box::new(io::empty())),
+            }
+        };
+        let (layer, cached) = self.place(&key, &selected, put, &digest, &unpack, &open)?;
+        self.done(put.instruction, cached, layer.as_ref());
+        Ok(layer)
+    }
+
+    /// The layer of a COPY: remembered under its key, or under its entries, or written now. `prepare` makes ready what `open` needs.
+    fn place<P>(
+        &self,
+        key: &Digest,
+        selected: &[Selected],
+        put: &Put<'_>,
+        digest: &dyn Fn(&Content) -> Option<Digest>,
+        prepare: &dyn Fn() -> Stepped<P>,
+        open: &dyn Fn(&P, &Content) -> io::Result<Box<dyn Read>>,
+    ) -> Stepped<(Option<Layer>, bool)> {
+        let (store, epoch) = (self.builder.store, self.request.epoch);
+        if let Some(layer) = keys::recall(key, store)? {
+            return Ok((layer, true));
+        }
+        let below = self.below(&put.state.draft)?;
+        let owned = put.chown.as_ref().map(|text| owner(text, below.accounts())).transpose()?;
+        let ownership = Ownership { owner: owned, mode: put.mode };
+        let entries = copy::place(selected, &put.destination, &put.state.workdir(), ownership, &below)?;
+        let by_entries = keys::entries(&entries, epoch, digest);
+        let (layer, cached) = match keys::recall(&by_entries, store)? {
+            Some(layer) => (layer, true),
+            None if entries.is_empty() => (None, false),
+            None => {
+                let prepared = prepare()?;
+                let open = |content: &Content| open(&prepared, content);
+                let layer = write_layer(&entries, epoch, self.request.threads, store, digest, &open)?;
+                (Some(layer), false)
+            }
+        };
+        keys::remember(&by_entries, layer.as_ref(), store)?;
+        keys::remember(key, layer.as_ref(), store)?;
+        Ok((layer, cached))
+    }
+}
+
+/// Where a COPY puts what it takes.
+struct Put<'a> {
+    instruction: &'a Instruction,
+    state: &'a State,
+    destination: String,
+    chown: Option<String>,
+    mode: Option<u32>,
+    /// All of it, for the key.
+    to: Value,
+}
+
+fn digest_of(content: &Content, contents: &Contents) -> Option<Digest> {
+    match content {
+        Content::Path(path) => Some(*contents.get(path).expect("all files that are copied were learned before")),
+        Content::Bytes(bytes) => Some(Digest::of(bytes)),
+        Content::None | Content::Layer(..) => None,
+    }
+}
+
+/// What `jiji.lock` says of a step that changed nothing: the digest of a tar without entries.
+fn nothing() -> Digest {
+    Digest::of([0; 1024])
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// `user[:group]` as numbers. A user's name brings its own group, a number the group of the same number.
+fn owner(text: &str, accounts: &Accounts) -> Stepped<(u32, u32)> {
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
+        None => (text, None),
+    };
+    let unknown = |kind, name: &str, file| StepError::Owner { kind, name: name.to_owned(), file };
+    let (uid, own) = match user.parse::<u32>() {
+        Ok(number) => (number, number),
+        Err(_) if user.is_empty() || user == "root" => (0, 0),
+        Err(_) => accounts.user(user).ok_or_else(|| unknown("user", user, "passwd"))?,
+    };
+    let gid = match group.map(|group| (group, group.parse::<u32>())) {
+        None => own,
+        Some((_, Ok(number))) => number,
+        Some(("root", Err(_))) => 0,
+        Some((name, Err(_))) => accounts.group(name).ok_or_else(|| unknown("group", name, "group"))?,
+    };
+    Ok((uid, gid))
+}
+
+/// A mode in octal digits.
+fn mode(text: &str) -> std::result::Result<u32, Problem> {
+    let octal = !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| matches!(b, b'0'..=b'7'));
+    let mode = octal.then(|| u32::from_str_radix(text, 8).ok()).flatten().filter(|mode| *mode <= 0o7777);
+    mode.ok_or_else(|| Problem::FlagValue {
+        flag: "chmod",
+        value: text.to_owned(),
+        expected: "octal digits, such as `755`",
+    })
+}
+
+/// The ports that a word of EXPOSE says: `PORT[-PORT][/tcp|udp|sctp]`, each as `PORT/PROTOCOL`.
+pub(super) fn ports(text: &str) -> std::result::Result<Vec<String>, Problem> {
+    let bad = || Problem::Unexpected {
+        instruction: "EXPOSE",
+        word: text.to_owned(),
+        expected: "a port from 1 to 65535 or a range of ports, and after it `/tcp`, `/udp`, `/sctp` or nothing",
+    };
+    let (range, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let protocol = protocol.to_ascii_lowercase();
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    let (first, last) = (first.parse::<u16>().map_err(|_| bad())?, last.parse::<u16>().map_err(|_| bad())?);
+    if first == 0 || last < first || !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
+        return Err(bad());
+    }
+    Ok((first..=last).map(|port| format!("{port}/{protocol}")).collect())
+}
+
+/// HEALTHCHECK in Docker's configuration, which OCI's does not have: Docker reads it, Podman warns and ignores it.
+pub(super) fn healthcheck(check: Option<&Healthcheck>, state: &State) -> Value {
+    let Some(check) = check else { return json!({"Test": ["NONE"]}) };
+    let test: Vec<String> = match &check.command {
+        Command::Exec(list) => std::iter::once("CMD".to_owned()).chain(list.clone()).collect(),
+        Command::Shell(text) if state.shell() == super::SHELL => vec!["CMD-SHELL".to_owned(), text.clone()],
+        command @ Command::Shell(_) => std::iter::once("CMD".to_owned()).chain(state.argv(command)).collect(),
+    };
+    let mut value = json!({"Test": test});
+    for (name, duration) in [
+        ("Interval", check.interval),
+        ("Timeout", check.timeout),
+        ("StartPeriod", check.start_period),
+        ("StartInterval", check.start_interval),
+    ] {
+        if let Some(duration) = duration {
+            value[name] = json!(duration.0);
+        }
+    }
+    if let Some(retries) = check.retries {
+        value["Retries"] = json!(retries);
+    }
+    value
+}
+
+/// ADD would unpack an archive, and what is one is told by its first bytes.
+fn refuse_archives(selected: &[Selected]) -> Stepped<()> {
+    const MAGIC: [&[u8]; 4] = [b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
+    for Selected { name, top, .. } in selected {
+        let Content::Path(path) = &top.content else { continue };
+        let failed = |source| LayerError::Content { path: TarPath::normal(name), source };
+        let mut head = Vec::with_capacity(512);
+        context::open(path).and_then(|file| file.take(512).read_to_end(&mut head)).map_err(failed)?;
+        if MAGIC.iter().any(|magic| head.starts_with(magic)) || head.get(257..262) == Some(b"ustar") {
+            return Err(CopyError::Archive { path: String::from_utf8_lossy(name).into_owned() }.into());
+        }
+    }
+    Ok(())
+}
