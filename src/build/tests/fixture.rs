@@ -1,0 +1,274 @@
+//! A project in a directory, a base image in the store, and an executor that does as its commands say.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Cursor, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::{LazyLock, Mutex};
+
+use jiji_model::digest::{Digest, canonical_json};
+use jiji_model::event::Record;
+use jiji_model::image::{CONFIG, Descriptor, Image, MANIFEST, Platform};
+use jiji_model::name::{RepositoryName, ServiceName};
+use jiji_model::reference::Reference;
+use jiji_store::{Layer, Store};
+use serde_json::{Value, json};
+
+use super::super::execute::{ExecuteError, Executor, Exit, Ran, RunStep, Stream};
+use super::super::layer::{Entry, LayerWriter, Node, TarPath};
+use super::super::{BuildError, BuildRequest, Builder, Built, DEFAULT_EPOCH, Sources};
+use crate::lockfile::{BuildSection, Target};
+use crate::registry::{Depth, RegistryError};
+
+/// The manifest of the one image that the registry has. Its own digest is not the point here.
+pub(super) static IMAGE: LazyLock<Digest> = LazyLock::new(|| Digest::of("the base image"));
+
+pub(super) struct Fixture {
+    dir: tempfile::TempDir,
+    pub(super) store: Store,
+    pub(super) lock: RefCell<BuildSection>,
+    args: RefCell<BTreeMap<String, String>>,
+    stage: RefCell<Option<String>>,
+    locked: Cell<bool>,
+    ran: RefCell<Vec<RunStep>>,
+    asked: RefCell<Vec<String>>,
+    events: Mutex<Vec<Record>>,
+}
+
+impl Fixture {
+    pub(super) fn new(dockerfile: &str, files: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path().join("store")).expect("a store");
+        fs::create_dir(dir.path().join("context")).expect("created");
+        let fixture = Self {
+            dir,
+            store,
+            lock: RefCell::default(),
+            args: RefCell::default(),
+            stage: RefCell::default(),
+            locked: Cell::new(false),
+            ran: RefCell::default(),
+            asked: RefCell::default(),
+            events: Mutex::default(),
+        };
+        fixture.dockerfile(dockerfile);
+        for (name, text) in files {
+            fixture.write(name, text);
+        }
+        fixture
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join("context").join(name)
+    }
+
+    /// The Dockerfile lies beside the context, so that `COPY .` does not take it.
+    pub(super) fn dockerfile(&self, text: &str) {
+        fs::write(self.dir.path().join("Dockerfile"), text).expect("written");
+    }
+
+    pub(super) fn write(&self, name: &str, text: &str) {
+        self.write_bytes(name, text.as_bytes());
+    }
+
+    pub(super) fn write_bytes(&self, name: &str, bytes: &[u8]) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).expect("created");
+        fs::write(path, bytes).expect("written");
+    }
+
+    pub(super) fn mode(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).expect("a mode");
+    }
+
+    pub(super) fn touch(&self, name: &str, seconds: u64) {
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let file = fs::File::options().write(true).open(self.path(name)).expect("opened");
+        file.set_modified(time).expect("touched");
+    }
+
+    pub(super) fn arg(&self, name: &str, value: &str) {
+        self.args.borrow_mut().insert(name.to_owned(), value.to_owned());
+    }
+
+    pub(super) fn stage(&self, name: &str) {
+        *self.stage.borrow_mut() = Some(name.to_owned());
+    }
+
+    pub(super) fn locked(&self, locked: bool) {
+        self.locked.set(locked);
+    }
+
+    pub(super) fn target(&self) -> Target {
+        Target {
+            service: ServiceName::new("web").expect("a service"),
+            environment: None,
+            platform: Platform::linux_amd64(),
+        }
+    }
+
+    pub(super) fn build(&self) -> Result<Built, BuildError> {
+        let request = BuildRequest {
+            target: self.target(),
+            repository: RepositoryName::new("shop/web").expect("a repository"),
+            context: self.dir.path().join("context"),
+            dockerfile: self.dir.path().join("Dockerfile"),
+            dockerfile_name: "Dockerfile".to_owned(),
+            args: self.args.borrow().clone(),
+            stage: self.stage.borrow().clone(),
+            platform: Platform::linux_amd64(),
+            epoch: DEFAULT_EPOCH,
+            locked: self.locked.get(),
+            threads: 2,
+        };
+        let sink = Watching(&self.events);
+        let builder = Builder { store: &self.store, sources: self, executor: self, events: &sink };
+        builder.build(&request, &mut self.lock.borrow_mut())
+    }
+
+    pub(super) fn built(&self) -> Built {
+        self.build().unwrap_or_else(|error| panic!("{error}: {:?}", std::error::Error::source(&error)))
+    }
+
+    pub(super) fn fails(&self) -> BuildError {
+        match self.build() {
+            Err(error) => error,
+            Ok(built) => panic!("built {built:?}"),
+        }
+    }
+
+    /// The steps that ran since this was asked last.
+    pub(super) fn ran(&self) -> Vec<RunStep> {
+        self.ran.take()
+    }
+
+    /// What the registry was asked since this was asked last.
+    pub(super) fn asked(&self) -> Vec<String> {
+        self.asked.take()
+    }
+
+    pub(super) fn events(&self) -> Vec<String> {
+        self.events.lock().expect("nobody panicked").iter().map(|record| record.event.clone()).collect()
+    }
+
+    pub(super) fn config(&self, built: &Built) -> Value {
+        let bytes = self.store.read(&built.image.config.digest, 1 << 20).expect("stored");
+        serde_json::from_slice(&bytes).expect("JSON")
+    }
+
+    fn tar(&self, built: &Built, layer: usize) -> Vec<u8> {
+        let (blob, _) = self.store.open_blob(&built.image.layers[layer].digest).expect("stored");
+        let mut tar = Vec::new();
+        flate2::read::MultiGzDecoder::new(blob).read_to_end(&mut tar).expect("gzip");
+        tar
+    }
+
+    /// The names in a layer.
+    pub(super) fn layer(&self, built: &Built, layer: usize) -> Vec<String> {
+        let tar = self.tar(built, layer);
+        let mut archive = tar::Archive::new(&tar[..]);
+        let entries = archive.entries().expect("a tar");
+        entries.map(|entry| String::from_utf8_lossy(&entry.expect("an entry").path_bytes()).into_owned()).collect()
+    }
+
+    /// A file of a layer.
+    pub(super) fn file(&self, built: &Built, layer: usize, name: &str) -> String {
+        let tar = self.tar(built, layer);
+        let mut archive = tar::Archive::new(&tar[..]);
+        for entry in archive.entries().expect("a tar") {
+            let mut entry = entry.expect("an entry");
+            if &*entry.path_bytes() == name.as_bytes() {
+                let mut text = String::new();
+                entry.read_to_string(&mut text).expect("text");
+                return text;
+            }
+        }
+        panic!("no {name}");
+    }
+
+    fn layer_of(&self, entries: &[(&str, Entry, &[u8])]) -> Layer {
+        let mut writer = LayerWriter::new(&self.store, DEFAULT_EPOCH, 1).expect("begun");
+        for (name, entry, content) in entries {
+            writer.file(&TarPath::normal(name), entry, None, &mut Cursor::new(content)).expect("written");
+        }
+        writer.finish().expect("finished")
+    }
+}
+
+struct Watching<'a>(&'a Mutex<Vec<Record>>);
+
+impl jiji_model::event::Sink for Watching<'_> {
+    fn emit(&self, record: Record) {
+        self.0.lock().expect("nobody panicked").push(record);
+    }
+}
+
+impl Executor for Fixture {
+    /// Writes the command to `/ran`; `nothing` changes nothing, `fail` and `offline` fail.
+    fn run(&self, step: &RunStep, _: &Store, output: &mut dyn FnMut(Stream, &[u8])) -> Result<Ran, ExecuteError> {
+        self.ran.borrow_mut().push(step.clone());
+        let command = step.argv.last().map(String::as_str).unwrap_or_default();
+        match command {
+            "nothing" => return Ok(Ran::Changed(None)),
+            "fail" => {
+                output(Stream::Out, b"said before it failed");
+                return Ok(Ran::Failed(Exit::Code(3)));
+            }
+            "offline" => {
+                output(Stream::Err, b"curl: (6) Could not resolve host: example.com");
+                return Ok(Ran::Failed(Exit::Code(3)));
+            }
+            _ => {}
+        }
+        let said = command.split('#').next().unwrap_or_default().trim().as_bytes();
+        let layer = self.layer_of(&[("ran", Entry::file(0o644, said.len() as u64), said)]);
+        Ok(Ran::Changed(Some(layer)))
+    }
+}
+
+impl Sources for Fixture {
+    fn resolve(&self, reference: &Reference, _: &Platform) -> Result<Digest, RegistryError> {
+        self.asked.borrow_mut().push(format!("resolve {reference}"));
+        if reference.repository.as_str() != "library/base" {
+            return Err(RegistryError::NotFound { registry: reference.registry.clone(), what: reference.to_string() });
+        }
+        Ok(*IMAGE)
+    }
+
+    fn pull(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        platform: &Platform,
+        store: &Store,
+        _: Depth,
+    ) -> Result<Image, RegistryError> {
+        self.asked.borrow_mut().push(format!("pull {reference}"));
+        assert_eq!(digest, &*IMAGE);
+        let link = Entry { node: Node::Symlink(b"usr/bin".to_vec()), ..Entry::directory(0o777) };
+        let layer = self.layer_of(&[
+            ("bin", link, b""),
+            ("usr", Entry::directory(0o755), b""),
+            ("usr/bin", Entry::directory(0o755), b""),
+        ]);
+        let config = canonical_json(&json!({
+            "architecture": "amd64", "os": "linux",
+            "config": {"Env": ["BASE=yes"], "Cmd": ["base"]},
+            "history": [{"created_by": "base"}],
+            "rootfs": {"type": "layers", "diff_ids": [layer.diff_id]},
+        }));
+        let blob = |media_type: &str, bytes: &[u8]| {
+            let digest = store.put(bytes)?;
+            Ok::<_, RegistryError>(Descriptor { media_type: media_type.to_owned(), digest, size: bytes.len() as u64 })
+        };
+        Ok(Image {
+            repository: reference.repository.to_string(),
+            platform: platform.clone(),
+            manifest: blob(MANIFEST, b"{}")?,
+            config: blob(CONFIG, &config)?,
+            layers: vec![layer.blob],
+        })
+    }
+}

@@ -1,0 +1,276 @@
+//! Whole builds with a scripted executor: what is built, what is not, and what is remembered. Real steps are in `hermetic.rs`.
+
+mod fixture;
+
+use jiji_model::digest::Digest;
+use serde_json::json;
+
+use super::*;
+use crate::build::execute::Exit;
+use fixture::{Fixture, IMAGE};
+
+#[test]
+fn two_checkouts_with_other_modes_times_and_places_give_the_same_manifest() {
+    let dockerfile = "FROM scratch\nCOPY . /app/\nRUN compile\nENV A=1\n";
+    let files = [("run", "#!x"), ("src/a", "a"), ("src/b", "b")];
+    let one = Fixture::new(dockerfile, &files);
+    one.mode("run", 0o755);
+    let other = Fixture::new(dockerfile, &[files[2], files[1], files[0]]);
+    other.mode("run", 0o700);
+    other.mode("src/a", 0o600);
+    other.mode("src", 0o775);
+    other.write(".git/index", "another");
+    other.write("jiji.lock", "another");
+    other.touch("src/b", 1_000_000_000);
+    assert_eq!(one.built().image.manifest, other.built().image.manifest);
+    other.mode("src/a", 0o755);
+    assert_ne!(one.built().image.manifest, other.built().image.manifest, "the executable bit counts");
+}
+
+#[test]
+fn a_build_with_nothing_changed_runs_nothing_and_reads_no_layer() {
+    let fixture = Fixture::new("FROM scratch\nWORKDIR /app\nCOPY a b ./\nRUN compile\n", &[("a", "1"), ("b", "2")]);
+    let first = fixture.built();
+    assert_eq!((first.steps.total, first.steps.cached, fixture.ran().len()), (3, 0, 1));
+    let second = fixture.built();
+    assert_eq!((second.steps.total, second.steps.cached, fixture.ran().len()), (3, 3, 0));
+    assert_eq!(first.image, second.image);
+}
+
+#[test]
+fn a_change_is_felt_by_what_depends_on_it_alone() {
+    let fixture = Fixture::new(
+        "FROM scratch\nCOPY a /\nRUN first\nCOPY b /\nRUN second\n",
+        &[("a", "1"), ("b", "2"), ("unused", "3")],
+    );
+    fixture.built();
+    fixture.ran();
+    fixture.write("unused", "4");
+    assert_eq!(fixture.built().steps.cached, 4);
+    fixture.write("b", "3");
+    let built = fixture.built();
+    assert_eq!((built.steps.cached, fixture.ran().len()), (2, 1));
+    // A step that is done anew and gives the same leaves what follows it remembered.
+    fixture.dockerfile("FROM scratch\nCOPY a /\nRUN  first  # said otherwise\nCOPY b /\nRUN second\n");
+    let built = fixture.built();
+    assert_eq!((built.steps.cached, fixture.ran().len()), (3, 1), "only the first RUN");
+}
+
+#[test]
+fn a_layer_of_the_same_entries_is_written_once_whatever_lies_below() {
+    let fixture = Fixture::new("FROM scratch\nRUN one\nCOPY a /x/\n", &[("a", "1")]);
+    fixture.built();
+    fixture.dockerfile("FROM scratch\nRUN another\nCOPY a /x/\n");
+    assert_eq!(fixture.built().steps.cached, 1);
+}
+
+#[test]
+fn the_configuration_says_what_the_dockerfile_says() {
+    let fixture = Fixture::new(
+        concat!(
+            "ARG V=1\nFROM scratch\nARG V\nARG OWN=own UNSET GIVEN=x\nENV A=$V B=\"b $OWN\" A2=$A\nENV A2=${A}2 U=${UNSET:-none}\n",
+            "LABEL l=$GIVEN \"m n\"='$x'\nWORKDIR /srv\nWORKDIR sub/../app\nEXPOSE 80 9000-9001/UDP $V\nVOLUME /data\nUSER 5:6\n",
+            "STOPSIGNAL SIGINT\nHEALTHCHECK --retries=2 CMD check it\nSHELL [\"/bin/ash\", \"-ec\"]\nCMD echo $A\nENTRYPOINT [\"/x\"]\n",
+            "MAINTAINER me\nRUN step\n"
+        ),
+        &[],
+    );
+    fixture.arg("GIVEN", "given");
+    let built = fixture.built();
+    let config = fixture.config(&built);
+    assert_eq!(
+        config["config"],
+        json!({
+            "Env": [
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "A=1", "B=b own", "A2=12", "U=none",
+            ],
+            "Labels": {"l": "given", "m n": "$x"},
+            "WorkingDir": "/srv/app",
+            "ExposedPorts": {"80/tcp": {}, "9000/udp": {}, "9001/udp": {}, "1/tcp": {}},
+            "Volumes": {"/data": {}},
+            "User": "5:6",
+            "StopSignal": "SIGINT",
+            "Healthcheck": {"Test": ["CMD-SHELL", "check it"], "Retries": 2},
+            "Shell": ["/bin/ash", "-ec"],
+            "Cmd": ["/bin/ash", "-ec", "echo $A"],
+            "Entrypoint": ["/x"],
+        })
+    );
+    assert_eq!(config["author"], "me");
+    assert_eq!(config["created"], "1980-01-01T00:00:00Z");
+    let history = config["history"].as_array().expect("a history");
+    let layers = history.iter().filter(|entry| entry.get("empty_layer").is_none()).count();
+    assert_eq!(layers, config["rootfs"]["diff_ids"].as_array().expect("layers").len());
+    assert_eq!(layers, built.image.layers.len());
+    let step = fixture.ran().remove(0);
+    assert_eq!(step.argv, ["/bin/ash", "-ec", "step"]);
+    assert_eq!((step.workdir.as_str(), step.user.as_deref()), ("/srv/app", Some("5:6")));
+    let names: Vec<&str> = step.env.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["A", "A2", "B", "GIVEN", "OWN", "PATH", "U", "V"]);
+}
+
+#[test]
+fn an_entrypoint_forgets_the_command_of_the_base_and_not_its_own() {
+    let fixture = Fixture::new("FROM scratch AS base\nCMD [\"base\"]\nFROM base\nENTRYPOINT [\"x\"]\n", &[]);
+    assert_eq!(fixture.config(&fixture.built())["config"].get("Cmd"), None);
+    fixture.dockerfile("FROM scratch AS base\nCMD [\"base\"]\nFROM base\nCMD [\"own\"]\nENTRYPOINT [\"x\"]\n");
+    assert_eq!(fixture.config(&fixture.built())["config"]["Cmd"], json!(["own"]));
+}
+
+#[test]
+fn stages_that_nobody_needs_are_not_built() {
+    let fixture = Fixture::new(
+        "FROM scratch AS unused\nRUN unused\nFROM scratch AS one\nARG A=1\nRUN one\nFROM one AS two\nRUN two\nFROM scratch\nRUN last\n",
+        &[],
+    );
+    fixture.built();
+    assert_eq!(fixture.ran().iter().map(|step| step.argv[2].clone()).collect::<Vec<_>>(), ["last"]);
+    fixture.stage("TWO");
+    fixture.built();
+    let ran = fixture.ran();
+    assert_eq!(ran.iter().map(|step| step.argv[2].clone()).collect::<Vec<_>>(), ["one", "two"]);
+    assert!(
+        ran[1].env.contains(&("A".to_owned(), "1".to_owned())),
+        "a stage sees the arguments of the one it begins from"
+    );
+    fixture.stage("three");
+    let error = fixture.fails();
+    assert!(matches!(&error, BuildError::UnknownStage { name, .. } if name == "three"), "{error}");
+}
+
+#[test]
+fn a_tag_is_resolved_once_and_written_to_the_lock() {
+    let fixture = Fixture::new("ARG TAG=1\nFROM base:$TAG\nCOPY a /bin/\n", &[("a", "1")]);
+    let built = fixture.built();
+    let lock = fixture.lock.borrow().clone();
+    let keys: Vec<_> = lock.bases.keys().map(|key| key.reference.as_str()).collect();
+    assert_eq!(keys, ["docker.io/library/base:1"]);
+    assert_eq!(fixture.asked(), ["resolve docker.io/library/base:1", "pull docker.io/library/base:1"]);
+    assert_eq!(built.image.layers.len(), 2);
+    assert_eq!(fixture.config(&built)["config"]["Env"], json!(["BASE=yes"]));
+    fixture.built();
+    assert_eq!(fixture.asked(), ["pull docker.io/library/base:1"], "the tag is not asked for again");
+    // The base's `/bin` is a link, and what is copied there goes where it leads.
+    let layer = fixture.layer(&built, 1);
+    assert_eq!(layer, ["usr/", "usr/bin/", "usr/bin/a"]);
+    fixture.dockerfile(&format!("FROM base@{}\n", *IMAGE));
+    fixture.built();
+    assert_eq!(fixture.asked(), [format!("pull docker.io/library/base@{}", *IMAGE)]);
+}
+
+#[test]
+fn locked_means_that_the_lock_says_everything_already() {
+    let fixture = Fixture::new("FROM base:1\nRUN one\n", &[]);
+    fixture.locked(true);
+    let error = fixture.fails();
+    assert!(error.is_locked_mismatch() && error.to_string() == "carry out FROM at Dockerfile:1:6", "{error}");
+    fixture.locked(false);
+    fixture.built();
+    fixture.locked(true);
+    fixture.built();
+    fixture.dockerfile("FROM base:1\nRUN two\n");
+    let error = fixture.fails();
+    assert!(error.is_locked_mismatch(), "{error}");
+    fixture.dockerfile("FROM base:1\nRUN one\nENV A=1\n");
+    let error = fixture.fails();
+    assert!(matches!(&error, BuildError::LockedImage { expected: Some(_), .. }), "{error}");
+}
+
+#[test]
+fn a_step_that_gives_something_else_than_the_lock_says_is_told_and_with_locked_refused() {
+    let fixture = Fixture::new("FROM scratch\nRUN one\n", &[]);
+    fixture.built();
+    for diff_id in fixture.lock.borrow_mut().runs.values_mut() {
+        *diff_id = Digest::of("another machine's");
+    }
+    fixture.locked(true);
+    let error = fixture.fails();
+    assert!(error.is_locked_mismatch() && error.place().expect("a place").line == 2, "{error}");
+    fixture.locked(false);
+    fixture.built();
+    assert!(fixture.events().iter().any(|event| event == "build.differs"));
+    fixture.locked(true);
+    fixture.built();
+}
+
+#[test]
+fn what_the_lock_says_is_taken_from_the_store_without_running_anything() {
+    let fixture = Fixture::new("FROM scratch\nRUN one\nRUN nothing\n", &[]);
+    let built = fixture.built();
+    assert_eq!(fixture.ran().len(), 2);
+    for key in fixture.store.actions().expect("listed") {
+        fixture.store.forget_action(&key).expect("forgotten");
+    }
+    assert_eq!(fixture.built().image, built.image);
+    assert_eq!(fixture.ran().len(), 0, "also not the step that changes nothing");
+}
+
+#[test]
+fn what_others_wrote_into_the_lock_meanwhile_stays() {
+    let fixture = Fixture::new("FROM base:1\nRUN one\n", &[]);
+    fixture.built();
+    let after = fixture.lock.borrow().clone();
+    let changes = Changes::of(&fixture.target(), &after);
+    let key = after.bases.keys().next().expect("a base").clone();
+    let mut meanwhile = BuildSection::default();
+    meanwhile.bases.insert(key.clone(), Digest::of("resolved by another"));
+    changes.apply(&mut meanwhile);
+    assert_eq!(meanwhile.bases[&key], Digest::of("resolved by another"));
+    assert_eq!((&meanwhile.images, &meanwhile.runs), (&after.images, &after.runs));
+}
+
+#[test]
+fn every_failure_names_its_place_and_a_way_out() {
+    let cases: [(&str, &str, (u32, u32), &str); 12] = [
+        ("FROM scratch\nCOPY a gone /x/\n", "copy `gone`: it is not in the context", (2, 6), "relative to the context"),
+        ("FROM scratch\nCOPY --chown=me a /\n", "find user `me` in the image's `/etc/passwd`", (2, 17), "use a number"),
+        ("FROM scratch\nCOPY --chmod=u+x a /\n", "", (2, 14), ""),
+        ("FROM scratch\nADD a.tgz /\n", "add `a.tgz`: ADD would unpack this archive", (2, 5), "COPY takes it as it is"),
+        ("FROM scratch\n\nRUN fail\n", "run `fail`: it exited with 3", (3, 1), ""),
+        ("FROM scratch\nRUN offline\n", "run `offline`: it exited with 3", (2, 1), "RUN has no network"),
+        ("FROM scratch\nENV A=${B\n", "", (2, 7), ""),
+        ("FROM scratch\nEXPOSE 70000\n", "", (2, 8), ""),
+        ("FROM $NOTHING\n", "begin a stage from nothing", (1, 6), ""),
+        ("FROM base@sha256:12\n", "read image reference", (1, 6), ""),
+        ("FROM gone:1\n", "find", (1, 6), ""),
+        ("FROM --platform=plan9/mips scratch\n", "", (1, 17), ""),
+    ];
+    for (dockerfile, cause, place, hint) in cases {
+        let fixture = Fixture::new(dockerfile, &[("a", "1")]);
+        fixture.write_bytes("a.tgz", b"\x1f\x8b\x08\0");
+        let error = fixture.fails();
+        let at = error.place().unwrap_or_else(|| panic!("{error}"));
+        assert_eq!((at.line, at.column), place, "{dockerfile:?}: {error}");
+        assert_eq!(at.text, dockerfile.lines().nth(place.0 as usize - 1).expect("a line"), "{error}");
+        let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        assert!(source.contains(cause), "{dockerfile:?}: {source}");
+        assert!(error.hint().unwrap_or_default().contains(hint), "{dockerfile:?}: {:?}", error.hint());
+    }
+    let fixture = Fixture::new("FROM scratch\nRUN fail\n", &[]);
+    let error = fixture.fails();
+    assert_eq!(error.evidence(), ["said before it failed"]);
+    let BuildError::Step { cause, .. } = &error else { panic!("{error}") };
+    assert!(matches!(**cause, StepError::Failed { exit: Exit::Code(3), .. }));
+}
+
+#[test]
+fn an_argument_that_no_arg_declares_is_told() {
+    let fixture = Fixture::new("FROM scratch\nARG A\n", &[]);
+    fixture.arg("A", "1");
+    fixture.arg("B", "2");
+    fixture.built();
+    assert_eq!(fixture.events().iter().filter(|event| *event == "build.warning").count(), 1);
+}
+
+#[test]
+fn here_documents_become_files_with_their_variables_replaced() {
+    let fixture = Fixture::new(
+        "FROM scratch\nARG A=1\nCOPY <<f <<\"g\" /etc/\n$A \"q\" \\$A\nf\n$A\ng\nCOPY <<EOF /one\n${A}x\nEOF\n",
+        &[],
+    );
+    let built = fixture.built();
+    assert_eq!(fixture.file(&built, 0, "etc/f"), "1 \"q\" $A\n");
+    assert_eq!(fixture.file(&built, 0, "etc/g"), "$A\n");
+    assert_eq!(fixture.file(&built, 1, "one"), "1x\n");
+}
