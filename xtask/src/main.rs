@@ -10,6 +10,7 @@ mod demo;
 mod docs;
 mod error;
 mod lab;
+mod plugins;
 mod process;
 mod product;
 mod setup;
@@ -52,6 +53,8 @@ enum Command {
     },
     /// Measure against a peer or a limit
     Bench(bench::Args),
+    /// Build the guests of plugins/ anew
+    Plugins(plugins::Args),
     /// Write the pages that the documentation takes from the code
     Docs,
     /// What `demo` runs in a process of its own
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::bench(&args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run_all(&args).map(|()| ExitCode::SUCCESS),
         Command::Lab(args) => lab::run(&args).map_err(Error::from),
+        Command::Plugins(args) => plugins::build(&args).map(|()| ExitCode::SUCCESS),
         Command::Docs => docs::write().map(|()| ExitCode::SUCCESS),
     };
     match result {

@@ -1,0 +1,104 @@
+//! `cargo xtask plugins`: builds the guests of `plugins/` anew, the default ones into `plugins/dist/` and the tests' ones to where the
+//! tests expect them.
+//!
+//! What is built is committed, so that a plain build of jiji needs no wasm toolchain. No path of the building machine gets into the
+//! bytes; the same compiler gives the same bytes.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::error::Error;
+use crate::process::{cargo, command, output, root, run, target};
+use crate::setup;
+
+const TARGET: &str = "wasm32-unknown-unknown";
+
+/// A guest and where its component goes.
+const GUESTS: [(&str, &str); 3] = [
+    ("health-probe", "plugins/dist/health-probe.wasm"),
+    ("proxy-kamal", "plugins/dist/proxy-kamal.wasm"),
+    ("hostile", "src/plugin/fixtures/hostile.wasm"),
+];
+
+/// The digests of what is in `plugins/dist/`.
+const SUMS: &str = "plugins/dist/SHA256SUMS";
+
+/// How the guests are built.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Change nothing; fail if a committed component differs
+    #[arg(long)]
+    check: bool,
+}
+
+/// Builds the guests.
+///
+/// # Errors
+/// When one does not compile, or with `--check` one differs.
+pub fn build(args: &Args) -> Result<(), Error> {
+    if !setup::add_target(TARGET) {
+        let hint = "rustup brings it; without rustup, install the standard library of that target".to_owned();
+        return Err(Error::Missing { things: vec![format!("the Rust target {TARGET}")], hint });
+    }
+    let manifest = root().join("plugins/Cargo.toml");
+    let place = target().join("plugins");
+    let mut guests = cargo();
+    guests.args(["build", "--release", "--locked", "--target", TARGET, "--manifest-path"]).arg(&manifest);
+    for (name, _) in GUESTS {
+        guests.args(["--package", name]);
+    }
+    guests.env("CARGO_TARGET_DIR", &place).env("CARGO_ENCODED_RUSTFLAGS", remapped());
+    run(&mut guests)?;
+    let mut differing = Vec::new();
+    for (name, committed) in GUESTS {
+        let module = place.join(TARGET).join("release").join(format!("{}.wasm", name.replace('-', "_")));
+        let fresh = place.join(format!("{name}.wasm"));
+        let mut encode = cargo();
+        encode.args(["run", "--quiet", "--locked", "--package", "encode", "--manifest-path"]).arg(&manifest);
+        run(encode.env("CARGO_TARGET_DIR", &place).arg("--").arg(&module).arg(&fresh))?;
+        let committed = root().join(committed);
+        let built = std::fs::read(&fresh).map_err(Error::file("read", &fresh))?;
+        if std::fs::read(&committed).is_ok_and(|bytes| bytes == built) {
+            continue;
+        }
+        differing.push(name.to_owned());
+        if !args.check {
+            std::fs::write(&committed, built).map_err(Error::file("write", &committed))?;
+        }
+    }
+    if args.check {
+        return if differing.is_empty() { Ok(()) } else { Err(Error::Tests { failed: differing }) };
+    }
+    sums()
+}
+
+/// Writes the digests anew.
+fn sums() -> Result<(), Error> {
+    let mut sha256sum = command("sha256sum");
+    sha256sum.current_dir(root().join("plugins/dist"));
+    for (name, committed) in GUESTS {
+        if committed.starts_with("plugins/dist/") {
+            sha256sum.arg(format!("{name}.wasm"));
+        }
+    }
+    let path = root().join(SUMS);
+    std::fs::write(&path, output(&mut sha256sum)?).map_err(Error::file("write", &path))
+}
+
+/// Compiler flags that replace this machine's paths, in cargo's form for flags with spaces.
+fn remapped() -> OsString {
+    let home = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let mut flags = OsString::new();
+    for (from, to) in home.map(|home| (home, "/cargo")).into_iter().chain([(root(), "/jiji")]) {
+        if !flags.is_empty() {
+            flags.push("\u{1f}");
+        }
+        flags.push("--remap-path-prefix=");
+        flags.push(from);
+        flags.push("=");
+        flags.push(to);
+    }
+    flags
+}
