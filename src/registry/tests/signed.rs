@@ -75,6 +75,12 @@ async fn tokens_are_had_for_strangers_and_for_users() {
     log.lock().expect("a list").clear();
     assert!(alice.push(push, &made.store).await.expect("unchanged").unchanged);
     assert_eq!(log.lock().expect("a list").len(), 1, "a second push with a token at hand is one request");
+    let grown = super::image(&made.store, &[b"layer", b"one more"]);
+    log.lock().expect("a list").clear();
+    alice.push(Push { image: &grown, ..push }, &made.store).await.expect("pushed");
+    let asked = log.lock().expect("a list").clone();
+    let count = |what: &str| asked.iter().filter(|line| line.starts_with(what)).count();
+    assert_eq!((count("HEAD"), count("POST"), count("PUT"), asked.len()), (4, 2, 3, 9), "{asked:#?}");
 
     let (client, place) = (Client::new(Setup::default()), Place::new());
     let (reference, digest) = (reference(&at, "shop/web"), image.manifest.digest);
