@@ -95,9 +95,8 @@ impl FromStr for Digest {
     type Err = ParseDigestError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let digits = text
-            .strip_prefix("sha256:")
-            .ok_or_else(|| ParseDigestError::Algorithm { text: text.to_owned() })?;
+        let digits =
+            text.strip_prefix("sha256:").ok_or_else(|| ParseDigestError::Algorithm { text: text.to_owned() })?;
         let bad = || ParseDigestError::Digits { text: text.to_owned() };
         if digits.len() != 64 || !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(bad());
@@ -119,9 +118,7 @@ impl Serialize for Digest {
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -138,14 +135,7 @@ mod tests {
 
     #[test]
     fn other_algorithms_upper_case_and_short_texts_are_refused() {
-        for text in [
-            "sha512:00",
-            "sha256:00",
-            &format!("sha256:{}", "A".repeat(64)),
-            "",
-            "sha256:",
-            &"a".repeat(64),
-        ] {
+        for text in ["sha512:00", "sha256:00", &format!("sha256:{}", "A".repeat(64)), "", "sha256:", &"a".repeat(64)] {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
     }

@@ -55,18 +55,12 @@ pub struct Platform {
 impl Platform {
     /// `linux/amd64`.
     pub fn linux_amd64() -> Self {
-        Self {
-            os: "linux".to_owned(),
-            architecture: "amd64".to_owned(),
-        }
+        Self { os: "linux".to_owned(), architecture: "amd64".to_owned() }
     }
 
     /// `linux/arm64`.
     pub fn linux_arm64() -> Self {
-        Self {
-            os: "linux".to_owned(),
-            architecture: "arm64".to_owned(),
-        }
+        Self { os: "linux".to_owned(), architecture: "arm64".to_owned() }
     }
 }
 
@@ -118,10 +112,7 @@ pub struct Image {
 impl Image {
     /// The identity.
     pub fn id(&self) -> ImageId {
-        ImageId {
-            manifest: self.manifest.digest,
-            config: self.config.digest,
-        }
+        ImageId { manifest: self.manifest.digest, config: self.config.digest }
     }
 
     /// All blobs: manifest, configuration, layers.

@@ -14,6 +14,7 @@
 //! | [`observation`] | what may be asked of a host, and what it answers |
 //! | [`plan`] | steps, phases, words, and what a plugin is allowed to ask for |
 //! | [`probe`] | health probes as data, and the timeline they leave |
+//! | [`route`] | how requests reach a service: what a proxy plugin is asked for |
 //! | [`transaction`] | lease, journal, settlement, release and audit records, and their transitions |
 //! | [`protocol`] | the frames between the operator and `jiji-host` |
 //! | [`event`] | the envelope of everything that people and machines watch |
@@ -28,5 +29,6 @@ pub mod probe;
 pub mod project;
 pub mod protocol;
 pub mod reference;
+pub mod route;
 pub mod secret;
 pub mod transaction;

@@ -157,9 +157,7 @@ fn edged(text: &str, longest: usize) -> bool {
 
 fn words(text: &str, longest: usize) -> bool {
     edged(text, longest)
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
 }
 
 #[cfg(test)]
@@ -181,20 +179,7 @@ mod tests {
         for text in ["a", "library/debian", "a--b/c__d/e.f_g", "0/1"] {
             assert!(RepositoryName::new(text).is_ok(), "{text:?}");
         }
-        for text in [
-            "",
-            "/",
-            "a/",
-            "A",
-            "a..b",
-            "a___b",
-            "-a",
-            "a/../b",
-            "a._b",
-            "a%2fb",
-            "a:b",
-            &"a".repeat(256),
-        ] {
+        for text in ["", "/", "a/", "A", "a..b", "a___b", "-a", "a/../b", "a._b", "a%2fb", "a:b", &"a".repeat(256)] {
             assert!(RepositoryName::new(text).is_err(), "{text:?}");
         }
         assert!(TagName::new("_v1.0-RC").is_ok());

@@ -283,10 +283,7 @@ impl Observation {
 
     /// Adds facts of one host.
     pub fn add(&mut self, host: &HostName, facts: Vec<Fact>) {
-        self.hosts
-            .entry(host.clone())
-            .or_default()
-            .extend(facts.into_iter().map(|fact| (fact.id, fact.answer)));
+        self.hosts.entry(host.clone()).or_default().extend(facts.into_iter().map(|fact| (fact.id, fact.answer)));
     }
 }
 

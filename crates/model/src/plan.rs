@@ -39,15 +39,8 @@ pub enum Phase {
 
 impl Phase {
     /// All phases in order.
-    pub const ALL: [Self; 7] = [
-        Self::Boot,
-        Self::Prepare,
-        Self::Publish,
-        Self::Cutover,
-        Self::Withdraw,
-        Self::Drain,
-        Self::Finalize,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Boot, Self::Prepare, Self::Publish, Self::Cutover, Self::Withdraw, Self::Drain, Self::Finalize];
 
     /// Whether steps of this phase run before the transaction is decided, and so need an undo where they change anything.
     pub fn before_decided(self) -> bool {
@@ -116,9 +109,7 @@ impl Plan {
 
     /// The steps of `host` in `phase`, in order.
     pub fn steps_of<'a>(&'a self, host: &'a HostName, phase: Phase) -> impl Iterator<Item = &'a Step> {
-        self.steps
-            .iter()
-            .filter(move |step| step.host == *host && step.phase == phase)
+        self.steps.iter().filter(move |step| step.host == *host && step.phase == phase)
     }
 }
 
@@ -285,9 +276,7 @@ impl OutputKind {
             Self::WgPublicKey => {
                 text.len() == 44
                     && text.ends_with('=')
-                    && text[..43]
-                        .bytes()
-                        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'))
+                    && text[..43].bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'))
             }
             Self::Ip => text.parse::<std::net::IpAddr>().is_ok(),
             Self::Port => text.parse::<u16>().is_ok_and(|port| port > 0),
@@ -480,13 +469,7 @@ impl ContainerSpec {
         let mut names: Vec<_> = self
             .env
             .values()
-            .filter_map(|word| {
-                if let Word::Secret(name) = word {
-                    Some(name.clone())
-                } else {
-                    None
-                }
-            })
+            .filter_map(|word| if let Word::Secret(name) = word { Some(name.clone()) } else { None })
             .collect();
         names.sort();
         names.dedup();
@@ -564,30 +547,16 @@ impl Grants {
             out.extend(asked.iter().filter(|item| !had.contains(item)).map(show));
         }
         let mut out = Vec::new();
-        add(&mut out, &self.containers, &accepted.containers, |name| {
-            format!("manage container `{name}`")
-        });
+        add(&mut out, &self.containers, &accepted.containers, |name| format!("manage container `{name}`"));
         add(&mut out, &self.exec, &accepted.exec, |grant| {
             format!("run `{}` in container `{}`", grant.argv.join(" "), grant.container)
         });
-        add(&mut out, &self.images, &accepted.images, |name| {
-            format!("run image `{name}`")
-        });
-        add(&mut out, &self.ports, &accepted.ports, |port| {
-            format!("publish port {port}")
-        });
-        add(&mut out, &self.paths, &accepted.paths, |path| {
-            format!("read and write below `{path}`")
-        });
-        add(&mut out, &self.volumes, &accepted.volumes, |name| {
-            format!("use volume `{name}`")
-        });
-        add(&mut out, &self.run, &accepted.run, |argv| {
-            format!("run `{}` on the host", argv.join(" "))
-        });
-        add(&mut out, &self.secrets, &accepted.secrets, |name| {
-            format!("use secret `{name}`")
-        });
+        add(&mut out, &self.images, &accepted.images, |name| format!("run image `{name}`"));
+        add(&mut out, &self.ports, &accepted.ports, |port| format!("publish port {port}"));
+        add(&mut out, &self.paths, &accepted.paths, |path| format!("read and write below `{path}`"));
+        add(&mut out, &self.volumes, &accepted.volumes, |name| format!("use volume `{name}`"));
+        add(&mut out, &self.run, &accepted.run, |argv| format!("run `{}` on the host", argv.join(" ")));
+        add(&mut out, &self.secrets, &accepted.secrets, |name| format!("use secret `{name}`"));
         out
     }
 }

@@ -39,16 +39,12 @@ impl Project {
 
     /// Servers that at least one service runs on, in name order.
     pub fn used_servers(&self) -> impl Iterator<Item = (&HostName, &Server)> {
-        self.servers
-            .iter()
-            .filter(|(name, _)| self.services.values().any(|service| service.hosts.contains(name)))
+        self.servers.iter().filter(|(name, _)| self.services.values().any(|service| service.hosts.contains(name)))
     }
 
     /// Services that run on `host`, in name order.
     pub fn services_on<'a>(&'a self, host: &'a HostName) -> impl Iterator<Item = (&'a ServiceName, &'a Service)> {
-        self.services
-            .iter()
-            .filter(move |(_, service)| service.hosts.contains(host))
+        self.services.iter().filter(move |(_, service)| service.hosts.contains(host))
     }
 }
 
@@ -285,10 +281,7 @@ impl Default for Plugins {
             name: PluginName::new(name).expect("a default plugin's name is a plugin name"),
             settings: serde_json::Value::Object(serde_json::Map::new()),
         };
-        Self {
-            proxy: choice("proxy-kamal"),
-            health: choice("health-probe"),
-        }
+        Self { proxy: choice("proxy-kamal"), health: choice("health-probe") }
     }
 }
 

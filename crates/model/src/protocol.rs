@@ -127,10 +127,7 @@ impl Decoder {
         let Some(payload) = rest.get(..length) else {
             return Ok(None);
         };
-        let frame = Frame {
-            kind,
-            payload: payload.to_vec(),
-        };
+        let frame = Frame { kind, payload: payload.to_vec() };
         self.start += 5 + length;
         Ok(Some(frame))
     }
@@ -139,11 +136,7 @@ impl Decoder {
 fn frame(kind: FrameKind, parts: &[&[u8]]) -> Vec<u8> {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     let mut out = Vec::with_capacity(5 + length);
-    out.extend_from_slice(
-        &u32::try_from(length)
-            .expect("frames are far shorter than 4 GiB")
-            .to_be_bytes(),
-    );
+    out.extend_from_slice(&u32::try_from(length).expect("frames are far shorter than 4 GiB").to_be_bytes());
     out.push(kind as u8);
     for part in parts {
         out.extend_from_slice(part);
@@ -156,10 +149,7 @@ fn frame(kind: FrameKind, parts: &[&[u8]]) -> Vec<u8> {
 /// # Panics
 /// Never for the types of this module: they have string keys.
 pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
-    frame(
-        FrameKind::Message,
-        &[&serde_json::to_vec(message).expect("protocol types are JSON")],
-    )
+    frame(FrameKind::Message, &[&serde_json::to_vec(message).expect("protocol types are JSON")])
 }
 
 /// Reads a message frame's payload.
@@ -212,9 +202,7 @@ pub fn decode_secrets(mut payload: &[u8]) -> Result<BTreeMap<SecretName, Secret>
     let malformed = || FrameError::Malformed { what: "secrets" };
     let mut secrets = BTreeMap::new();
     while !payload.is_empty() {
-        let name = text(&mut payload)
-            .and_then(|name| SecretName::new(name).ok())
-            .ok_or_else(malformed)?;
+        let name = text(&mut payload).and_then(|name| SecretName::new(name).ok()).ok_or_else(malformed)?;
         let value = text(&mut payload).ok_or_else(malformed)?;
         secrets.insert(name, Secret::new(value));
     }
@@ -450,12 +438,7 @@ mod tests {
 
     #[test]
     fn frames_survive_any_split() {
-        let asks: Vec<_> = (0..3)
-            .map(|id| Ask {
-                id,
-                request: Request::Heartbeat,
-            })
-            .collect();
+        let asks: Vec<_> = (0..3).map(|id| Ask { id, request: Request::Heartbeat }).collect();
         let bytes: Vec<u8> = asks.iter().flat_map(encode).collect();
         for size in 1..bytes.len() {
             let mut decoder = Decoder::default();

@@ -68,11 +68,7 @@ impl Reference {
 
     /// The same place with a digest instead of a tag.
     pub fn at(&self, digest: Digest) -> Self {
-        Self {
-            tag: None,
-            digest: Some(digest),
-            ..self.clone()
-        }
+        Self { tag: None, digest: Some(digest), ..self.clone() }
     }
 }
 
@@ -90,16 +86,11 @@ impl FromStr for Reference {
     type Err = ParseReferenceError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bad_name = |reason| ParseReferenceError::Name {
-            text: text.to_owned(),
-            reason,
-        };
+        let bad_name = |reason| ParseReferenceError::Name { text: text.to_owned(), reason };
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => {
-                let digest = digest.parse().map_err(|reason| ParseReferenceError::Digest {
-                    text: text.to_owned(),
-                    reason,
-                })?;
+                let digest =
+                    digest.parse().map_err(|reason| ParseReferenceError::Digest { text: text.to_owned(), reason })?;
                 (rest, Some(digest))
             }
             None => (text, None),
@@ -109,31 +100,19 @@ impl FromStr for Reference {
             _ => (DOCKER_HUB, rest),
         };
         if !is_authority(registry) {
-            return Err(ParseReferenceError::Registry {
-                text: text.to_owned(),
-                registry: registry.to_owned(),
-            });
+            return Err(ParseReferenceError::Registry { text: text.to_owned(), registry: registry.to_owned() });
         }
         let (path, tag) = match path.split_once(':') {
             Some((path, tag)) => (path, Some(TagName::new(tag).map_err(bad_name)?)),
             None => (path, None),
         };
-        let registry = if registry == "index.docker.io" {
-            DOCKER_HUB
-        } else {
-            registry
-        };
+        let registry = if registry == "index.docker.io" { DOCKER_HUB } else { registry };
         let path = match registry {
             DOCKER_HUB if !path.contains('/') && !path.is_empty() => format!("library/{path}"),
             _ => path.to_owned(),
         };
         let repository = RepositoryName::new(path).map_err(bad_name)?;
-        Ok(Self {
-            registry: registry.to_owned(),
-            repository,
-            tag,
-            digest,
-        })
+        Ok(Self { registry: registry.to_owned(), repository, tag, digest })
     }
 }
 
@@ -169,9 +148,7 @@ impl Serialize for Reference {
 
 impl<'de> Deserialize<'de> for Reference {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -210,10 +187,7 @@ mod tests {
         assert_eq!(reference.to_string(), format!("ghcr.io/acme/web:v1@{digest}"));
         assert_eq!(read("web:v2").version(), "v2");
         assert_eq!(read("web").version(), "latest");
-        assert_eq!(
-            read("web:v2").at(digest).to_string(),
-            format!("docker.io/library/web@{digest}")
-        );
+        assert_eq!(read("web:v2").at(digest).to_string(), format!("docker.io/library/web@{digest}"));
     }
 
     #[test]

@@ -44,12 +44,7 @@ pub fn vet(
 ) -> Result<(), Vec<Refusal>> {
     let mut refusals = form(steps, hosts);
     for step in steps {
-        let mut check = Check {
-            step,
-            plugin,
-            grants,
-            refusals: &mut refusals,
-        };
+        let mut check = Check { step, plugin, grants, refusals: &mut refusals };
         check.action(&step.action);
         if let Some(undo) = &step.undo {
             check.action(undo);
@@ -78,11 +73,7 @@ pub fn vet_form(steps: &[Step], hosts: &BTreeSet<HostName>) -> Result<(), Vec<Re
 pub fn vet_wants(wants: &[Want], grants: &Grants) -> Result<(), Vec<Refusal>> {
     let mut refusals = Vec::new();
     if wants.len() > MAX_WANTS {
-        refusals.push(refusal(
-            "wants",
-            format!("{} wants in one round, at most {MAX_WANTS}", wants.len()),
-            false,
-        ));
+        refusals.push(refusal("wants", format!("{} wants in one round, at most {MAX_WANTS}", wants.len()), false));
     }
     for want in wants {
         let allowed = match &want.query {
@@ -124,21 +115,13 @@ pub fn vet_wants(wants: &[Want], grants: &Grants) -> Result<(), Vec<Refusal>> {
 }
 
 fn refusal(step: &str, reason: impl Into<String>, grantable: bool) -> Refusal {
-    Refusal {
-        step: step.to_owned(),
-        reason: reason.into(),
-        grantable,
-    }
+    Refusal { step: step.to_owned(), reason: reason.into(), grantable }
 }
 
 fn form(steps: &[Step], hosts: &BTreeSet<HostName>) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     if steps.len() > MAX_STEPS * hosts.len().max(1) {
-        refusals.push(refusal(
-            "plan",
-            format!("{} steps for {} hosts", steps.len(), hosts.len()),
-            false,
-        ));
+        refusals.push(refusal("plan", format!("{} steps for {} hosts", steps.len(), hosts.len()), false));
     }
     let mut ids = BTreeMap::new();
     for (index, step) in steps.iter().enumerate() {
@@ -147,10 +130,7 @@ fn form(steps: &[Step], hosts: &BTreeSet<HostName>) -> Vec<Refusal> {
             refuse(format!("unknown host `{}`", step.host));
         }
         if step.timeout_ms == 0 || step.timeout_ms > MAX_TIMEOUT_MS {
-            refuse(format!(
-                "timeout of {} ms, expected 1 to {MAX_TIMEOUT_MS}",
-                step.timeout_ms
-            ));
+            refuse(format!("timeout of {} ms, expected 1 to {MAX_TIMEOUT_MS}", step.timeout_ms));
         }
         if serde_json::to_vec(step).map_or(true, |bytes| bytes.len() > MAX_STEP_BYTES) {
             refuse(format!("more than {MAX_STEP_BYTES} bytes"));
@@ -192,11 +172,7 @@ fn reachable(address: Ipv4Addr) -> bool {
 }
 
 fn path_granted(grants: &Grants, path: &AbsPath) -> Result<(), ()> {
-    if grants.paths.iter().any(|root| path.is_within(root)) {
-        Ok(())
-    } else {
-        Err(())
-    }
+    if grants.paths.iter().any(|root| path.is_within(root)) { Ok(()) } else { Err(()) }
 }
 
 struct Check<'a> {
@@ -208,8 +184,7 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn deny(&mut self, what: impl std::fmt::Display) {
-        self.refusals
-            .push(refusal(&self.step.title, format!("not granted: {what}"), true));
+        self.refusals.push(refusal(&self.step.title, format!("not granted: {what}"), true));
     }
 
     fn wrong(&mut self, what: impl Into<String>) {
@@ -255,16 +230,7 @@ impl Check<'_> {
 
     fn argv(words: &[Word]) -> Vec<&str> {
         // A word whose text is not known yet matches no granted text.
-        words
-            .iter()
-            .map(|word| {
-                if let Word::Lit(text) = word {
-                    text.as_str()
-                } else {
-                    "\0"
-                }
-            })
-            .collect()
+        words.iter().map(|word| if let Word::Lit(text) = word { text.as_str() } else { "\0" }).collect()
     }
 
     fn action(&mut self, action: &Action) {
@@ -324,10 +290,7 @@ impl Check<'_> {
 
     fn exec(&mut self, container: &str, argv: &[&str]) {
         if !exec_granted(self.grants, container, argv.iter().copied()) {
-            self.deny(format_args!(
-                "run `{}` in container `{container}`",
-                argv.join(" ").replace('\0', "…")
-            ));
+            self.deny(format_args!("run `{}` in container `{container}`", argv.join(" ").replace('\0', "…")));
         }
     }
 
@@ -404,12 +367,7 @@ mod tests {
 
     fn check(action: Action, grants: &Grants) -> Result<(), Vec<Refusal>> {
         let step = Step::new(&host(), Phase::Cutover, "do it", action);
-        vet(
-            &[step],
-            &PluginName::new("p").expect("a name"),
-            grants,
-            &BTreeSet::from([host()]),
-        )
+        vet(&[step], &PluginName::new("p").expect("a name"), grants, &BTreeSet::from([host()]))
     }
 
     fn exec(argv: &[&str]) -> Action {
@@ -422,24 +380,14 @@ mod tests {
 
     fn exec_grant(argv: &[&str]) -> Grants {
         let argv = argv.iter().map(|text| (*text).to_owned()).collect();
-        Grants {
-            exec: vec![ExecGrant {
-                container: "kamal-proxy".to_owned(),
-                argv,
-            }],
-            ..Grants::default()
-        }
+        Grants { exec: vec![ExecGrant { container: "kamal-proxy".to_owned(), argv }], ..Grants::default() }
     }
 
     #[test]
     fn a_command_inside_its_grant_passes_and_one_outside_is_refused() {
         let grants = exec_grant(&["kamal-proxy", "deploy"]);
         assert_eq!(check(exec(&["kamal-proxy", "deploy", "web"]), &grants), Ok(()));
-        for argv in [
-            &["kamal-proxy", "stop"][..],
-            &["kamal-proxy"],
-            &["sh", "-c", "kamal-proxy deploy"],
-        ] {
+        for argv in [&["kamal-proxy", "stop"][..], &["kamal-proxy"], &["sh", "-c", "kamal-proxy deploy"]] {
             let refusals = check(exec(argv), &grants).expect_err("outside the grant");
             assert!(refusals[0].grantable, "{refusals:?}");
         }
@@ -448,20 +396,8 @@ mod tests {
     #[test]
     fn an_empty_grant_of_arguments_grants_nothing() {
         assert!(check(exec(&["sh"]), &exec_grant(&[])).is_err());
-        let run = Action::Run {
-            argv: vec![Word::lit("rm")],
-            stdin: Vec::new(),
-        };
-        assert!(
-            check(
-                run,
-                &Grants {
-                    run: vec![Vec::new()],
-                    ..Grants::default()
-                }
-            )
-            .is_err()
-        );
+        let run = Action::Run { argv: vec![Word::lit("rm")], stdin: Vec::new() };
+        assert!(check(run, &Grants { run: vec![Vec::new()], ..Grants::default() }).is_err());
     }
 
     #[test]
@@ -481,9 +417,7 @@ mod tests {
             container: ContainerName::new("kamal-proxy").expect("a name"),
             network: NETWORK.to_owned(),
             probe: crate::probe::ProbeSpec {
-                check: ProbeCheck::Exec {
-                    argv: argv.iter().map(|text| (*text).to_owned()).collect(),
-                },
+                check: ProbeCheck::Exec { argv: argv.iter().map(|text| (*text).to_owned()).collect() },
                 interval_ms: 100,
                 timeout_ms: 100,
                 healthy_after: 1,
@@ -509,10 +443,7 @@ mod tests {
                 host: None,
             },
         };
-        assert_eq!(
-            vet_wants(&[want("127.0.0.1"), want("10.210.3.140")], &Grants::default()),
-            Ok(())
-        );
+        assert_eq!(vet_wants(&[want("127.0.0.1"), want("10.210.3.140")], &Grants::default()), Ok(()));
         for address in ["169.254.169.254", "10.0.0.1", "0.0.0.0", "203.0.113.7"] {
             assert!(vet_wants(&[want(address)], &Grants::default()).is_err(), "{address}");
         }
@@ -536,9 +467,7 @@ mod tests {
         let run = |reference: &str| {
             Action::ContainerRun(Box::new(ContainerSpec {
                 name: ContainerName::new("proxy").expect("a name"),
-                image: ContainerImage::Pinned {
-                    reference: reference.to_owned(),
-                },
+                image: ContainerImage::Pinned { reference: reference.to_owned() },
                 network: NETWORK.to_owned(),
                 address: None,
                 env: BTreeMap::new(),
@@ -573,12 +502,7 @@ mod tests {
 
     #[test]
     fn a_want_for_jijis_own_records_is_refused() {
-        let want = Want {
-            id: "x".to_owned(),
-            query: Query::Records {
-                scope: "shop".to_owned(),
-            },
-        };
+        let want = Want { id: "x".to_owned(), query: Query::Records { scope: "shop".to_owned() } };
         assert!(vet_wants(&[want], &Grants::default()).is_err());
     }
 }

@@ -42,11 +42,7 @@ impl AuditLine {
 
     /// The line that follows `previous` (without its line break), as it is written.
     pub fn after(previous: Option<&[u8]>, event: AuditEvent) -> Vec<u8> {
-        let line = Self {
-            version: Self::VERSION,
-            previous: Digest::of(previous.unwrap_or_default()),
-            event,
-        };
+        let line = Self { version: Self::VERSION, previous: Digest::of(previous.unwrap_or_default()), event };
         crate::digest::canonical_json(&line)
     }
 }
@@ -93,10 +89,7 @@ mod tests {
         let log = [first.clone(), second.clone(), third.clone()].join(&b'\n');
         assert_eq!(verify(&log), Ok(3));
         assert_eq!(verify(&[first.clone(), third].join(&b'\n')), Err(2));
-        let forged = String::from_utf8(second)
-            .expect("JSON")
-            .replace("reverted", "committed")
-            .into_bytes();
+        let forged = String::from_utf8(second).expect("JSON").replace("reverted", "committed").into_bytes();
         let log = [first, forged, AuditLine::after(Some(b"x"), event("x"))].join(&b'\n');
         assert_eq!(verify(&log), Err(3));
     }

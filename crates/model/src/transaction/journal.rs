@@ -198,8 +198,7 @@ impl Transaction {
                 }
                 (Entry::Begin(_), Some(_)) | (_, None) => return Err(ReplayError::OutOfPlace { index }),
                 (entry, Some(this)) => {
-                    this.apply(entry)
-                        .map_err(|step| ReplayError::UnknownStep { index, step })?;
+                    this.apply(entry).map_err(|step| ReplayError::UnknownStep { index, step })?;
                 }
             }
         }
@@ -209,12 +208,7 @@ impl Transaction {
     /// A transaction that has just begun.
     pub fn new(begin: Begin) -> Self {
         let states = vec![StepState::Pending; begin.steps.len()];
-        Self {
-            begin,
-            states,
-            settlement: None,
-            concluded: false,
-        }
+        Self { begin, states, settlement: None, concluded: false }
     }
 
     /// Takes one more entry in. Beginnings are ignored.
@@ -228,10 +222,7 @@ impl Transaction {
             Entry::Ended { step, outcome } => *self.state(&step)? = StepState::Ended(outcome),
             Entry::UndoEnded { step, outcome } => *self.state(&step)? = StepState::Undone(outcome),
             Entry::Settled(settlement) => {
-                if self
-                    .settlement
-                    .is_none_or(|earlier| settlement.fencing > earlier.fencing)
-                {
+                if self.settlement.is_none_or(|earlier| settlement.fencing > earlier.fencing) {
                     self.settlement = Some(settlement);
                 }
             }
@@ -261,30 +252,20 @@ impl Transaction {
             StepState::Undone(outcome) => !outcome.is_ok(),
         };
         let pairs = self.begin.steps.iter().zip(&self.states).rev();
-        pairs
-            .filter(|(step, state)| step.undo.is_some() && touched(state))
-            .map(|(step, _)| step)
-            .collect()
+        pairs.filter(|(step, state)| step.undo.is_some() && touched(state)).map(|(step, _)| step).collect()
     }
 
     /// The steps of `phase` that have not ended well, in order.
     pub fn to_finish(&self, phase: Phase) -> Vec<&Step> {
         let done = |state: &StepState| matches!(state, StepState::Ended(outcome) if outcome.is_ok());
         let pairs = self.begin.steps.iter().zip(&self.states);
-        pairs
-            .filter(|(step, state)| step.phase == phase && !done(state))
-            .map(|(step, _)| step)
-            .collect()
+        pairs.filter(|(step, state)| step.phase == phase && !done(state)).map(|(step, _)| step).collect()
     }
 
     /// The longest quiet time of steps whose outcome is unknown, in milliseconds: how long to wait before anything is taken back.
     pub fn quiet_ms(&self) -> u32 {
         let pairs = self.begin.steps.iter().zip(&self.states);
-        pairs
-            .filter(|(_, state)| **state == StepState::Unknown)
-            .map(|(step, _)| step.quiet_ms)
-            .max()
-            .unwrap_or(0)
+        pairs.filter(|(_, state)| **state == StepState::Unknown).map(|(step, _)| step.quiet_ms).max().unwrap_or(0)
     }
 
     /// The output that step `id` left, where it ended well with one.
@@ -300,12 +281,8 @@ impl Transaction {
 /// Which way an interrupted transaction ends, from what every reachable host knows of it: the settlement with the highest number, and
 /// where there is none a revert, since nothing irreversible happens before one.
 pub fn resolve<'a>(transactions: impl IntoIterator<Item = &'a Transaction>) -> Decision {
-    let settlements = transactions
-        .into_iter()
-        .filter_map(|transaction| transaction.settlement);
-    settlements
-        .max_by_key(|settlement| settlement.fencing)
-        .map_or(Decision::Revert, |settlement| settlement.decision)
+    let settlements = transactions.into_iter().filter_map(|transaction| transaction.settlement);
+    settlements.max_by_key(|settlement| settlement.fencing).map_or(Decision::Revert, |settlement| settlement.decision)
 }
 
 #[cfg(test)]
@@ -344,23 +321,16 @@ mod tests {
     }
 
     fn replay(entries: &[Entry]) -> Transaction {
-        let all = [Entry::Begin(Box::new(begin()))]
-            .into_iter()
-            .chain(entries.iter().cloned());
+        let all = [Entry::Begin(Box::new(begin()))].into_iter().chain(entries.iter().cloned());
         Transaction::replay(all).expect("a journal").expect("a transaction")
     }
 
     fn started(index: usize) -> Entry {
-        Entry::Started {
-            step: begin().steps[index].id.clone(),
-        }
+        Entry::Started { step: begin().steps[index].id.clone() }
     }
 
     fn ended(index: usize) -> Entry {
-        Entry::Ended {
-            step: begin().steps[index].id.clone(),
-            outcome: Outcome::Done { output: None },
-        }
+        Entry::Ended { step: begin().steps[index].id.clone(), outcome: Outcome::Done { output: None } }
     }
 
     fn titles(steps: &[&Step]) -> Vec<String> {
@@ -375,49 +345,29 @@ mod tests {
 
     #[test]
     fn an_undo_that_ended_well_is_not_repeated() {
-        let undone = Entry::UndoEnded {
-            step: begin().steps[2].id.clone(),
-            outcome: Outcome::Done { output: None },
-        };
+        let undone = Entry::UndoEnded { step: begin().steps[2].id.clone(), outcome: Outcome::Done { output: None } };
         let transaction = replay(&[started(1), ended(1), started(2), ended(2), undone]);
         assert_eq!(titles(&transaction.to_undo()), ["run"]);
     }
 
     #[test]
     fn the_settlement_with_the_higher_number_holds_in_whatever_order_they_come() {
-        let commit = Settlement {
-            decision: Decision::Commit,
-            fencing: 4,
-        };
-        let revert = Settlement {
-            decision: Decision::Revert,
-            fencing: 5,
-        };
+        let commit = Settlement { decision: Decision::Commit, fencing: 4 };
+        let revert = Settlement { decision: Decision::Revert, fencing: 5 };
         for pair in [[commit, revert], [revert, commit]] {
             let transaction = replay(&pair.map(Entry::Settled));
             assert_eq!(transaction.settlement, Some(revert));
             assert_eq!(resolve([&transaction]), Decision::Revert);
         }
         assert_eq!(resolve([&replay(&[])]), Decision::Revert);
-        assert_eq!(
-            resolve([&replay(&[]), &replay(&[Entry::Settled(commit)])]),
-            Decision::Commit
-        );
+        assert_eq!(resolve([&replay(&[]), &replay(&[Entry::Settled(commit)])]), Decision::Commit);
     }
 
     #[test]
     fn a_journal_of_a_newer_jiji_is_refused() {
-        let newer = Begin {
-            version: Begin::VERSION + 1,
-            ..begin()
-        };
+        let newer = Begin { version: Begin::VERSION + 1, ..begin() };
         let read = Transaction::replay([Entry::Begin(Box::new(newer))]);
-        assert_eq!(
-            read,
-            Err(ReplayError::Newer {
-                version: Begin::VERSION + 1
-            })
-        );
+        assert_eq!(read, Err(ReplayError::Newer { version: Begin::VERSION + 1 }));
     }
 
     #[test]

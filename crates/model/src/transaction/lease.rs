@@ -113,21 +113,11 @@ mod tests {
     use super::*;
 
     fn request(holder: &str, fencing: u64) -> LeaseRequest {
-        LeaseRequest {
-            scope: "shop".into(),
-            holder: holder.into(),
-            who: "a@b".into(),
-            fencing,
-            ttl_ms: 1000,
-        }
+        LeaseRequest { scope: "shop".into(), holder: holder.into(), who: "a@b".into(), fencing, ttl_ms: 1000 }
     }
 
     fn moment(now_ms: u64) -> Moment<'static> {
-        Moment {
-            boot_id: "boot",
-            now_ms,
-            session: (7, 1),
-        }
+        Moment { boot_id: "boot", now_ms, session: (7, 1) }
     }
 
     fn granted(decision: LeaseDecision) -> Lease {
@@ -140,14 +130,8 @@ mod tests {
     #[test]
     fn a_live_lease_is_held_against_others_and_renewed_by_its_holder() {
         let lease = granted(decide(&request("a", 1), None, 0, &moment(0)));
-        assert!(matches!(
-            decide(&request("b", 2), Some((&lease, true)), 1, &moment(999)),
-            LeaseDecision::Held(_)
-        ));
-        assert_eq!(
-            granted(decide(&request("a", 1), Some((&lease, true)), 1, &moment(500))).expires_ms,
-            1500
-        );
+        assert!(matches!(decide(&request("b", 2), Some((&lease, true)), 1, &moment(999)), LeaseDecision::Held(_)));
+        assert_eq!(granted(decide(&request("a", 1), Some((&lease, true)), 1, &moment(500))).expires_ms, 1500);
     }
 
     #[test]
@@ -155,19 +139,12 @@ mod tests {
         let lease = granted(decide(&request("a", 1), None, 0, &moment(0)));
         granted(decide(&request("b", 2), Some((&lease, true)), 1, &moment(1000)));
         granted(decide(&request("b", 2), Some((&lease, false)), 1, &moment(1)));
-        let rebooted = Moment {
-            boot_id: "other",
-            now_ms: 1,
-            session: (7, 1),
-        };
+        let rebooted = Moment { boot_id: "other", now_ms: 1, session: (7, 1) };
         granted(decide(&request("b", 2), Some((&lease, true)), 1, &rebooted));
     }
 
     #[test]
     fn a_number_that_does_not_grow_is_refused() {
-        assert_eq!(
-            decide(&request("b", 3), None, 3, &moment(0)),
-            LeaseDecision::Stale { highest: 3 }
-        );
+        assert_eq!(decide(&request("b", 3), None, 3, &moment(0)), LeaseDecision::Stale { highest: 3 });
     }
 }

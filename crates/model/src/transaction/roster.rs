@@ -35,10 +35,7 @@ pub struct Entry {
 
 impl Default for Roster {
     fn default() -> Self {
-        Self {
-            version: Self::VERSION,
-            servers: BTreeMap::new(),
-        }
+        Self { version: Self::VERSION, servers: BTreeMap::new() }
     }
 }
 
@@ -124,14 +121,10 @@ mod tests {
     fn merging_does_not_depend_on_the_order() {
         let name = |text: &str| HostName::new(text).expect("a name");
         let entry = |number| Entry { number, removed: false };
-        let one = Roster {
-            servers: BTreeMap::from([(name("a"), entry(0)), (name("b"), entry(3))]),
-            ..Roster::default()
-        };
-        let two = Roster {
-            servers: BTreeMap::from([(name("b"), entry(1)), (name("c"), entry(2))]),
-            ..Roster::default()
-        };
+        let one =
+            Roster { servers: BTreeMap::from([(name("a"), entry(0)), (name("b"), entry(3))]), ..Roster::default() };
+        let two =
+            Roster { servers: BTreeMap::from([(name("b"), entry(1)), (name("c"), entry(2))]), ..Roster::default() };
         assert_eq!(one.clone().merged(&two), two.merged(&one));
     }
 }
