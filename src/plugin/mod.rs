@@ -1,1 +1,520 @@
-//! Under construction.
+//! Runs plugins: pure functions in WebAssembly that say what a proxy or a health check needs, and can do nothing themselves.
+//!
+//! A plugin is called with its input and all facts that it asked for so far, and answers with more questions or with steps. What it
+//! answers is translated into the shared words and vetted against its grants *here*, so a step that leaves this room is one that was
+//! accepted. Each call has a fresh store and bounded fuel, memory and output; nothing is kept between two calls. No plugin is downloaded
+//! here by itself: [`Plugins::load`] takes what is embedded or what [`install`] has put into the store, by digest.
+//!
+//! This is the only room that knows wasmtime and WIT. Looking at hosts is [`crate::fleet`]'s work, making a plan of the answers
+//! [`crate::deploy`]'s, fetching from registries [`crate::registry`]'s (behind [`install::ArtifactSource`]).
+//!
+//! | door | what is behind it |
+//! | --- | --- |
+//! | [`Plugins`], [`Proxy`], [`Health`] | loading and calling |
+//! | [`install`] | taking a plugin from a file or a registry, into the store and `jiji.lock` |
+//! | `inspect` | what a component imports and exports, before anything of it runs |
+//! | `engine`, `cache` | wasmtime, its limits, compiled code on disk |
+//! | `translate` | WIT to the shared words and back |
+
+mod bindings;
+mod cache;
+mod embedded;
+mod engine;
+mod error;
+mod inspect;
+pub mod install;
+mod loaded;
+mod text;
+mod translate;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::rc::Rc;
+
+use jiji_model::digest::{Digest, canonical_json};
+use jiji_model::name::{ContainerName, HostName, PluginName, ServiceName};
+use jiji_model::observation::{Answer, Want};
+use jiji_model::plan::vet::{Refusal, vet, vet_wants};
+use jiji_model::plan::{Grants, NETWORK, Step};
+use jiji_model::probe::{ProbeSpec, Timeline, Verdict};
+use jiji_model::project::{HealthCheck, PluginChoice};
+use jiji_model::reference::Reference;
+use jiji_model::route::{Instance, Route};
+use jiji_model::transaction::roster;
+use jiji_store::Store;
+use wasmtime::component::Component;
+
+use crate::lockfile::PluginSection;
+
+use bindings::proxy::exports::jiji::proxy::proxy as proxy_wit;
+use bindings::{health as health_bindings, proxy as proxy_bindings, types};
+use engine::{Call, Runtime};
+use translate::StepsOf;
+
+pub use embedded::embedded;
+pub use error::{Fault, PluginError};
+pub use inspect::{Inspected, MAX_BYTES, Role};
+
+/// Most rounds of questions that one call may take, the answer counted.
+pub const MAX_ROUNDS: usize = 8;
+/// Most bytes of facts that one call takes in: the facts of one host.
+pub const MAX_FACTS: usize = 1024 * 1024;
+
+/// Where everything of a plugin lies on a server, below [`STATE_DIR`]`/NAME`.
+pub const STATE_DIR: &str = "/var/lib/jiji/plugins";
+
+/// The plugins of a project, ready to be called. Calls are made from one thread and take microseconds.
+#[derive(Debug)]
+pub struct Plugins {
+    /// What moves requests.
+    pub proxy: Proxy,
+    /// What tells health.
+    pub health: Health,
+}
+
+impl Plugins {
+    /// Loads the plugins that a project chose: those that `pins` pins by name, from the store, else embedded ones. Settings are checked
+    /// and grants compared; nothing is downloaded. `cache` is a directory for compiled code that must be the user's alone.
+    ///
+    /// # Errors
+    /// [`PluginError`].
+    pub fn load(
+        choices: &jiji_model::project::Plugins,
+        pins: &PluginSection,
+        store: &Store,
+        cache: Option<&Path>,
+    ) -> Result<Self, PluginError> {
+        let loader = Loader { runtime: Rc::new(Runtime::new()?), pins, store, cache: cache.map(cache::Cache::new) };
+        Ok(Self { proxy: loader.proxy(&choices.proxy)?, health: loader.health(&choices.health)? })
+    }
+}
+
+struct Loader<'a> {
+    runtime: Rc<Runtime>,
+    pins: &'a PluginSection,
+    store: &'a Store,
+    cache: Option<cache::Cache>,
+}
+
+impl Loader<'_> {
+    fn proxy(&self, choice: &PluginChoice) -> Result<Proxy, PluginError> {
+        let (component, accepted) = self.component(&choice.name, Role::Proxy)?;
+        let pre = self.runtime.proxy(&component).map_err(|error| loaded::unfit(choice.name.as_str(), &error))?;
+        let name = choice.name.as_str();
+        let settings = loaded::settings_text(&choice.settings);
+        let needs = self.runtime.call(name, "check-settings", |store| {
+            pre.instantiate(&mut *store)?.jiji_plan_meta().call_check_settings(&mut *store, &settings)
+        })?;
+        let needs = loaded::Needs::accept(&choice.name, needs, accepted.as_ref())?;
+        Ok(Proxy { runtime: Rc::clone(&self.runtime), name: choice.name.clone(), settings, needs, pre })
+    }
+
+    fn health(&self, choice: &PluginChoice) -> Result<Health, PluginError> {
+        let (component, accepted) = self.component(&choice.name, Role::Health)?;
+        let pre = self.runtime.health(&component).map_err(|error| loaded::unfit(choice.name.as_str(), &error))?;
+        let name = choice.name.as_str();
+        let settings = loaded::settings_text(&choice.settings);
+        let needs = self.runtime.call(name, "check-settings", |store| {
+            pre.instantiate(&mut *store)?.jiji_plan_meta().call_check_settings(&mut *store, &settings)
+        })?;
+        loaded::Needs::accept(&choice.name, needs, accepted.as_ref())?;
+        Ok(Health { runtime: Rc::clone(&self.runtime), name: choice.name.clone(), settings, pre })
+    }
+
+    /// The compiled component of this name and what it was granted; none for embedded ones, which are trusted as this program is.
+    fn component(&self, name: &PluginName, role: Role) -> Result<(Component, Option<Grants>), PluginError> {
+        let (bytes, accepted) = loaded::bytes(name, self.pins, self.store)?;
+        let inspected = inspect::inspect(name.as_str(), &bytes)?;
+        if inspected.role != role {
+            let exports = [inspected.role.interface().to_owned()];
+            return Err(PluginError::wrong_role(name.as_str(), Some(role), &exports));
+        }
+        let component = loaded::compile(&self.runtime, self.cache.as_ref(), name.as_str(), &inspected.digest, &bytes)?;
+        Ok((component, accepted))
+    }
+}
+
+/// What a plugin answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Turn {
+    /// It must know this first. The same question of several calls has the same id, so it needs to be asked of a host once. To be called
+    /// again with an answer to each.
+    Observe(Vec<Want>),
+    /// What is to be done, vetted. Empty where all is as it should be.
+    Done(Vec<Step>),
+}
+
+/// What a plugin is told of the host that it plans for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostContext {
+    /// The host.
+    pub host: HostName,
+    /// Its architecture in Go's words.
+    pub architecture: String,
+    /// Subnet of the containers' network in CIDR form.
+    pub subnet: String,
+    /// Its gateway.
+    pub gateway: Ipv4Addr,
+    /// The address in it that is kept for the plugin.
+    pub address: Ipv4Addr,
+    /// The images of [`Proxy::images`], with the digest of the manifest for this host's architecture.
+    pub images: BTreeMap<String, Reference>,
+}
+
+impl HostContext {
+    /// The context of the host with this number in the roster. The proxy's address is the first after the gateway.
+    pub fn new(host: HostName, architecture: String, number: u8, images: BTreeMap<String, Reference>) -> Self {
+        let [a, b, c, d] = roster::gateway(number).octets();
+        Self {
+            host,
+            architecture,
+            subnet: roster::subnet(number),
+            gateway: roster::gateway(number),
+            address: Ipv4Addr::new(a, b, c, d + 1),
+            images,
+        }
+    }
+}
+
+/// The plugin that moves requests.
+pub struct Proxy {
+    runtime: Rc<Runtime>,
+    name: PluginName,
+    settings: String,
+    needs: loaded::Needs,
+    pre: proxy_bindings::PluginPre<Call>,
+}
+
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proxy").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Proxy {
+    /// Its name.
+    pub fn name(&self) -> &PluginName {
+        &self.name
+    }
+
+    /// The images that it runs, by the name it gives them. To be resolved to digests, per architecture, before it is called.
+    pub fn images(&self) -> &BTreeMap<String, Reference> {
+        &self.needs.images
+    }
+
+    /// What it may ask for.
+    pub fn grants(&self) -> &Grants {
+        &self.needs.grants
+    }
+
+    /// Steps of `boot` that make the proxy run on a host. `facts` are all answers of the host so far, by want.
+    ///
+    /// # Errors
+    /// [`PluginError`].
+    pub fn boot(&self, host: &HostContext, facts: &BTreeMap<String, Answer>) -> Result<Turn, PluginError> {
+        self.converse("boot", host, None, facts, |store, plugin, facts| {
+            let context = self.context(host);
+            plugin.jiji_proxy_proxy().call_boot(store, &context, facts)
+        })
+    }
+
+    /// Steps that move a service's requests on a host, with their undo. While targets are not known yet, `route.targets` is empty: then
+    /// only the questions count.
+    ///
+    /// # Errors
+    /// [`PluginError`].
+    pub fn route(
+        &self,
+        host: &HostContext,
+        route: &Route,
+        facts: &BTreeMap<String, Answer>,
+    ) -> Result<Turn, PluginError> {
+        let input = proxy_wit::RouteInput {
+            context: self.context(host),
+            service: route.key.clone(),
+            options: proxy_wit::RouteOptions {
+                hosts: route.options.hosts.clone(),
+                path_prefix: route.options.path_prefix.clone(),
+                ssl: route.options.ssl,
+                drain_timeout_ms: route.options.drain_timeout_ms,
+                health: route
+                    .options
+                    .health
+                    .as_ref()
+                    .map(|(port, path)| proxy_wit::HealthPath { port: *port, path: path.clone() }),
+                labels: route.options.labels.clone().into_iter().collect(),
+            },
+            targets: route.targets.iter().map(instance).collect(),
+            previous: route.previous.iter().map(instance).collect(),
+        };
+        self.converse("route", host, Some(route), facts, |store, plugin, facts| {
+            plugin.jiji_proxy_proxy().call_route(store, &input, facts)
+        })
+    }
+
+    /// Steps of `withdraw` after which no request on a host goes to the service that the proxy knows as `key`
+    /// ([`Route::key`]).
+    ///
+    /// # Errors
+    /// [`PluginError`].
+    pub fn unroute(
+        &self,
+        host: &HostContext,
+        key: &str,
+        facts: &BTreeMap<String, Answer>,
+    ) -> Result<Turn, PluginError> {
+        let input = proxy_wit::UnrouteInput { context: self.context(host), service: key.to_owned() };
+        self.converse("unroute", host, None, facts, |store, plugin, facts| {
+            plugin.jiji_proxy_proxy().call_unroute(store, &input, facts)
+        })
+    }
+
+    fn context(&self, host: &HostContext) -> types::Context {
+        types::Context {
+            host: types::Server {
+                name: host.host.to_string(),
+                architecture: host.architecture.clone(),
+                labels: Vec::new(),
+            },
+            network: types::Network {
+                name: NETWORK.to_owned(),
+                subnet: host.subnet.clone(),
+                gateway: host.gateway.to_string(),
+            },
+            address: host.address.to_string(),
+            state_dir: format!("{STATE_DIR}/{}", self.name),
+            settings: self.settings.clone(),
+            images: host
+                .images
+                .iter()
+                .map(|(name, reference)| types::ImageRef { name: name.clone(), reference: reference.to_string() })
+                .collect(),
+        }
+    }
+
+    /// Calls the plugin anew with ever more facts, until it answers or wants something that is not known.
+    fn converse(
+        &self,
+        call: &'static str,
+        host: &HostContext,
+        route: Option<&Route>,
+        facts: &BTreeMap<String, Answer>,
+        ask: impl Fn(
+            &mut wasmtime::Store<Call>,
+            &proxy_bindings::Plugin,
+            &[types::Fact],
+        ) -> wasmtime::Result<Result<types::Turn, types::Fault>>,
+    ) -> Result<Turn, PluginError> {
+        self.check_images(host)?;
+        let refused = |refusals| PluginError::Refused { plugin: self.name.clone(), call, refusals };
+        let mut known: Vec<types::Fact> = Vec::new();
+        let mut size = 0;
+        for round in 1..=MAX_ROUNDS {
+            let turn = self.runtime.call(self.name.as_str(), call, |store| {
+                let plugin = self.pre.instantiate(&mut *store)?;
+                ask(store, &plugin, &known)
+            })?;
+            let wants = match turn {
+                Ok(types::Turn::Done(steps)) => {
+                    return self.vetted(host, route, &steps).map(Turn::Done).map_err(refused);
+                }
+                Ok(types::Turn::Observe(wants)) => wants,
+                Err(fault) => {
+                    return Err(PluginError::Fault { plugin: self.name.clone(), call, fault: translate::fault(fault) });
+                }
+            };
+            if round == MAX_ROUNDS {
+                break;
+            }
+            let wants = self.wants(&wants, &known).map_err(refused)?;
+            let mut missing: Vec<Want> = Vec::new();
+            for (id, want) in wants {
+                match facts.get(&want.id) {
+                    Some(answer) => {
+                        size += canonical_json(answer).len();
+                        if size > MAX_FACTS {
+                            return Err(PluginError::TooManyFacts {
+                                plugin: self.name.clone(),
+                                call,
+                                size,
+                                limit: MAX_FACTS,
+                            });
+                        }
+                        known.push(types::Fact { id, answer: translate::answer(answer) });
+                    }
+                    None if missing.contains(&want) => {}
+                    None => missing.push(want),
+                }
+            }
+            if !missing.is_empty() {
+                return Ok(Turn::Observe(missing));
+            }
+        }
+        Err(PluginError::TooManyRounds { plugin: self.name.clone(), call, rounds: MAX_ROUNDS })
+    }
+
+    fn check_images(&self, host: &HostContext) -> Result<(), PluginError> {
+        for (name, wanted) in &self.needs.images {
+            let pinned = host.images.get(name).is_some_and(|image| {
+                image.digest.is_some() && image.registry == wanted.registry && image.repository == wanted.repository
+            });
+            if !pinned {
+                return Err(PluginError::ImageNotPinned { plugin: self.name.clone(), image: name.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Questions with the plugin's id and the host's: `PLUGIN/` and the beginning of the question's digest.
+    fn wants(&self, asked: &[types::Want], known: &[types::Fact]) -> Result<Vec<(String, Want)>, Vec<Refusal>> {
+        let refuse = |step: &str, reason: &str| {
+            vec![Refusal { step: text::sentence(step), reason: reason.to_owned(), grantable: false }]
+        };
+        if asked.is_empty() {
+            return Err(refuse("wants", "it wants to know nothing and gives no answer"));
+        }
+        let mut seen: BTreeSet<&str> = known.iter().map(|fact| fact.id.as_str()).collect();
+        let mut out = Vec::with_capacity(asked.len());
+        for want in asked {
+            if !seen.insert(&want.id) {
+                return Err(refuse(&want.id, "asked for twice"));
+            }
+            let query = translate::query(want).map_err(|refusal| vec![refusal])?;
+            let id = format!("{}/{}", self.name, &Digest::of_json(&query).hex()[..16]);
+            out.push((want.id.clone(), Want { id, query }));
+        }
+        let wants: Vec<Want> = out.iter().map(|(_, want)| want.clone()).collect();
+        vet_wants(&wants, &self.needs.grants)?;
+        Ok(out)
+    }
+
+    fn vetted(
+        &self,
+        host: &HostContext,
+        route: Option<&Route>,
+        steps: &[types::Step],
+    ) -> Result<Vec<Step>, Vec<Refusal>> {
+        let containers: Vec<ContainerName> = route
+            .iter()
+            .flat_map(|route| route.targets.iter().chain(&route.previous))
+            .map(|instance| instance.container.clone())
+            .collect();
+        let of = StepsOf {
+            plugin: &self.name,
+            host: &host.host,
+            service: route.map(|route| &route.service),
+            containers: &containers,
+            own: &self.needs.grants.containers,
+        };
+        let steps = translate::steps(&of, steps)?;
+        vet(&steps, &self.name, &self.needs.grants, &BTreeSet::from([host.host.clone()]))?;
+        Ok(steps)
+    }
+}
+
+fn instance(instance: &Instance) -> types::Instance {
+    types::Instance {
+        container: instance.container.to_string(),
+        address: instance.address.to_string(),
+        port: instance.port,
+    }
+}
+
+/// What the health judge is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probes {
+    /// The host.
+    pub host: HostName,
+    /// Its architecture in Go's words.
+    pub architecture: String,
+    /// The service.
+    pub service: ServiceName,
+    /// What the service's configuration says, if anything.
+    pub healthcheck: Option<HealthCheck>,
+    /// The port that the proxy sends requests to, if the service has a proxy.
+    pub app_port: Option<u16>,
+}
+
+/// A finished loop to be judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Judge<'a> {
+    /// What the loop was made for.
+    pub input: &'a Probes,
+    /// The loop.
+    pub spec: &'a ProbeSpec,
+    /// What it left.
+    pub timeline: &'a Timeline,
+    /// The container's last log lines, as far as they were gathered.
+    pub log: &'a str,
+}
+
+/// The plugin that tells health.
+pub struct Health {
+    runtime: Rc<Runtime>,
+    name: PluginName,
+    settings: String,
+    pre: health_bindings::PluginPre<Call>,
+}
+
+impl std::fmt::Debug for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Health").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Health {
+    /// Its name.
+    pub fn name(&self) -> &PluginName {
+        &self.name
+    }
+
+    /// The loop that tells the health of a service's container. None: running is healthy.
+    ///
+    /// # Errors
+    /// [`PluginError`].
+    pub fn probes(&self, input: &Probes) -> Result<Option<ProbeSpec>, PluginError> {
+        let call = "probes";
+        let question = translate::probes_input(input, &self.settings);
+        let answer = self.runtime.call(self.name.as_str(), call, |store| {
+            let plugin = self.pre.instantiate(&mut *store)?;
+            plugin.jiji_health_health().call_probes(&mut *store, &question)
+        })?;
+        let Some(spec) = answer.map_err(|fault| self.fault(call, fault))? else {
+            return Ok(None);
+        };
+        translate::probe(&spec).map(Some).map_err(|reason| PluginError::Refused {
+            plugin: self.name.clone(),
+            call,
+            refusals: vec![Refusal {
+                step: input.service.to_string(),
+                reason: text::sentence(&reason),
+                grantable: false,
+            }],
+        })
+    }
+
+    /// What a finished loop means. A plugin can call a loop unhealthy that the host found healthy, and not the other way round: what was
+    /// not healthy is never routed.
+    ///
+    /// # Errors
+    /// [`PluginError`].
+    pub fn judge(&self, judge: Judge<'_>) -> Result<Verdict, PluginError> {
+        let call = "judge";
+        let question = translate::judge_input(&judge, &self.settings);
+        let answer = self.runtime.call(self.name.as_str(), call, |store| {
+            let plugin = self.pre.instantiate(&mut *store)?;
+            plugin.jiji_health_health().call_judge(&mut *store, &question)
+        })?;
+        let mut verdict = translate::verdict(&answer.map_err(|fault| self.fault(call, fault))?);
+        verdict.healthy &= judge.timeline.healthy;
+        Ok(verdict)
+    }
+
+    fn fault(&self, call: &'static str, fault: types::Fault) -> PluginError {
+        PluginError::Fault { plugin: self.name.clone(), call, fault: translate::fault(fault) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

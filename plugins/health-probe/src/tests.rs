@@ -1,0 +1,1 @@
+//! What a user sees, case by case.

@@ -1,0 +1,202 @@
+//! Moving a service's requests to new targets, and back.
+//!
+//! `kamal-proxy deploy` probes the candidate, moves the requests and drains the old target in one blocking command
+//! (`DeployService` in internal/server/router.go). So the cutover step ends with the drain: it takes as long as the longest request that
+//! was under way, at most the service's drain timeout. A shorter `--drain-timeout` would end the step earlier and cut those requests off.
+//!
+//! - **No `--force`.** It installs the target before its first probe has passed, and until then the proxy answers 503 (`claimTarget` in
+//!   internal/server/load_balancer.go has no healthy target to give). The gate stays on, short, because jiji's own probes passed before.
+//! - **Quiet time.** The command's server side goes on when its client is killed, and may move the requests until the deploy timeout is
+//!   over; after that its outcome no longer changes.
+
+use crate::bindings::exports::jiji::proxy::proxy::{RouteInput, RouteOptions, UnrouteInput};
+use crate::bindings::jiji::plan::types::{
+    Action, ContainerExec, Evidence, Fault, Instance, Phase, Step, Turn, Word,
+};
+use crate::live::{self, Live};
+use crate::settings::Settings;
+use crate::state::{self, Options, Saved, duration, milliseconds};
+use crate::{
+    CONTAINER, Facts, PROGRAM, WANT_LIST, WANT_STATE, fault, settings_of, want_list, want_state,
+};
+
+/// How long the proxy itself waits for a target that jiji's probes have found healthy.
+const DEPLOY_TIMEOUT_MS: u32 = 3_000;
+/// The same when the previous target is put back: there is nothing better to fall back to, so it gets more time.
+const UNDO_TIMEOUT_MS: u32 = 10_000;
+/// On top of what a command is told to take at most.
+const MARGIN_MS: u32 = 2_000;
+/// What `remove` says when there is nothing to remove (internal/server/router.go).
+const NOT_FOUND: &str = "service not found";
+
+pub fn route(input: &RouteInput, facts: &Facts<'_>) -> Result<Turn, Fault> {
+    let settings = settings_of(&input.context)?;
+    let (Some(list), Some(state)) = (facts.get(WANT_LIST), facts.get(WANT_STATE)) else {
+        return Ok(Turn::Observe(vec![want_list(), want_state(&input.context)]));
+    };
+    if input.targets.is_empty() {
+        return Ok(Turn::Done(Vec::new()));
+    }
+    let options = options(&input.options, &settings)?;
+    let lives = live::read(list).unwrap_or_default();
+    let saved = state::read(state, &input.service);
+    check_free(&lives, &input.service, &options)?;
+
+    let targets = addresses(&input.targets);
+    let live = lives.iter().find(|live| live.service == input.service);
+    let settled = live.is_some_and(|live| same_set(&live.targets, &targets))
+        && saved.as_ref().is_some_and(|saved| saved.options.same(&options));
+    if settled {
+        return Ok(Turn::Done(Vec::new()));
+    }
+    Ok(Turn::Done(vec![Step {
+        phase: Phase::Cutover,
+        title: format!("route {} to {}", input.service, targets.join(", ")),
+        action: deploy(input, &targets, &options, DEPLOY_TIMEOUT_MS),
+        after: Vec::new(),
+        // Long enough for the undo too, which is given more time.
+        timeout_ms: input.options.drain_timeout_ms.saturating_add(UNDO_TIMEOUT_MS + 2 * MARGIN_MS),
+        repeatable: true,
+        quiet_ms: DEPLOY_TIMEOUT_MS + MARGIN_MS,
+        undo: Some(undo(input, live, saved.as_ref(), &options)),
+        evidence: vec![Evidence::Logs((CONTAINER.to_owned(), 20))],
+        labels: Vec::new(),
+    }]))
+}
+
+pub fn unroute(input: &UnrouteInput, facts: &Facts<'_>) -> Result<Turn, Fault> {
+    let Some(list) = facts.get(WANT_LIST) else {
+        return Ok(Turn::Observe(vec![want_list()]));
+    };
+    // A proxy that does not answer is asked to remove all the same: nobody knows what it will route when it comes back.
+    if live::read(list).is_some_and(|lives| lives.iter().all(|live| live.service != input.service)) {
+        return Ok(Turn::Done(Vec::new()));
+    }
+    Ok(Turn::Done(vec![Step {
+        phase: Phase::Withdraw,
+        title: format!("stop routing {}", input.service),
+        action: remove(&input.service),
+        after: Vec::new(),
+        timeout_ms: 30_000,
+        repeatable: true,
+        quiet_ms: MARGIN_MS,
+        undo: None,
+        evidence: vec![Evidence::Logs((CONTAINER.to_owned(), 20))],
+        labels: Vec::new(),
+    }]))
+}
+
+/// What puts the requests back: to the targets that were live, with the options they had; where those cannot be read, with the new
+/// ones. A service that was not routed before is removed again.
+fn undo(input: &RouteInput, live: Option<&Live>, saved: Option<&Saved>, options: &Options) -> Action {
+    let targets = match (live, saved) {
+        (Some(live), _) => live.targets.clone(),
+        (None, Some(saved)) if !saved.targets.is_empty() => saved.targets.clone(),
+        (None, _) => addresses(&input.previous),
+    };
+    if targets.is_empty() {
+        return remove(&input.service);
+    }
+    deploy(input, &targets, saved.map_or(options, |saved| &saved.options), UNDO_TIMEOUT_MS)
+}
+
+fn deploy(input: &RouteInput, targets: &[String], options: &Options, timeout_ms: u32) -> Action {
+    let mut argv = vec![PROGRAM.to_owned(), "deploy".to_owned(), input.service.clone()];
+    argv.extend(targets.iter().map(|target| format!("--target={target}")));
+    argv.push(format!("--deploy-timeout={}", duration(milliseconds(timeout_ms))));
+    argv.push(format!("--drain-timeout={}", duration(milliseconds(input.options.drain_timeout_ms))));
+    argv.extend(options.flags());
+    exec(argv, Vec::new())
+}
+
+fn remove(service: &str) -> Action {
+    exec(
+        vec![PROGRAM.to_owned(), "remove".to_owned(), service.to_owned()],
+        vec![NOT_FOUND.to_owned()],
+    )
+}
+
+fn exec(argv: Vec<String>, tolerate: Vec<String>) -> Action {
+    Action::ContainerExec(ContainerExec {
+        container: CONTAINER.to_owned(),
+        argv: argv.into_iter().map(Word::Lit).collect(),
+        tolerate,
+    })
+}
+
+fn options(route: &RouteOptions, settings: &Settings) -> Result<Options, Fault> {
+    // Lists of hosts and paths are read as CSV (pflag's StringSlice), so what CSV gives a meaning to cannot be sent.
+    let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b',' && b != b'"');
+    for text in route.hosts.iter().chain([&route.path_prefix]) {
+        if !plain(text) {
+            return Err(fault(
+                "bad-route",
+                format!("route `{text}`: kamal-proxy takes no spaces, commas and quotes in hosts and paths"),
+                "an international host name is written in its `xn--` form",
+            ));
+        }
+    }
+    let path_prefix = format!("/{}", route.path_prefix.trim_matches('/'));
+    if route.ssl && route.hosts.is_empty() {
+        return Err(fault(
+            "bad-route",
+            "TLS needs to know for which hosts".to_owned(),
+            "name them in `proxy.host`, or leave `proxy.ssl` out",
+        ));
+    }
+    if route.ssl && route.hosts.iter().any(|host| host.contains('*')) {
+        return Err(fault(
+            "bad-route",
+            "automatic TLS does not support wildcard hosts".to_owned(),
+            "name each host in `proxy.host`",
+        ));
+    }
+    let mut options = Options {
+        hosts: route.hosts.clone(),
+        path_prefixes: vec![path_prefix],
+        strip_prefix: settings.strip_path_prefix,
+        tls: route.ssl,
+        response_timeout: state::seconds(settings.response_timeout),
+        forward_headers: settings.forward_headers.unwrap_or(!route.ssl),
+        ..Options::default()
+    };
+    if let Some(health) = &route.health {
+        options.health_path.clone_from(&health.path);
+        options.health_port = u64::from(health.port);
+    }
+    Ok(options)
+}
+
+/// A host and path that another service has is refused by the proxy (`CheckAvailability` in internal/server/service_map.go). It is
+/// known before anything was done, so nothing is done.
+fn check_free(lives: &[Live], service: &str, options: &Options) -> Result<(), Fault> {
+    let all = [String::new()];
+    let hosts = |hosts: &'_ [String]| if hosts.is_empty() { all.to_vec() } else { hosts.to_vec() };
+    for live in lives.iter().filter(|live| live.service != service) {
+        let taken = hosts(&live.hosts);
+        let clash = hosts(&options.hosts).into_iter().find(|host| taken.contains(host));
+        let path = options.path_prefixes.iter().find(|path| live.paths.contains(path));
+        if let (Some(host), Some(path)) = (clash, path) {
+            let host = if host.is_empty() { "all hosts".to_owned() } else { format!("host `{host}`") };
+            return Err(fault(
+                "route-taken",
+                format!("route {service} at {host} and path `{path}`: {} has them", live.service),
+                "give one of the two another `proxy.host` or `proxy.path_prefix`",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn addresses(instances: &[Instance]) -> Vec<String> {
+    instances.iter().map(|instance| format!("{}:{}", instance.address, instance.port)).collect()
+}
+
+fn same_set(one: &[String], other: &[String]) -> bool {
+    let sorted = |list: &[String]| {
+        let mut list = list.to_vec();
+        list.sort();
+        list
+    };
+    sorted(one) == sorted(other)
+}

@@ -1,0 +1,200 @@
+//! WebAssembly's runtime with everything off that a pure function does not need, and the limits of one call.
+//!
+//! Deterministic: the same bytes with the same input give the same answer or stop at the same instruction, on every machine. Fuel counts
+//! instructions; the epoch is a backstop by the clock for what fuel does not count. Memory that cannot be had ends the call instead of
+//! being told to the guest, which could not act on it the same way everywhere.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use wasmtime::component::{Component, HasSelf, Linker};
+use wasmtime::{Config, Engine, ResourceLimiter, Store, Trap};
+
+use super::PluginError;
+use super::bindings::{health, proxy, types};
+use super::text::sentence;
+
+/// Instructions of one call. An honest answer to a full MiB of facts takes a few tens of millions.
+const FUEL: u64 = 1_000_000_000;
+/// Linear memory of one call in MiB.
+const MEMORY_MIB: usize = 64;
+/// Most elements of a table.
+const TABLE: usize = 100_000;
+/// Bytes that a guest may hand out in one call, in whole (`Store::set_hostcall_fuel`).
+const HANDED_OUT: usize = 16 * 1024 * 1024;
+/// The clock ticks this often while calls run, and a call may see this many ticks.
+const TICK: Duration = Duration::from_millis(500);
+const TICKS: u64 = 20;
+/// Most lines that one call may log.
+const LINES: usize = 64;
+
+/// The runtime. Compiled plugins belong to the one that compiled them.
+pub(super) struct Runtime {
+    engine: Engine,
+    proxy: Linker<Call>,
+    health: Linker<Call>,
+    // Dropped with the runtime, which ends the clock's thread.
+    _clock: mpsc::Sender<()>,
+}
+
+impl std::fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runtime").finish_non_exhaustive()
+    }
+}
+
+fn setup(error: wasmtime::Error) -> PluginError {
+    PluginError::Runtime { reason: error.to_string() }
+}
+
+impl Runtime {
+    pub(super) fn new() -> Result<Self, PluginError> {
+        let mut config = Config::new();
+        config
+            .consume_fuel(true)
+            .epoch_interruption(true)
+            .cranelift_nan_canonicalization(true)
+            .wasm_relaxed_simd(true)
+            .relaxed_simd_deterministic(true)
+            .max_wasm_stack(512 * 1024);
+        let engine = Engine::new(&config).map_err(setup)?;
+        let mut proxy = Linker::new(&engine);
+        proxy::Plugin::add_to_linker::<_, HasSelf<_>>(&mut proxy, |call: &mut Call| call).map_err(setup)?;
+        let mut health = Linker::new(&engine);
+        health::Plugin::add_to_linker::<_, HasSelf<_>>(&mut health, |call: &mut Call| call).map_err(setup)?;
+        let clock = clock(&engine)?;
+        Ok(Self { engine, proxy, health, _clock: clock })
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Ties a component to the proxy's world.
+    pub(super) fn proxy(&self, component: &Component) -> wasmtime::Result<proxy::PluginPre<Call>> {
+        proxy::PluginPre::new(self.proxy.instantiate_pre(component)?)
+    }
+
+    /// Ties a component to the health judge's world.
+    pub(super) fn health(&self, component: &Component) -> wasmtime::Result<health::PluginPre<Call>> {
+        health::PluginPre::new(self.health.instantiate_pre(component)?)
+    }
+
+    /// Runs one call in a store of its own.
+    pub(super) fn call<T>(
+        &self,
+        plugin: &str,
+        call: &'static str,
+        run: impl FnOnce(&mut Store<Call>) -> wasmtime::Result<T>,
+    ) -> Result<T, PluginError> {
+        let state = Call { plugin: plugin.to_owned(), lines: 0 };
+        let mut store = Store::new(&self.engine, state);
+        store.limiter(|call| call);
+        store.set_fuel(FUEL).map_err(setup)?;
+        store.set_epoch_deadline(TICKS);
+        store.epoch_deadline_trap();
+        store.set_hostcall_fuel(HANDED_OUT);
+        run(&mut store).map_err(|error| stopped(plugin, call, &error))
+    }
+}
+
+/// A thread that moves the epoch on, for as long as what it returns is kept.
+fn clock(engine: &Engine) -> Result<mpsc::Sender<()>, PluginError> {
+    let (keep, gone) = mpsc::channel::<()>();
+    let engine = engine.weak();
+    thread::Builder::new()
+        .name("plugin clock".to_owned())
+        .spawn(move || {
+            while gone.recv_timeout(TICK) == Err(mpsc::RecvTimeoutError::Timeout) {
+                match engine.upgrade() {
+                    Some(engine) => engine.increment_epoch(),
+                    None => return,
+                }
+            }
+        })
+        .map_err(|error| PluginError::Runtime { reason: error.to_string() })?;
+    Ok(keep)
+}
+
+/// Names the reason why a call ended early.
+fn stopped(plugin: &str, call: &'static str, error: &wasmtime::Error) -> PluginError {
+    let plugin = plugin.to_owned();
+    if error.downcast_ref::<LimitReached>().is_some() {
+        return PluginError::OutOfMemory { plugin, call, limit: MEMORY_MIB };
+    }
+    match error.downcast_ref::<Trap>() {
+        Some(Trap::OutOfFuel) => PluginError::OutOfFuel { plugin, call },
+        Some(Trap::Interrupt) => PluginError::OutOfTime { plugin, call },
+        _ => PluginError::Trap {
+            plugin,
+            call,
+            // The last cause says what happened, the ones around it where in the guest's code.
+            reason: sentence(&error.root_cause().to_string()),
+        },
+    }
+}
+
+/// The state of one call.
+pub(super) struct Call {
+    plugin: String,
+    lines: usize,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("more memory than a plugin gets")]
+struct LimitReached;
+
+impl ResourceLimiter for Call {
+    fn memory_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if desired > MEMORY_MIB << 20 {
+            return Err(LimitReached.into());
+        }
+        Ok(true)
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        Err(error)
+    }
+
+    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if desired > TABLE {
+            return Err(LimitReached.into());
+        }
+        Ok(true)
+    }
+
+    fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        Err(error)
+    }
+
+    fn instances(&self) -> usize {
+        32
+    }
+
+    fn memories(&self) -> usize {
+        4
+    }
+
+    fn tables(&self) -> usize {
+        16
+    }
+}
+
+impl types::Host for Call {}
+
+impl proxy::jiji::plan::log::Host for Call {
+    fn emit(&mut self, level: proxy::jiji::plan::log::Level, message: String) {
+        use proxy::jiji::plan::log::Level;
+        self.lines += 1;
+        if self.lines > LINES {
+            return;
+        }
+        let (plugin, message) = (&self.plugin, sentence(&message));
+        match level {
+            Level::Debug => tracing::debug!(%plugin, "{message}"),
+            Level::Info => tracing::info!(%plugin, "{message}"),
+            Level::Warn => tracing::warn!(%plugin, "{message}"),
+        }
+    }
+}
