@@ -1,1 +1,61 @@
-//! Under construction.
+//! `jiji-host`: what jiji runs on a server, for as long as one session lasts.
+//!
+//! It reads frames on its standard input and writes frames on its standard output ([`jiji_model::protocol`]): looks at the host, keeps
+//! lease, journal, releases and audit log there, serves streamed blobs to the container engine, runs the steps of a plan and takes them
+//! back. It decides nothing: which way a transaction ends is the operator's (`apply`). When its input ends it finishes the step in
+//! hand, journals and exits. It listens on nothing but 127.0.0.1, and on that only while the engine pulls.
+//!
+//! | room | what it does |
+//! | --- | --- |
+//! | [`session`] | frames in and out, asks in their order, heartbeats and blobs beside them |
+//! | [`engine`] | Docker and Podman behind one type |
+//! | [`observe`] | answers every kind of query, changes nothing |
+//! | [`probe`] | one probe, and the loop of probes with its timeline |
+//! | [`lease`] | who may change a project here |
+//! | [`journal`] | what a transaction did, written before and after it is done |
+//! | [`records`] | releases, audit log, addresses, roster |
+//! | [`secrets`] | the session's secrets: keyed digest and redaction |
+//! | [`place`] | where everything lies, and how it is written |
+//! | [`command`] | programs with a timeout and a bounded output |
+//! | [`clock`] | time since boot, and which process is which |
+
+pub mod clock;
+pub mod command;
+pub mod engine;
+pub mod journal;
+pub mod lease;
+pub mod observe;
+pub mod place;
+pub mod probe;
+pub mod records;
+pub mod secrets;
+pub mod session;
+
+use std::path::PathBuf;
+
+use jiji_model::project;
+
+pub use session::{SessionError, run};
+
+/// Where jiji keeps what it keeps on a server.
+pub const ROOT: &str = "/var/lib/jiji";
+
+/// Where programs are looked for: never the caller's `PATH`, which differs between a login, sudo and an SSH exec.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How a session is to work.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where everything lies: [`ROOT`] but in tests.
+    pub root: PathBuf,
+    /// Directories in which programs are looked for, separated by colons: [`PATH`] but in tests.
+    pub path: String,
+    /// The engine to use where the project says; otherwise it is told from the host.
+    pub engine: Option<project::Engine>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { root: PathBuf::from(ROOT), path: PATH.to_owned(), engine: None }
+    }
+}

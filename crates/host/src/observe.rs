@@ -1,0 +1,285 @@
+//! Answers every kind of query, and changes nothing: no file, no engine object, no lease.
+//!
+//! The queries of one look are answered side by side, a few at a time, because most of their time goes into starting the engine's command
+//! line. What they say together is bounded by [`FACTS`].
+
+use std::fs;
+use std::net::SocketAddrV4;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt as _, stream};
+use jiji_model::digest::{Digest, canonical_json};
+use jiji_model::name::AbsPath;
+use jiji_model::observation::{
+    Answer, BlobFacts, CommandFacts, EngineFacts, Fact, FileFacts, HostFacts, HttpFacts, Query, Want,
+};
+use jiji_model::probe::ProbeResult;
+use sha2::Digest as _;
+
+use crate::engine::{Engine, EngineError};
+use crate::place::Place;
+use crate::secrets::{self, Secrets};
+use crate::{Settings, clock, command, probe, records};
+
+/// How many bytes of JSON the facts of one look may be.
+pub const FACTS: usize = 1024 * 1024;
+
+/// How many queries are answered at once.
+const AT_ONCE: usize = 4;
+
+/// Longest a plugin's command may take.
+const LONGEST_EXEC: Duration = Duration::from_secs(60);
+
+/// How long an HTTP query may take.
+const HTTP: Duration = Duration::from_secs(5);
+
+/// What a look needs to know.
+#[derive(Debug)]
+pub struct Observer<'a> {
+    /// Where programs are and what the project chose.
+    pub settings: &'a Settings,
+    /// Where everything lies.
+    pub place: &'a Place,
+    /// The engine, or why there is none.
+    pub engine: &'a Result<Option<Engine>, EngineError>,
+    /// The session's secrets.
+    pub secrets: &'a Secrets,
+}
+
+/// Why a query has no answer.
+type Cause = String;
+
+impl Observer<'_> {
+    /// Answers all wants, in their order.
+    pub async fn look(&self, wants: Vec<Want>) -> Vec<Fact> {
+        let mut facts: Vec<Fact> = stream::iter(wants)
+            .map(async |want| Fact {
+                answer: self
+                    .answer(&want.query)
+                    .await
+                    .unwrap_or_else(|cause| Answer::Failed(self.secrets.redact(&cause))),
+                id: want.id,
+            })
+            .buffered(AT_ONCE)
+            .collect()
+            .await;
+        let mut size = 0;
+        for fact in &mut facts {
+            size += canonical_json(&fact.answer).len();
+            if size > FACTS {
+                fact.answer = Answer::Failed(format!("the facts of one look are more than {FACTS} bytes"));
+            }
+        }
+        facts
+    }
+
+    fn engine(&self) -> Result<&Engine, Cause> {
+        match self.engine {
+            Ok(Some(engine)) => Ok(engine),
+            Ok(None) => Err(EngineError::None.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn answer(&self, query: &Query) -> Result<Answer, Cause> {
+        match query {
+            Query::Host => self.host().map(Answer::Host),
+            Query::Containers { labels } => {
+                let engine = self.engine()?;
+                let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                let found = engine.containers(&labels).await.map_err(text)?;
+                Ok(Answer::Containers(found.iter().map(|found| engine.facts(found)).collect()))
+            }
+            Query::Container { name } => {
+                let engine = self.engine()?;
+                let found = engine.inspect_container(name.as_str()).await.map_err(text)?;
+                Ok(found.map_or(Answer::Absent, |found| Answer::Container(Box::new(engine.facts(&found)))))
+            }
+            Query::Exec { container, argv, timeout_ms } => {
+                let timeout = Duration::from_millis((*timeout_ms).max(1).into()).min(LONGEST_EXEC);
+                self.exec(container.as_str(), argv, timeout).await
+            }
+            Query::Logs { container, lines } => {
+                let log = self.engine()?.logs(container.as_str(), (*lines).min(1000), 64 * 1024);
+                log.await.map(|log| Answer::Text(self.secrets.redact(&log))).map_err(text)
+            }
+            Query::File { path, limit } => self.file(path, *limit),
+            Query::Network { name } => {
+                let found = self.engine()?.network(name).await.map_err(text)?;
+                Ok(found.map_or(Answer::Absent, Answer::Network))
+            }
+            Query::Images { images } => {
+                let found = self.engine()?.images(images).await.map_err(text)?;
+                Ok(Answer::Images(found.into_iter().map(|(id, _)| id).collect()))
+            }
+            Query::Blobs { digests } => {
+                Ok(Answer::Blobs(digests.iter().map(|digest| blob(&self.place.store(), digest)).collect()))
+            }
+            Query::Http { address, port, path, host } => {
+                if !(address.is_loopback() || address.octets()[..2] == [10, 210] || probe::is_own(*address)) {
+                    return Err(format!("ask {address}: it is not this host's"));
+                }
+                let begun = Instant::now();
+                let result = probe::http(SocketAddrV4::new(*address, *port), host.as_deref(), path, HTTP).await;
+                Ok(Answer::Http(HttpFacts {
+                    result: redact(self.secrets, result),
+                    took_ms: probe::millis(begun.elapsed()),
+                }))
+            }
+            Query::Records { scope } => {
+                let records = records::observe(self.place, scope).map_err(text)?;
+                Ok(Answer::Records(Box::new(records)))
+            }
+            Query::SecretsMac { names } => match secrets::host_key(self.place).map_err(text)? {
+                None => Ok(Answer::Absent),
+                Some(key) => match self.secrets.mac(&key, names) {
+                    Ok(mac) => Ok(Answer::Mac(mac)),
+                    Err(name) => Err(format!("digest secret `{name}`: its value was not sent")),
+                },
+            },
+        }
+    }
+
+    fn host(&self) -> Result<HostFacts, Cause> {
+        let engine = match self.engine {
+            Ok(engine) => engine.as_ref(),
+            Err(error) => return Err(error.to_string()),
+        };
+        let data = engine.map_or(Path::new("/"), |engine| engine.data.as_path());
+        // Where the engine has stored nothing yet, its directory's parent tells.
+        let disk = data.ancestors().find_map(|path| rustix::fs::statvfs(path).ok());
+        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        Ok(HostFacts {
+            engine: engine.map(|engine| EngineFacts { kind: engine.kind, version: engine.version.clone() }),
+            architecture: architecture().to_owned(),
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            boot_id: clock::boot_id().map_err(text)?,
+            boottime_ms: clock::boottime_ms(),
+            wall_clock_s: clock::wall_clock_s(),
+            disk_free: disk.map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
+            memory_available: available(&memory),
+        })
+    }
+
+    async fn exec(&self, container: &str, argv: &[String], timeout: Duration) -> Result<Answer, Cause> {
+        let engine = self.engine()?;
+        let command = engine.command(["exec", container]).args(argv);
+        let output = command.timeout(timeout).limits(64 * 1024, 16 * 1024).run().await.map_err(text)?;
+        if !output.ok() {
+            // Whether the engine refused or the command failed is told by the container alone.
+            match engine.inspect_container(container).await.map_err(text)? {
+                None => return Ok(Answer::Absent),
+                Some(found) if !found.running() => {
+                    return Err(format!("run a command in `{container}`: it is {}", found.state.status));
+                }
+                Some(_) => {}
+            }
+        }
+        let readable = |bytes: &[u8]| self.secrets.redact(&String::from_utf8_lossy(bytes));
+        Ok(Answer::Command(CommandFacts {
+            exit: output.exit,
+            stdout: readable(&output.stdout),
+            stderr: readable(&output.stderr),
+            truncated: output.truncated,
+        }))
+    }
+
+    fn file(&self, path: &AbsPath, limit: u32) -> Result<Answer, Cause> {
+        let failed = |action: &str, error: std::io::Error| format!("{action} `{path}`: {error}");
+        let mut file = match fs::File::open(path.as_str()) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Answer::Absent),
+            Err(error) => return Err(failed("open", error)),
+        };
+        let metadata = file.metadata().map_err(|error| failed("look at", error))?;
+        if !metadata.is_file() {
+            return Err(format!("read `{path}`: it is no file"));
+        }
+        let limit = usize::try_from(limit.min(256 * 1024)).unwrap_or_default();
+        let (mut hash, mut size, mut start) = (sha2::Sha256::new(), 0, Vec::new());
+        let mut block = vec![0; 64 * 1024];
+        loop {
+            use std::io::Read as _;
+            let count = file.read(&mut block).map_err(|error| failed("read", error))?;
+            if count == 0 {
+                break;
+            }
+            hash.update(&block[..count]);
+            size += count as u64;
+            let room = limit - start.len();
+            start.extend_from_slice(&block[..count.min(room)]);
+        }
+        // A character cut in two at the limit is no reason to withhold the rest.
+        let content = match std::str::from_utf8(&start) {
+            Ok(content) => Some(content),
+            Err(error) if error.error_len().is_none() && size > limit as u64 => {
+                std::str::from_utf8(&start[..error.valid_up_to()]).ok()
+            }
+            Err(_) => None,
+        };
+        Ok(Answer::File(FileFacts {
+            sha256: Digest::from_bytes(hash.finalize().into()),
+            mode: metadata.mode() & 0o7777,
+            size,
+            content: content.filter(|_| limit > 0).map(|content| self.secrets.redact(content)),
+        }))
+    }
+}
+
+/// What is there of a blob. Opening the store would create and sweep it, so its files are looked at by their documented names.
+fn blob(store: &Path, digest: &Digest) -> BlobFacts {
+    let length = |dir: &str| fs::metadata(store.join(dir).join(digest.hex())).map(|metadata| metadata.len());
+    match length("blobs/sha256") {
+        Ok(have) => BlobFacts { digest: *digest, have, complete: true },
+        Err(_) => BlobFacts { digest: *digest, have: length("partial").unwrap_or(0), complete: false },
+    }
+}
+
+/// A probe's result without secrets.
+pub fn redact(secrets: &Secrets, result: ProbeResult) -> ProbeResult {
+    match result {
+        ProbeResult::Http { status, body, location } => ProbeResult::Http {
+            status,
+            body: secrets.redact(&body),
+            location: location.map(|location| secrets.redact(&location)),
+        },
+        ProbeResult::Exit { code, output } => ProbeResult::Exit { code, output: secrets.redact(&output) },
+        other => other,
+    }
+}
+
+/// The machine's architecture in Go's words.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// `MemAvailable` of proc(5) `/proc/meminfo`, in bytes.
+fn available(meminfo: &str) -> u64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+fn text(error: impl std::fmt::Display) -> Cause {
+    error.to_string()
+}
+
+/// An error with what caused it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = command::one_line(&error.to_string());
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = command::one_line(&error.to_string());
+        if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+        source = error.source();
+    }
+    line
+}

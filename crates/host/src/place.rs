@@ -1,0 +1,350 @@
+//! Where everything lies on a server, and how it is written: whole, synced, or not at all.
+//!
+//! Version 1 of the layout, below the root ([`crate::ROOT`], mode 0700):
+//!
+//! | path | content |
+//! | --- | --- |
+//! | `bin/SHA256` | `jiji-host` itself, put there by the operator |
+//! | `host.key` | 32 random bytes for the keyed digest of secrets, mode 0600 |
+//! | `lock` | held while what projects share is changed |
+//! | `last-address` | the container address leased last |
+//! | `registry-port` | the port of 127.0.0.1 from which the engine pulls |
+//! | `roster.json` | servers and their numbers |
+//! | `store/` | blobs on their way to the engine, and those of what runs |
+//! | `projects/SCOPE/lock` | held while one of the records below is changed |
+//! | `projects/SCOPE/fencing` | the highest fencing number granted, in decimal |
+//! | `projects/SCOPE/lease.json` | the lease, until it is given back |
+//! | `projects/SCOPE/journal` | the open transaction, or the last one; one JSON entry per line |
+//! | `projects/SCOPE/releases/NUMBER.json` | what ran |
+//! | `projects/SCOPE/audit.jsonl` | what happened |
+//!
+//! Reading never creates anything.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// Why something could not be kept or read.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// A scope that is no directory's name.
+    #[error("use scope `{scope}`: expected 1 to 120 of a-z, 0-9, `-` and `_`, beginning with a letter or digit")]
+    Scope {
+        /// The scope.
+        scope: String,
+    },
+    /// A record that is not what it should be.
+    #[error("read `{path}`: {reason}")]
+    Record {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A record of a newer jiji.
+    #[error("read `{path}`: its format is newer than this jiji's")]
+    Newer {
+        /// Its file.
+        path: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("{action} `{path}`: {source}")]
+    Io {
+        /// What was tried, an imperative.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Names an I/O error after what was tried and where.
+pub(crate) fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> PlaceError + 'a {
+    move |source| PlaceError::Io { action, path: path.to_owned(), source }
+}
+
+/// The root of everything.
+#[derive(Debug, Clone)]
+pub struct Place {
+    root: PathBuf,
+}
+
+impl Place {
+    /// Everything lies below `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The root itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The key for the keyed digest of secrets.
+    pub fn host_key(&self) -> PathBuf {
+        self.root.join("host.key")
+    }
+
+    /// The container address leased last.
+    pub fn last_address(&self) -> PathBuf {
+        self.root.join("last-address")
+    }
+
+    /// The port from which the engine pulls.
+    pub fn registry_port(&self) -> PathBuf {
+        self.root.join("registry-port")
+    }
+
+    /// The roster of servers.
+    pub fn roster(&self) -> PathBuf {
+        self.root.join("roster.json")
+    }
+
+    /// The store.
+    pub fn store(&self) -> PathBuf {
+        self.root.join("store")
+    }
+
+    /// All projects.
+    pub fn projects(&self) -> PathBuf {
+        self.root.join("projects")
+    }
+
+    /// What is kept of one project.
+    ///
+    /// # Errors
+    /// [`PlaceError::Scope`] when the scope is no directory's name.
+    pub fn project(&self, scope: &str) -> Result<Project, PlaceError> {
+        let named = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let bytes = scope.as_bytes();
+        if (1..=120).contains(&bytes.len())
+            && named(bytes[0])
+            && bytes.iter().all(|b| named(*b) || matches!(b, b'-' | b'_'))
+        {
+            Ok(Project { dir: self.projects().join(scope) })
+        } else {
+            Err(PlaceError::Scope { scope: scope.chars().take(130).collect() })
+        }
+    }
+
+    /// Creates the root where there is none.
+    ///
+    /// # Errors
+    /// [`PlaceError::Io`].
+    pub fn create(&self) -> Result<(), PlaceError> {
+        create_dir(&self.root)
+    }
+
+    /// Waits for and holds the lock of what projects share, until the result is dropped.
+    ///
+    /// # Errors
+    /// [`PlaceError::Io`].
+    pub fn lock_shared_things(&self) -> Result<Lock, PlaceError> {
+        self.create()?;
+        Lock::take(&self.root.join("lock"))
+    }
+}
+
+/// What is kept of one project.
+#[derive(Debug, Clone)]
+pub struct Project {
+    dir: PathBuf,
+}
+
+impl Project {
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The highest fencing number granted.
+    pub fn fencing(&self) -> PathBuf {
+        self.dir.join("fencing")
+    }
+
+    /// The lease.
+    pub fn lease(&self) -> PathBuf {
+        self.dir.join("lease.json")
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> PathBuf {
+        self.dir.join("journal")
+    }
+
+    /// The releases.
+    pub fn releases(&self) -> PathBuf {
+        self.dir.join("releases")
+    }
+
+    /// The audit log.
+    pub fn audit(&self) -> PathBuf {
+        self.dir.join("audit.jsonl")
+    }
+
+    /// Creates the directory where there is none.
+    ///
+    /// # Errors
+    /// [`PlaceError::Io`].
+    pub fn create(&self) -> Result<(), PlaceError> {
+        if !self.dir.is_dir() {
+            let projects = self.dir.parent().unwrap_or(Path::new("/"));
+            create_dir(projects.parent().unwrap_or(Path::new("/")))?;
+            create_dir(projects)?;
+            create_dir(&self.dir)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for and holds the lock of the project's records, until the result is dropped.
+    ///
+    /// # Errors
+    /// [`PlaceError::Io`].
+    pub fn lock(&self) -> Result<Lock, PlaceError> {
+        self.create()?;
+        Lock::take(&self.dir.join("lock"))
+    }
+}
+
+/// A held file lock. It ends with this value, or with the process.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    fn take(path: &Path) -> Result<Self, PlaceError> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(failed("open", path))?;
+        file.lock().map_err(failed("lock", path))?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// Creates a directory of mode 0700, and its parents with the usual mode, and makes its name durable.
+pub(crate) fn create_dir(path: &Path) -> Result<(), PlaceError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(parent).map_err(failed("create", parent))?;
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other.map_err(failed("create", path)),
+    }?;
+    sync_dir(parent)
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<(), PlaceError> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(failed("sync", path))
+}
+
+/// Whether a write must outlive a power cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// Yes: synced before its name appears, and the name after.
+    Synced,
+    /// No: after a reboot it counts for nothing anyway.
+    UntilReboot,
+}
+
+/// Writes a file so that `path` holds its old content or its new content, whatever happens.
+pub(crate) fn write(path: &Path, content: &[u8], mode: u32, durability: Durability) -> Result<(), PlaceError> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let mut file =
+        tempfile::Builder::new().prefix(".jiji-").tempfile_in(parent).map_err(failed("create a file in", parent))?;
+    file.write_all(content).map_err(failed("write", path))?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(failed("set the mode of", path))?;
+    if durability == Durability::Synced {
+        file.as_file().sync_all().map_err(failed("sync", path))?;
+    }
+    file.persist(path).map_err(|error| failed("create", path)(error.error))?;
+    match durability {
+        Durability::Synced => sync_dir(parent),
+        Durability::UntilReboot => Ok(()),
+    }
+}
+
+/// Reads a file of at most `limit` bytes; none where there is none.
+pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, PlaceError> {
+    use std::io::Read as _;
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("open", path)(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(failed("read", path))?;
+    if bytes.len() as u64 > limit {
+        return Err(PlaceError::Record { path: path.to_owned(), reason: format!("more than {limit} bytes") });
+    }
+    Ok(Some(bytes))
+}
+
+/// Reads a JSON record that carries a `version`; none where there is none.
+pub(crate) fn read_record<T: serde::de::DeserializeOwned>(path: &Path, newest: u32) -> Result<Option<T>, PlaceError> {
+    /// What every version of a record has.
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let Some(bytes) = read(path, 16 * 1024 * 1024)? else {
+        return Ok(None);
+    };
+    let unreadable = |error: serde_json::Error| PlaceError::Record { path: path.to_owned(), reason: error.to_string() };
+    let Versioned { version } = serde_json::from_slice(&bytes).map_err(unreadable)?;
+    if version > newest {
+        return Err(PlaceError::Newer { path: path.to_owned() });
+    }
+    serde_json::from_slice(&bytes).map(Some).map_err(unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_cannot_leave_the_projects_directory() {
+        let place = Place::new("/x");
+        for scope in ["", ".", "..", "a/b", "../a", "A", "-a", "a\n", &"a".repeat(121)] {
+            assert!(place.project(scope).is_err(), "{scope:?}");
+        }
+        assert_eq!(place.project("shop-prod").expect("a scope").dir(), Path::new("/x/projects/shop-prod"));
+    }
+
+    #[test]
+    fn reading_creates_nothing_and_writing_leaves_no_other_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("x");
+        assert!(read(&path, 10).expect("read").is_none());
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 0);
+        for content in ["one", "two"] {
+            write(&path, content.as_bytes(), 0o640, Durability::Synced).expect("written");
+        }
+        assert_eq!(read(&path, 10).expect("read").as_deref(), Some(&b"two"[..]));
+        assert!(matches!(read(&path, 2), Err(PlaceError::Record { .. })));
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o640);
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1);
+    }
+
+    #[test]
+    fn a_record_of_a_newer_jiji_is_told_from_a_broken_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("x");
+        let check = |content: &str| {
+            fs::write(&path, content).expect("written");
+            read_record::<jiji_model::transaction::Roster>(&path, 1)
+        };
+        assert!(matches!(check(r#"{"version":2,"new":1}"#), Err(PlaceError::Newer { .. })));
+        assert!(matches!(check("{"), Err(PlaceError::Record { .. })));
+        assert!(matches!(check(r#"{"version":1,"servers":{}}"#), Ok(Some(_))));
+    }
+}

@@ -1,0 +1,243 @@
+//! Releases, audit log, addresses and roster: what stays after a transaction.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use jiji_model::digest::canonical_json;
+use jiji_model::transaction::audit::{AuditEvent, AuditLine};
+use jiji_model::transaction::{HostRecords, Release, Roster};
+
+use crate::place::{self, Durability, Place, PlaceError, Project, failed};
+use crate::{journal, lease};
+
+/// Everything that is kept of a project, and what it shares with others. Writes nothing.
+///
+/// # Errors
+/// [`PlaceError`] when a record cannot be read.
+pub fn observe(place: &Place, scope: &str) -> Result<HostRecords, PlaceError> {
+    let project = place.project(scope)?;
+    Ok(HostRecords {
+        fencing: lease::fencing(&project)?,
+        lease: lease::observe(&project)?,
+        transaction: journal::read(&project.journal())?,
+        releases: releases(&project)?,
+        last_address: last_address(place)?,
+        roster: place::read_record(&place.roster(), Roster::VERSION)?,
+    })
+}
+
+/// A project's releases, the newest first.
+///
+/// # Errors
+/// [`PlaceError`].
+pub fn releases(project: &Project) -> Result<Vec<Release>, PlaceError> {
+    let mut releases = Vec::new();
+    for number in numbers(project)?.into_values() {
+        releases.extend(place::read_record(&number, Release::VERSION)?);
+    }
+    releases.reverse();
+    Ok(releases)
+}
+
+/// The releases' files by their numbers.
+fn numbers(project: &Project) -> Result<BTreeMap<u64, std::path::PathBuf>, PlaceError> {
+    let dir = project.releases();
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(failed("list", &dir)(error)),
+    };
+    let mut numbers = BTreeMap::new();
+    for entry in entries {
+        let path = entry.map_err(failed("list", &dir))?.path();
+        let number = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json")?.parse().ok());
+        if let Some(number) = number {
+            numbers.insert(number, path);
+        }
+    }
+    Ok(numbers)
+}
+
+/// Keeps a release, and of the older ones as many as make `retain` together.
+///
+/// # Errors
+/// [`PlaceError`].
+pub fn keep_release(project: &Project, release: &Release, retain: u32) -> Result<(), PlaceError> {
+    let dir = project.releases();
+    place::create_dir(&dir)?;
+    let path = dir.join(format!("{}.json", release.number));
+    place::write(&path, &canonical_json(release), 0o600, Durability::Synced)?;
+    let retain = usize::try_from(retain.max(1)).unwrap_or(usize::MAX);
+    for path in numbers(project)?.into_values().rev().skip(retain) {
+        fs::remove_file(&path).map_err(failed("remove", &path))?;
+    }
+    place::sync_dir(&dir)
+}
+
+/// Adds a line to the audit log, unless the last line says the same: whoever was killed after it was written says it again.
+///
+/// # Errors
+/// [`PlaceError`].
+pub fn audit(project: &Project, event: AuditEvent) -> Result<(), PlaceError> {
+    let path = project.audit();
+    let last = last_line(&path)?;
+    if let Some(line) = last.as_deref().and_then(|line| serde_json::from_slice::<AuditLine>(line).ok())
+        && (&line.event.transaction, &line.event.result) == (&event.transaction, &event.result)
+    {
+        return Ok(());
+    }
+    let mut line = AuditLine::after(last.as_deref(), event);
+    line.push(b'\n');
+    let new = last.is_none();
+    let mut file =
+        OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed("open", &path))?;
+    file.write_all(&line).map_err(failed("write", &path))?;
+    file.sync_all().map_err(failed("sync", &path))?;
+    if new { place::sync_dir(project.dir()) } else { Ok(()) }
+}
+
+/// The last whole line of a file. A torn line at its end is cut off: it was not synced, so nothing followed from it.
+fn last_line(path: &Path) -> Result<Option<Vec<u8>>, PlaceError> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    let mut file = match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("open", path)(error)),
+    };
+    // An audit line is short; a megabyte holds the last one however long the log.
+    let length = file.metadata().map_err(failed("look at", path))?.len();
+    let from = length.saturating_sub(1024 * 1024);
+    let mut tail = Vec::new();
+    file.seek(SeekFrom::Start(from)).and_then(|_| file.read_to_end(&mut tail)).map_err(failed("read", path))?;
+    let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |index| index + 1);
+    if whole < tail.len() {
+        file.set_len(from + whole as u64)
+            .and_then(|()| file.sync_all())
+            .map_err(failed("cut the torn line off", path))?;
+    }
+    let lines = tail[..whole].split(|byte| *byte == b'\n');
+    Ok(lines.filter(|line| !line.is_empty()).next_back().map(<[u8]>::to_vec))
+}
+
+/// The container address leased last on this host, by any project.
+///
+/// # Errors
+/// [`PlaceError`].
+pub fn last_address(place: &Place) -> Result<Option<Ipv4Addr>, PlaceError> {
+    let path = place.last_address();
+    let Some(bytes) = place::read(&path, 64)? else {
+        return Ok(None);
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    text.trim()
+        .parse()
+        .map(Some)
+        .map_err(|_| PlaceError::Record { reason: format!("`{}` is no address", text.trim()), path })
+}
+
+/// Remembers that an address was given to a container, before it is. Addresses that are kept for plugins do not count.
+///
+/// # Errors
+/// [`PlaceError`].
+pub fn remember_address(place: &Place, address: Ipv4Addr) -> Result<(), PlaceError> {
+    let [10, 210, number, _] = address.octets() else {
+        return Ok(());
+    };
+    if !jiji_model::transaction::roster::addresses(number).any(|leased| leased == address) {
+        return Ok(());
+    }
+    let _lock = place.lock_shared_things()?;
+    if last_address(place).ok().flatten() == Some(address) {
+        return Ok(());
+    }
+    place::write(&place.last_address(), format!("{address}\n").as_bytes(), 0o600, Durability::Synced)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiji_model::digest::Digest;
+    use jiji_model::transaction::audit::verify;
+
+    use super::*;
+
+    fn project() -> (tempfile::TempDir, Place, Project) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let place = Place::new(dir.path().join("jiji"));
+        let project = place.project("shop").expect("a scope");
+        (dir, place, project)
+    }
+
+    fn release(number: u64) -> Release {
+        Release {
+            version: Release::VERSION,
+            number,
+            transaction: format!("t{number}"),
+            plan: Digest::of("plan"),
+            who: "a@b".into(),
+            command: "ship".into(),
+            at_s: 0,
+            services: BTreeMap::new(),
+        }
+    }
+
+    fn event(transaction: &str) -> AuditEvent {
+        AuditEvent {
+            transaction: transaction.into(),
+            fencing: 1,
+            who: "a@b".into(),
+            command: "ship".into(),
+            result: "committed".into(),
+            at_s: 0,
+            services: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn looking_at_a_project_that_was_never_here_creates_nothing() {
+        let (_dir, place, _) = project();
+        assert_eq!(observe(&place, "shop").expect("looked"), HostRecords::default());
+        assert!(!place.root().exists());
+    }
+
+    #[test]
+    fn the_newest_releases_are_kept_by_number_and_not_by_name() {
+        let (_dir, _, project) = project();
+        project.create().expect("created");
+        for number in [2, 9, 10, 11] {
+            keep_release(&project, &release(number), 3).expect("kept");
+        }
+        let numbers: Vec<u64> = releases(&project).expect("read").iter().map(|release| release.number).collect();
+        assert_eq!(numbers, [11, 10, 9]);
+    }
+
+    #[test]
+    fn audit_lines_follow_from_each_other_are_not_doubled_and_survive_a_torn_one() {
+        let (_dir, _, project) = project();
+        project.create().expect("created");
+        audit(&project, event("t1")).expect("added");
+        audit(&project, event("t1")).expect("there already");
+        let mut torn = fs::read(project.audit()).expect("read");
+        torn.extend_from_slice(b"{\"version\":1,\"prev");
+        fs::write(project.audit(), torn).expect("written");
+        audit(&project, event("t2")).expect("added");
+        assert_eq!(verify(&fs::read(project.audit()).expect("read")), Ok(2));
+    }
+
+    #[test]
+    fn addresses_of_services_are_remembered_and_those_of_plugins_are_not() {
+        let (_dir, place, _) = project();
+        for (address, remembered) in [
+            ([10, 210, 3, 130], None),
+            ([127, 0, 0, 1], None),
+            ([10, 210, 3, 140], Some([10, 210, 3, 140])),
+            ([10, 210, 3, 131], Some([10, 210, 3, 140])),
+        ] {
+            remember_address(&place, address.into()).expect("remembered");
+            assert_eq!(last_address(&place).expect("read"), remembered.map(Ipv4Addr::from));
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! A session: frames in, frames out, asks in their order.
+//!
+//! One thread does the work. Two more move bytes between it and the pipes, so that an operator who does not read, or a step that takes its
+//! time, blocks neither heartbeats nor blobs. While an ask is worked on, the reader takes in what needs no answer: heartbeats, blobs,
+//! secrets, an interrupt. When the input ends, the step in hand is finished and journaled, and what was asked after it is left undone.
+
+mod receive;
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, Read, Write};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use jiji_model::protocol::{
+    Ask, Decoder, Frame, FrameError, FrameKind, Hello, HostEvent, RefusalKind, Reply, Request, Tell, VERSION, decode,
+    decode_blob, decode_secrets, encode,
+};
+use tokio::sync::{Notify, OnceCell, mpsc};
+
+use crate::engine::{Engine, EngineError};
+use crate::lease::{Held, LeaseError};
+use crate::observe::{Observer, architecture, chain};
+use crate::place::{Place, PlaceError};
+use crate::secrets::Secrets;
+use crate::{Settings, journal};
+use receive::Receiver;
+
+/// How long what was told last may take to be written, when the session ends.
+const FLUSH: Duration = Duration::from_secs(10);
+
+/// Why a session did not end as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The bytes that came are not frames.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// Standard input could not be read.
+    #[error("read standard input: {0}")]
+    Input(io::Error),
+    /// The runtime could not be started.
+    #[error("start the runtime: {0}")]
+    Runtime(io::Error),
+    /// A newer session or an administrator ended this one.
+    #[error("go on: this session was told to end")]
+    Ended,
+}
+
+/// Makes this process the leader of a process group of its own, so that a newer session can end it and nothing else with it.
+pub fn lead_own_group() {
+    // A session leader leads its group already and is refused.
+    let _ = rustix::process::setpgid(None, None);
+}
+
+/// Speaks frames on `input` and `output` until the input ends.
+///
+/// # Errors
+/// [`SessionError`] when it ended for another reason.
+pub fn run(
+    input: impl Read + Send + 'static,
+    output: impl Write + Send + 'static,
+    settings: Settings,
+) -> Result<(), SessionError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(SessionError::Runtime)?;
+    let (bytes, chunks) = mpsc::channel(16);
+    // The thread ends with the input; where a read never returns, with the process.
+    std::thread::spawn(move || pump(input, &bytes));
+    let (outbox, writer) = Outbox::over(output);
+    let result = runtime.block_on(async {
+        let session = Session::new(settings, outbox);
+        let ended = async {
+            match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+                Ok(mut signal) => signal.recv().await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            result = session.live(chunks) => result,
+            _ = ended => {
+                if session.lease.borrow().is_some() {
+                    session.outbox.event(HostEvent::LeaseLost);
+                }
+                Err(SessionError::Ended)
+            }
+        }
+    });
+    // A blocked pipe must not keep what nobody hears.
+    runtime.shutdown_background();
+    writer.finish();
+    result
+}
+
+fn pump(mut input: impl Read, chunks: &mpsc::Sender<io::Result<Vec<u8>>>) {
+    let mut block = vec![0; 128 * 1024];
+    loop {
+        let chunk = match input.read(&mut block) {
+            Ok(0) => return,
+            Ok(count) => Ok(block[..count].to_vec()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => Err(error),
+        };
+        let over = chunk.is_err();
+        if chunks.blocking_send(chunk).is_err() || over {
+            return;
+        }
+    }
+}
+
+/// Where frames for the operator go. They are written in their order by a thread of their own.
+#[derive(Debug, Clone)]
+pub(crate) struct Outbox {
+    frames: std::sync::mpsc::Sender<Vec<u8>>,
+    closed: Arc<AtomicBool>,
+}
+
+/// The thread that writes.
+struct Writer {
+    done: std::sync::mpsc::Receiver<()>,
+}
+
+impl Outbox {
+    fn over(mut output: impl Write + Send + 'static) -> (Self, Writer) {
+        let (frames, queue) = std::sync::mpsc::channel::<Vec<u8>>();
+        let (ended, done) = std::sync::mpsc::channel();
+        let closed = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&closed);
+        std::thread::spawn(move || {
+            for frame in queue {
+                if output.write_all(&frame).and_then(|()| output.flush()).is_err() {
+                    flag.store(true, Ordering::Relaxed);
+                    break;
+                }
+            }
+            // Nobody may wait for it any more.
+            let _ = ended.send(());
+        });
+        (Self { frames, closed }, Writer { done })
+    }
+
+    fn tell(&self, tell: &Tell) {
+        if self.frames.send(encode(tell)).is_err() {
+            self.closed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells of something that happened.
+    pub(crate) fn event(&self, event: HostEvent) {
+        self.tell(&Tell::Event(event));
+    }
+
+    /// Whether the operator's end was closed.
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+}
+
+impl Writer {
+    /// Waits until what was told is written, for a while. The last [`Outbox`] must be gone.
+    fn finish(self) {
+        let _ = self.done.recv_timeout(FLUSH);
+    }
+}
+
+/// A wish to stop, and whether it was heard.
+#[derive(Debug, Default)]
+pub(crate) struct Stop {
+    wanted: Cell<bool>,
+    changed: Notify,
+}
+
+impl Stop {
+    fn want(&self) {
+        self.wanted.set(true);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits for the wish.
+    pub(crate) async fn wanted(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.wanted.get() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// A refusal, as [`Reply::Refused`] says it.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    why: RefusalKind,
+    message: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(why: RefusalKind, message: impl Into<String>) -> Self {
+        Self { why, message: message.into() }
+    }
+}
+
+impl From<PlaceError> for Refusal {
+    fn from(error: PlaceError) -> Self {
+        let why = match error {
+            PlaceError::Newer { .. } => RefusalKind::NewerFormat,
+            _ => RefusalKind::Io,
+        };
+        Self::new(why, chain(&error))
+    }
+}
+
+impl From<LeaseError> for Refusal {
+    fn from(error: LeaseError) -> Self {
+        match error {
+            LeaseError::Place(error) => error.into(),
+            LeaseError::Lost { .. } => Self::new(RefusalKind::NoLease, chain(&error)),
+            LeaseError::Survives { .. } | LeaseError::Proc(_) => Self::new(RefusalKind::Io, chain(&error)),
+        }
+    }
+}
+
+impl From<jiji_store::StoreError> for Refusal {
+    fn from(error: jiji_store::StoreError) -> Self {
+        let why = match error {
+            jiji_store::StoreError::Version { .. } => RefusalKind::NewerFormat,
+            _ => RefusalKind::Io,
+        };
+        Self::new(why, chain(&error))
+    }
+}
+
+/// Everything that one session knows. The reader and the worker share it; neither holds a borrow while it waits.
+pub(crate) struct Session {
+    settings: Settings,
+    place: Place,
+    outbox: Outbox,
+    engine: OnceCell<Result<Option<Engine>, EngineError>>,
+    secrets: RefCell<Rc<Secrets>>,
+    receiver: RefCell<Receiver>,
+    lease: RefCell<Option<Held>>,
+    #[expect(dead_code, reason = "transactions come next")]
+    journal: RefCell<Option<journal::Journal>>,
+    /// The input ended or the lease was lost: nothing new is begun.
+    closing: Stop,
+    /// Somebody wants the phase at work to stop.
+    interrupt: Stop,
+    /// How many runs were asked for and not answered.
+    runs: Cell<usize>,
+}
+
+impl Session {
+    fn new(settings: Settings, outbox: Outbox) -> Self {
+        let place = Place::new(&settings.root);
+        Self {
+            receiver: RefCell::new(Receiver::new(place.clone())),
+            settings,
+            place,
+            outbox,
+            engine: OnceCell::new(),
+            secrets: RefCell::default(),
+            lease: RefCell::default(),
+            journal: RefCell::default(),
+            closing: Stop::default(),
+            interrupt: Stop::default(),
+            runs: Cell::new(0),
+        }
+    }
+
+    async fn live(&self, chunks: mpsc::Receiver<io::Result<Vec<u8>>>) -> Result<(), SessionError> {
+        self.outbox.tell(&Tell::Hello(Hello {
+            protocol: VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            architecture: architecture().to_owned(),
+            root: rustix::process::geteuid().is_root(),
+        }));
+        let (asks, queue) = mpsc::unbounded_channel();
+        let reading = async {
+            let result = tokio::select! {
+                result = self.read(chunks, asks) => result,
+                () = self.closing.wanted() => Ok(()),
+            };
+            self.closing.want();
+            result
+        };
+        let (result, ()) = tokio::join!(reading, self.work(queue));
+        result
+    }
+
+    async fn read(
+        &self,
+        mut chunks: mpsc::Receiver<io::Result<Vec<u8>>>,
+        asks: mpsc::UnboundedSender<Ask>,
+    ) -> Result<(), SessionError> {
+        let mut decoder = Decoder::default();
+        while let Some(chunk) = chunks.recv().await {
+            decoder.push(&chunk.map_err(SessionError::Input)?);
+            while let Some(frame) = decoder.next_frame()? {
+                self.take(&frame, &asks)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a frame in: does at once what needs no answer, and queues the rest.
+    fn take(&self, frame: &Frame, asks: &mpsc::UnboundedSender<Ask>) -> Result<(), SessionError> {
+        match frame.kind {
+            FrameKind::Blob => {
+                let (digest, offset, content) = decode_blob(&frame.payload)?;
+                self.receiver.borrow_mut().append(&digest, offset, content);
+            }
+            FrameKind::Secrets => {
+                let mut secrets = Secrets::clone(&self.secrets.borrow());
+                secrets.add(decode_secrets(&frame.payload)?);
+                self.secrets.replace(Rc::new(secrets));
+            }
+            FrameKind::Message => {
+                let ask: Ask = decode(&frame.payload)?;
+                match &ask.request {
+                    Request::Heartbeat => {
+                        self.heartbeat();
+                        return Ok(());
+                    }
+                    Request::Interrupt => {
+                        if self.runs.get() > 0 {
+                            self.interrupt.want();
+                        }
+                        return Ok(());
+                    }
+                    Request::Run { .. } => self.runs.set(self.runs.get() + 1),
+                    // The lengths must be known before the blobs that may follow at once.
+                    Request::Offer { blobs } => self.receiver.borrow_mut().expect(blobs),
+                    _ => {}
+                }
+                // The worker ends only after the reader.
+                let _ = asks.send(ask);
+            }
+        }
+        Ok(())
+    }
+
+    fn heartbeat(&self) {
+        let mut lease = self.lease.borrow_mut();
+        match lease.as_mut().map(Held::heartbeat) {
+            Some(Err(LeaseError::Lost { .. })) => {
+                *lease = None;
+                self.outbox.event(HostEvent::LeaseLost);
+                self.closing.want();
+            }
+            // A disk that is full for a moment does not end a lease that still runs.
+            Some(Err(_) | Ok(())) | None => {}
+        }
+    }
+
+    async fn work(&self, mut queue: mpsc::UnboundedReceiver<Ask>) {
+        loop {
+            let ask = tokio::select! {
+                biased;
+                () = self.closing.wanted() => return,
+                ask = queue.recv() => ask,
+            };
+            let Some(Ask { id, request }) = ask else { return };
+            let run = matches!(request, Request::Run { .. });
+            let reply = self.answer(request).await.unwrap_or_else(|refusal| Reply::Refused {
+                why: refusal.why,
+                message: self.secrets.borrow().redact(&refusal.message),
+            });
+            if run {
+                self.runs.set(self.runs.get().saturating_sub(1));
+                self.interrupt.wanted.set(false);
+            }
+            self.outbox.tell(&Tell::Answer { id, reply });
+            if self.outbox.is_closed() {
+                self.closing.want();
+            }
+        }
+    }
+
+    async fn answer(&self, request: Request) -> Result<Reply, Refusal> {
+        match request {
+            Request::Observe { wants } => {
+                let secrets = Rc::clone(&self.secrets.borrow());
+                let observer = Observer {
+                    settings: &self.settings,
+                    place: &self.place,
+                    engine: self.engine().await,
+                    secrets: &secrets,
+                };
+                Ok(Reply::Facts(observer.look(wants).await))
+            }
+            Request::Offer { blobs } => {
+                let digests: Vec<_> = blobs.into_iter().map(|(digest, _)| digest).collect();
+                Ok(Reply::Blobs(self.receiver.borrow_mut().state(&digests)?))
+            }
+            Request::Received { digests } => Ok(Reply::Blobs(self.receiver.borrow_mut().state(&digests)?)),
+            // Never queued.
+            Request::Heartbeat | Request::Interrupt => Ok(Reply::Done),
+            _ => Err(Refusal::new(RefusalKind::Unsupported, "not yet")),
+        }
+    }
+
+    async fn engine(&self) -> &Result<Option<Engine>, EngineError> {
+        self.engine.get_or_init(|| Engine::find(&self.settings)).await
+    }
+}

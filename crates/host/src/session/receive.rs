@@ -1,0 +1,96 @@
+//! Blobs that come in beside the asks.
+//!
+//! Pieces are appended where the last ones ended, also those of an earlier session that was cut, and a blob appears in the store when it is
+//! whole and verified. The store is opened with the first offer, so that a session that only looks writes nothing.
+
+use std::collections::BTreeMap;
+
+use jiji_model::digest::Digest;
+use jiji_model::observation::BlobFacts;
+use jiji_store::{PartialBlob, Store, StoreError};
+
+use crate::place::Place;
+
+/// What takes blobs in.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    place: Place,
+    store: Option<Store>,
+    /// Lengths of the blobs that were offered.
+    expected: BTreeMap<Digest, u64>,
+    open: BTreeMap<Digest, PartialBlob>,
+    /// The first thing that went wrong since the last answer.
+    trouble: Option<StoreError>,
+}
+
+impl Receiver {
+    pub(super) fn new(place: Place) -> Self {
+        Self { place, store: None, expected: BTreeMap::new(), open: BTreeMap::new(), trouble: None }
+    }
+
+    /// The store, opened now if it was not.
+    pub(super) fn store(&mut self) -> Result<Store, StoreError> {
+        match &self.store {
+            Some(store) => Ok(store.clone()),
+            None => {
+                let store = Store::open(self.place.store())?;
+                Ok(self.store.insert(store).clone())
+            }
+        }
+    }
+
+    /// Blobs with their lengths may come.
+    pub(super) fn expect(&mut self, blobs: &[(Digest, u64)]) {
+        self.expected.extend(blobs.iter().copied());
+    }
+
+    /// A piece of a blob came. What goes wrong is told with the next answer; the operator cannot be stopped in the middle anyway.
+    pub(super) fn append(&mut self, digest: &Digest, offset: u64, content: &[u8]) {
+        if let Err(error) = self.try_append(digest, offset, content) {
+            self.open.remove(digest);
+            self.trouble.get_or_insert(error);
+        }
+    }
+
+    fn try_append(&mut self, digest: &Digest, offset: u64, content: &[u8]) -> Result<(), StoreError> {
+        let Some(size) = self.expected.get(digest).copied() else {
+            return Err(StoreError::Missing { digest: *digest });
+        };
+        let store = self.store()?;
+        let mut blob = match self.open.remove(digest) {
+            Some(blob) => blob,
+            None if store.has(digest)?.is_some() => return Ok(()),
+            None => store.receive(digest, size)?,
+        };
+        // Pieces that came before are passed over; after a gap nothing fits until the sender begins again at the end.
+        let skip = usize::try_from(blob.offset().saturating_sub(offset)).unwrap_or(usize::MAX);
+        if offset <= blob.offset() && skip < content.len() {
+            blob.append(&content[skip..])?;
+        }
+        if blob.offset() == size {
+            blob.finish()
+        } else {
+            self.open.insert(*digest, blob);
+            Ok(())
+        }
+    }
+
+    /// How much of these blobs is here.
+    pub(super) fn state(&mut self, digests: &[Digest]) -> Result<Vec<BlobFacts>, StoreError> {
+        if let Some(error) = self.trouble.take() {
+            return Err(error);
+        }
+        let store = self.store()?;
+        let mut facts = Vec::new();
+        for digest in digests {
+            if self.expected.get(digest) == Some(&0) && store.has(digest)?.is_none() {
+                store.receive(digest, 0)?.finish()?;
+            }
+            facts.push(match store.has(digest)? {
+                Some(have) => BlobFacts { digest: *digest, have, complete: true },
+                None => BlobFacts { digest: *digest, have: store.partial(digest)?, complete: false },
+            });
+        }
+        Ok(facts)
+    }
+}
