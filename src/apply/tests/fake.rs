@@ -1,0 +1,429 @@
+//! Hosts in memory that keep the rules of the model, serve one service, and die when they are told to.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use jiji_model::digest::Digest;
+use jiji_model::name::HostName;
+use jiji_model::observation::{Answer, Fact, LeaseFacts, Query};
+use jiji_model::plan::{Action, Phase, Step, Word};
+use jiji_model::probe::{Probe, ProbeResult, Timeline};
+use jiji_model::protocol::{EvidenceFound, HostEvent, RefusalKind, Reply, Request, RunReport, StepFailure, StepReport};
+use jiji_model::transaction::lease::{self, Moment};
+use jiji_model::transaction::{Decision, Entry, HostRecords, Lease, LeaseDecision, Outcome, Release, Transaction};
+use jiji_store::Store;
+
+use crate::apply::HostLink;
+use crate::fleet::{BlobProgress, FleetError, Listener, LostCause};
+
+/// What a host is and does.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    pub(super) fencing: u64,
+    lease: Option<Lease>,
+    sessions: Vec<i32>,
+    next_session: i32,
+    pub(super) transaction: Option<Transaction>,
+    pub(super) releases: Vec<Release>,
+    /// Containers, and whether each runs.
+    pub(super) containers: BTreeMap<String, bool>,
+    /// Where the proxy sends requests.
+    pub(super) routed: Option<String>,
+    /// Whether requests were sent to something that does not run.
+    pub(super) outage: bool,
+    /// Whether candidates are unhealthy here.
+    pub(super) unhealthy: bool,
+    /// Whether the proxy refuses new routes.
+    pub(super) refuses_routes: bool,
+    /// Whether undoing fails.
+    pub(super) cannot_undo: bool,
+    /// Whether a wait for health takes until it is interrupted.
+    pub(super) slow: bool,
+    interrupted: bool,
+    /// Bytes that were sent.
+    pub(super) blobs: u64,
+    /// After how many moves the host dies, counted down.
+    pub(super) dies_in: Option<u32>,
+    pub(super) dead: bool,
+    /// What was asked and done, in order.
+    pub(super) log: Vec<String>,
+}
+
+/// After how many asks, on whatever host, the operator dies: before the last one has an effect, or after it. Counted down.
+#[derive(Debug, Default)]
+pub(super) struct Doom {
+    pub(super) asks: Option<u32>,
+    pub(super) after: bool,
+}
+
+/// A connection to a host. Dropped, its session is dead.
+pub(super) struct Link {
+    host: HostName,
+    session: i32,
+    world: Arc<Mutex<World>>,
+    doom: Arc<Mutex<Doom>>,
+    listener: Mutex<Option<Listener>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no test panics while it holds a lock")
+}
+
+impl Link {
+    pub(super) fn to(host: &HostName, world: &Arc<Mutex<World>>, doom: &Arc<Mutex<Doom>>) -> Self {
+        let mut state = lock(world);
+        state.next_session += 1;
+        let session = state.next_session;
+        state.sessions.push(session);
+        drop(state);
+        Self {
+            host: host.clone(),
+            session,
+            world: Arc::clone(world),
+            doom: Arc::clone(doom),
+            listener: Mutex::new(None),
+        }
+    }
+
+    fn lost(&self) -> FleetError {
+        FleetError::Lost { host: self.host.clone(), doing: "ask", cause: LostCause::Closed { stderr: String::new() } }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let session = self.session;
+        lock(&self.world).sessions.retain(|other| *other != session);
+    }
+}
+
+impl HostLink for Link {
+    fn host(&self) -> &HostName {
+        &self.host
+    }
+
+    async fn ask(&self, request: Request, _patience: Duration) -> Result<Reply, FleetError> {
+        let doomed = {
+            let mut doom = lock(&self.doom);
+            doom.asks = doom.asks.map(|left| left.saturating_sub(1));
+            (doom.asks == Some(0)).then_some(doom.after)
+        };
+        if doomed == Some(false) {
+            std::future::pending::<()>().await;
+        }
+        // A wait that only an interrupt ends.
+        if matches!(request, Request::Run { phase: Phase::Prepare }) {
+            while lock(&self.world).slow && !lock(&self.world).interrupted {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        let mut events = Vec::new();
+        let reply = lock(&self.world).answer(&self.host, self.session, request, &mut events);
+        if doomed == Some(true) {
+            std::future::pending::<()>().await;
+        }
+        let listener = lock(&self.listener).clone();
+        for event in events {
+            if let Some(listener) = &listener {
+                listener(event);
+            }
+        }
+        match reply {
+            Err(Dead) => Err(self.lost()),
+            Ok(Reply::Refused { why, message }) => {
+                Err(FleetError::Refused { host: self.host.clone(), doing: "ask", why, message })
+            }
+            Ok(reply) => Ok(reply),
+        }
+    }
+
+    async fn tell(&self, request: Request) -> Result<(), FleetError> {
+        if request == Request::Interrupt {
+            lock(&self.world).interrupted = true;
+        }
+        Ok(())
+    }
+
+    async fn send_blobs(
+        &self,
+        _store: &Store,
+        blobs: &[(Digest, u64)],
+        progress: &(dyn Fn(BlobProgress) + Send + Sync),
+    ) -> Result<BlobProgress, FleetError> {
+        let mut world = lock(&self.world);
+        if world.dead {
+            return Err(self.lost());
+        }
+        let bytes = blobs.iter().map(|(_, size)| size).sum();
+        world.blobs += bytes;
+        let done = BlobProgress { blobs: blobs.len() as u64, bytes, sent: bytes };
+        progress(done);
+        Ok(done)
+    }
+
+    fn listen(&self, listener: Listener) {
+        *lock(&self.listener) = Some(listener);
+    }
+}
+
+/// The host died.
+struct Dead;
+
+fn refused(why: RefusalKind) -> Reply {
+    Reply::Refused { why, message: format!("{why:?}") }
+}
+
+impl World {
+    /// One move: between any two of them the host may die.
+    fn tick(&mut self) -> Result<(), Dead> {
+        if let Some(left) = &mut self.dies_in {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                self.dead = true;
+                self.dies_in = None;
+            }
+        }
+        if self.dead { Err(Dead) } else { Ok(()) }
+    }
+
+    pub(super) fn revive(&mut self) {
+        self.dead = false;
+        self.dies_in = None;
+        self.sessions.clear();
+    }
+
+    pub(super) fn records(&self) -> HostRecords {
+        HostRecords {
+            fencing: self.fencing,
+            lease: self.lease.clone().map(|lease| LeaseFacts { live: self.sessions.contains(&lease.session), lease }),
+            transaction: self.transaction.clone(),
+            releases: self.releases.clone(),
+            last_address: None,
+            roster: None,
+        }
+    }
+
+    fn holds(&self, session: i32) -> bool {
+        self.lease.as_ref().is_some_and(|lease| lease.session == session)
+    }
+
+    fn answer(
+        &mut self,
+        host: &HostName,
+        session: i32,
+        request: Request,
+        events: &mut Vec<HostEvent>,
+    ) -> Result<Reply, Dead> {
+        self.tick()?;
+        let needs_lease = !matches!(request, Request::Observe { .. } | Request::Acquire(_));
+        if needs_lease && !self.holds(session) {
+            return Ok(refused(RefusalKind::NoLease));
+        }
+        let open = self.transaction.as_ref().is_some_and(Transaction::is_open);
+        let reply = match request {
+            Request::Observe { wants } => {
+                Reply::Facts(wants.into_iter().map(|want| self.fact(want.id, &want.query)).collect())
+            }
+            Request::Acquire(request) => self.acquire(session, &request),
+            Request::Begin(_) if open => refused(RefusalKind::OpenTransaction),
+            Request::Begin(begin) => {
+                self.log.push("begin".to_owned());
+                self.transaction = Some(Transaction::new(*begin));
+                Reply::Done
+            }
+            Request::Release => {
+                self.lease = None;
+                Reply::Done
+            }
+            _ if !open => refused(RefusalKind::NoTransaction),
+            Request::Run { phase } => {
+                self.log.push(format!("run {phase}"));
+                Reply::Ran(self.run(host, phase, events)?)
+            }
+            Request::Settle(settlement) => {
+                self.log.push(format!("settle {:?}", settlement.decision));
+                self.journal(Entry::Settled(settlement));
+                Reply::Done
+            }
+            Request::Undo => {
+                self.log.push("undo".to_owned());
+                Reply::Ran(self.undo(events)?)
+            }
+            Request::Conclude { release, .. } => {
+                self.log.push("conclude".to_owned());
+                let decision = self.transaction.as_ref().and_then(|open| open.settlement);
+                assert_eq!(
+                    release.is_some(),
+                    decision.is_some_and(|settled| settled.decision == Decision::Commit),
+                    "a release is made by a commit alone"
+                );
+                if let Some(release) = release {
+                    self.releases.insert(0, *release);
+                }
+                self.journal(Entry::Concluded);
+                Reply::Done
+            }
+            other => panic!("nobody asks {other:?} here"),
+        };
+        // It was done, and the answer may still be lost.
+        self.tick()?;
+        Ok(reply)
+    }
+
+    fn fact(&self, id: String, query: &Query) -> Fact {
+        let answer = match query {
+            Query::Records { .. } => Answer::Records(Box::new(self.records())),
+            _ => Answer::Absent,
+        };
+        Fact { id, answer }
+    }
+
+    fn acquire(&mut self, session: i32, request: &jiji_model::transaction::LeaseRequest) -> Reply {
+        let moment = Moment { boot_id: "boot", now_ms: 0, session: (session, 0) };
+        let current = self.lease.as_ref().map(|lease| (lease, self.sessions.contains(&lease.session)));
+        let decision = lease::decide(request, current, self.fencing, &moment);
+        if let LeaseDecision::Granted(lease) = &decision {
+            self.fencing = lease.fencing;
+            self.lease = Some(lease.clone());
+        }
+        Reply::Lease(decision)
+    }
+
+    fn journal(&mut self, entry: Entry) {
+        let transaction = self.transaction.as_mut().expect("one is open");
+        transaction.apply(entry).expect("the step is known");
+    }
+
+    fn run(&mut self, host: &HostName, phase: Phase, events: &mut Vec<HostEvent>) -> Result<RunReport, Dead> {
+        let open = self.transaction.as_ref().expect("one is open");
+        let decided = open.settlement.is_some_and(|settled| settled.decision == Decision::Commit);
+        assert!(phase.before_decided() || decided, "{phase} before it was decided");
+        let steps: Vec<Step> = open.to_finish(phase).into_iter().cloned().collect();
+        let mut report = RunReport { steps: Vec::new(), failure: None };
+        for step in steps {
+            events.push(HostEvent::StepStarted { step: step.id.clone(), undo: false });
+            self.journal(Entry::Started { step: step.id.clone() });
+            self.tick()?;
+            let outcome = self.act(&step.action, false);
+            self.tick()?;
+            self.journal(Entry::Ended { step: step.id.clone(), outcome: outcome.clone() });
+            events.push(HostEvent::StepEnded {
+                step: step.id.clone(),
+                undo: false,
+                outcome: outcome.clone(),
+                took_ms: 1,
+            });
+            report.steps.push(StepReport { step: step.id.clone(), outcome: outcome.clone(), took_ms: 1 });
+            if let Outcome::Failed { cause } = outcome {
+                report.failure = Some(Box::new(self.failure(&step, host, cause)));
+                if phase.before_decided() {
+                    break;
+                }
+            }
+            self.tick()?;
+        }
+        Ok(report)
+    }
+
+    fn undo(&mut self, events: &mut Vec<HostEvent>) -> Result<RunReport, Dead> {
+        let open = self.transaction.as_ref().expect("one is open");
+        let settled = open.settlement.expect("it was settled");
+        assert_eq!(settled.decision, Decision::Revert, "undoing what was decided");
+        let steps: Vec<Step> = open.to_undo().into_iter().cloned().collect();
+        let mut report = RunReport { steps: Vec::new(), failure: None };
+        for step in steps {
+            events.push(HostEvent::StepStarted { step: step.id.clone(), undo: true });
+            self.journal(Entry::UndoStarted { step: step.id.clone() });
+            self.tick()?;
+            let outcome = if self.cannot_undo {
+                Outcome::Failed { cause: "it does not let itself be taken back".to_owned() }
+            } else {
+                self.act(step.undo.as_ref().expect("it has an undo"), true)
+            };
+            self.tick()?;
+            self.journal(Entry::UndoEnded { step: step.id.clone(), outcome: outcome.clone() });
+            if let Outcome::Failed { cause } = outcome {
+                report.failure.get_or_insert_with(|| {
+                    Box::new(StepFailure { step: step.id.clone(), cause, timeline: None, evidence: Vec::new() })
+                });
+            }
+        }
+        Ok(report)
+    }
+
+    fn failure(&self, step: &Step, host: &HostName, cause: String) -> StepFailure {
+        let waits = matches!(step.action, Action::WaitProbe { .. });
+        let probe = Probe {
+            at_ms: 0,
+            took_ms: 3,
+            result: ProbeResult::Http { status: 503, body: format!("not ready on {host}"), location: None },
+            healthy: false,
+        };
+        StepFailure {
+            step: step.id.clone(),
+            cause,
+            timeline: waits.then(|| Timeline { healthy: false, took_ms: 5000, made: 10, probes: vec![probe] }),
+            evidence: match &step.action {
+                Action::WaitProbe { container, .. } => vec![EvidenceFound {
+                    container: container.clone(),
+                    state: Some("running".to_owned()),
+                    exit: None,
+                    oom: false,
+                    log: "starting\ncannot reach the database\n".to_owned(),
+                }],
+                _ => Vec::new(),
+            },
+        }
+    }
+
+    fn act(&mut self, action: &Action, undo: bool) -> Outcome {
+        let failed = |cause: &str| Outcome::Failed { cause: cause.to_owned() };
+        let outcome = match action {
+            Action::ContainerRun(spec) => {
+                self.containers.insert(spec.name.to_string(), true);
+                Outcome::Done { output: None }
+            }
+            Action::ContainerStop { name, .. } => {
+                if let Some(runs) = self.containers.get_mut(name.as_str()) {
+                    *runs = false;
+                }
+                Outcome::Done { output: None }
+            }
+            Action::ContainerRemove { name } => {
+                self.containers.remove(name.as_str());
+                Outcome::Done { output: None }
+            }
+            Action::WaitProbe { .. } if self.interrupted => failed("interrupted"),
+            Action::WaitProbe { .. } if self.unhealthy => failed("not healthy within 5 seconds"),
+            Action::ContainerExec { .. } if self.refuses_routes && !undo => failed("exit code 1"),
+            Action::ContainerExec { argv, .. } => {
+                if let Some(Word::Lit(to)) = argv.last() {
+                    self.routed = Some(to.clone());
+                }
+                Outcome::Done { output: None }
+            }
+            _ => Outcome::Done { output: None },
+        };
+        self.log.push(format!("{}{}", if undo { "undo " } else { "" }, describe(action)));
+        if let Some(routed) = &self.routed {
+            self.outage |= self.containers.get(routed) != Some(&true);
+        }
+        outcome
+    }
+}
+
+fn describe(action: &Action) -> String {
+    match action {
+        Action::ContainerRun(spec) => format!("run {}", spec.name),
+        Action::ContainerStop { name, .. } => format!("stop {name}"),
+        Action::ContainerRemove { name } => format!("remove {name}"),
+        Action::WaitProbe { container, .. } => format!("wait {container}"),
+        Action::ContainerExec { argv, .. } => match argv.last() {
+            Some(Word::Lit(to)) => format!("route {to}"),
+            _ => "exec".to_owned(),
+        },
+        Action::Note { text } => text.clone(),
+        _ => "other".to_owned(),
+    }
+}
