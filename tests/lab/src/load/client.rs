@@ -104,14 +104,13 @@ impl Client {
                 500..=599 => FailureKind::ServerError,
                 _ => FailureKind::OtherStatus,
             };
-            return Err(with(Failed::new(kind, String::from_utf8_lossy(&content[..content.len().min(80)]).trim())));
+            return Err(with(Failed::new(kind, beginning(&content))));
         }
         let Some(named) = version.clone() else {
             return Err(with(Failed::new(FailureKind::WrongContent, "the answer names no version")));
         };
         if !right(plan, &named, &body, &content) {
-            let detail =
-                format!("{} bytes: {}", content.len(), String::from_utf8_lossy(&content[..content.len().min(80)]));
+            let detail = format!("{} bytes: {}", content.len(), beginning(&content));
             return Err(with(Failed::new(FailureKind::WrongContent, detail)));
         }
         if !plan.fresh {
@@ -195,6 +194,12 @@ fn seconds(millis: u64) -> String {
 fn content(amount: usize) -> Bytes {
     #[expect(clippy::cast_possible_truncation, reason = "the low bits are what is wanted")]
     (0..amount).map(|place| (place * 31 + amount) as u8).collect()
+}
+
+/// The beginning of an answer, on one line.
+fn beginning(content: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&content[..content.len().min(200)]);
+    text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(80).collect()
 }
 
 /// Whether the content is what the service in `examples/hello` owes.
@@ -292,5 +297,50 @@ mod tests {
         assert_eq!(seconds(2000), "2");
         assert_eq!(seconds(1250), "1.25");
         assert_eq!(seconds(1001), "1.001");
+    }
+
+    /// What the client makes of a server that takes one request and answers with these bytes.
+    fn judged(canned: &'static [u8]) -> Result<String, FailureKind> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let address = listener.local_addr().expect("an address");
+            tokio::task::spawn_local(async move {
+                let (mut stream, _) = listener.accept().await.expect("a connection");
+                let mut head = [0; 1024];
+                tokio::io::AsyncReadExt::read(&mut stream, &mut head).await.expect("a request");
+                tokio::io::AsyncWriteExt::write_all(&mut stream, canned).await.expect("an answer");
+            });
+            let client = Client::new(Target { name: "one".to_owned(), address, authority: "hello.test".to_owned() });
+            let answer = client.send(&plan(RequestKind::Get), Duration::from_secs(5)).await;
+            answer.map_err(|failed| failed.kind)
+        })
+    }
+
+    #[test]
+    fn every_way_to_fail_has_its_name() {
+        let good = b"HTTP/1.1 200 OK\r\nX-Version: v1\r\nContent-Length: 14\r\n\r\nhello from v1\n";
+        assert_eq!(judged(good), Ok("v1".to_owned()));
+        let cut = &good[..good.len() - 3];
+        assert_eq!(judged(cut), Err(FailureKind::Truncated));
+        assert_eq!(judged(b""), Err(FailureKind::Reset));
+        assert_eq!(judged(b"HTTP/1.1 502 Bad\r\nContent-Length: 0\r\n\r\n"), Err(FailureKind::ServerError));
+        assert_eq!(judged(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n"), Err(FailureKind::NotFound));
+        assert_eq!(judged(b"HTTP/1.1 204 No\r\nX-Version: v1\r\n\r\n"), Err(FailureKind::OtherStatus));
+        let nameless = b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\nhello from v1\n";
+        assert_eq!(judged(nameless), Err(FailureKind::WrongContent));
+        let other = b"HTTP/1.1 200 OK\r\nX-Version: v2\r\nContent-Length: 14\r\n\r\nhello from v1\n";
+        assert_eq!(judged(other), Err(FailureKind::WrongContent));
+        assert_eq!(judged(b"nonsense\r\n\r\n"), Err(FailureKind::WrongContent));
+    }
+
+    #[test]
+    fn a_port_nobody_listens_on_refuses() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+        let client = Client::new(Target { name: "one".to_owned(), address: free, authority: "a".to_owned() });
+        let answer = tokio::task::LocalSet::new()
+            .block_on(&runtime, client.send(&plan(RequestKind::Get), Duration::from_secs(5)));
+        assert_eq!(answer.expect_err("nobody listens").kind, FailureKind::Refused);
     }
 }
