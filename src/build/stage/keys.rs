@@ -39,6 +39,7 @@ pub(super) fn run(step: &RunStep) -> Digest {
         "workdir": step.workdir,
         "platform": step.platform,
         "network": "none",
+        "sandbox": jiji_sandbox::VERSION,
     });
     key("run", &step.layers, step.epoch, &body)
 }
