@@ -196,7 +196,7 @@ pub enum Problem {
         server: String,
         /// The name that was probably meant.
         meant: Option<String>,
-        /// The servers there are.
+        /// The servers there are, of many the first.
         known: Vec<String>,
     },
     /// Something stands twice in a list or over several services.

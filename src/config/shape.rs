@@ -149,6 +149,8 @@ fn check_object(entries: &[Entry], key: Span, object: &'static Object, path: &st
             Some(field) => {
                 check_value(&entry.value, entry.key_span, &field.shape, &join(path, field.name), problems);
             }
+            // Guessing costs more than counting.
+            None if problems.is_full() => problems.count_one_more(),
             None => {
                 let absent = |field: &&Field| !entries.iter().any(|entry| entry.key == field.name);
                 let known: Vec<&'static str> = object.fields.iter().map(|field| field.name).collect();

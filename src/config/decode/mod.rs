@@ -431,8 +431,13 @@ impl Decoder<'_> {
 
     fn unknown_server(&mut self, node: &Node<'_>, servers: &Servers) {
         let Some(scalar) = node.scalar() else { return };
+        if self.problems.is_full() {
+            self.problems.count_one_more();
+            return;
+        }
         let known: Vec<String> = servers.keys().map(ToString::to_string).collect();
         let meant = nearest(&scalar.text, known.iter().map(String::as_str)).map(str::to_owned);
+        let known = known.into_iter().take(20).collect();
         let server = scalar.shown().chars().take(80).collect();
         self.report(node, Problem::UnknownServer { server, meant, known });
     }
