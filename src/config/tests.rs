@@ -469,8 +469,7 @@ fn a_strangers_file_cannot_exhaust_the_machine() {
     let text = format!("project: a\nservers:\n{servers}services:\n  web:\n    image: a\n    hosts: [{hosts}]\n");
     assert!(load_one(&text).is_err());
     assert!(load_one(&(0..20_000).map(|n| format!("unknown{n}: v\n")).collect::<String>()).is_err());
-    assert!(load_one(&format!("{{{}}}", "a:1,".repeat(200_000))).is_err());
-    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+    assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
     let errors = load_one(&"a: 1\n".repeat(50_000 / 2)).expect_err("a key stands twice");
     assert_eq!(errors.errors().len(), 100);
     assert!(errors.more() > 1000);

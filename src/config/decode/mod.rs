@@ -435,9 +435,9 @@ impl Decoder<'_> {
             self.problems.count_one_more();
             return;
         }
-        let known: Vec<String> = servers.keys().map(ToString::to_string).collect();
-        let meant = nearest(&scalar.text, known.iter().map(String::as_str)).map(str::to_owned);
-        let known = known.into_iter().take(20).collect();
+        // Of a thousand servers, the name that was meant is not worth a search.
+        let meant = nearest(&scalar.text, servers.keys().take(200).map(HostName::as_str)).map(str::to_owned);
+        let known = servers.keys().take(20).map(ToString::to_string).collect();
         let server = scalar.shown().chars().take(80).collect();
         self.report(node, Problem::UnknownServer { server, meant, known });
     }
