@@ -154,7 +154,17 @@ impl Record {
     pub fn load(dir: &Path) -> Result<Self, LabError> {
         let path = dir.join("lab.json");
         let text = fs::read(&path).map_err(LabError::file("read", &path))?;
-        serde_json::from_slice(&text).map_err(LabError::json(format!("`{}`", path.display())))
+        let record: Self = serde_json::from_slice(&text).map_err(LabError::json(format!("`{}`", path.display())))?;
+        if record.version != VERSION {
+            return Err(LabError::Spec {
+                reason: format!(
+                    "`{}` is of version {}, this laboratory's is {VERSION}",
+                    path.display(),
+                    record.version
+                ),
+            });
+        }
+        Ok(record)
     }
 
     /// Writes the record, whole or not at all.

@@ -1,4 +1,5 @@
-//! The real kamal-proxy, built from its Go module, in an image that buildah makes from scratch around the binary.
+//! The real kamal-proxy, built from its Go module, in an image that buildah makes from scratch around the binary. The Go
+//! command is the one on the path, or the one that `JIJI_LAB_GO` names.
 
 use std::{
     fs,
@@ -36,7 +37,9 @@ pub(super) fn build(cache: &Cache) -> Result<(PathBuf, String), LabError> {
 }
 
 fn compile(tool: &Path, dir: &Path) -> Result<(), LabError> {
-    run(command("go", ["build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o"])
+    // Go 1.25.5 or newer; one that is older but not ancient fetches it by itself.
+    let go = std::env::var("JIJI_LAB_GO").unwrap_or_else(|_| "go".to_owned());
+    run(command(&go, ["build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o"])
         .arg(dir.join("kamal-proxy"))
         .arg(PROGRAM)
         .current_dir(tool)

@@ -147,6 +147,7 @@ impl Client {
                 io::ErrorKind::ConnectionRefused => FailureKind::Refused,
                 io::ErrorKind::ConnectionReset => FailureKind::Reset,
                 io::ErrorKind::TimedOut => FailureKind::TimedOut,
+                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => FailureKind::Unreachable,
                 _ => FailureKind::Other,
             };
             Failed::new(kind, format!("connect: {error}"))

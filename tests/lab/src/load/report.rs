@@ -12,6 +12,8 @@ use crate::LabError;
 pub enum FailureKind {
     /// Nobody took the connection.
     Refused,
+    /// There is no way to the host.
+    Unreachable,
     /// The connection was reset, or closed before an answer began.
     Reset,
     /// The answer ended before its end.
