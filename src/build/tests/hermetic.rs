@@ -1,0 +1,400 @@
+//! Builds with real steps: the same commit gives the same image, wherever and by whomever it is built, and other tools read it.
+//!
+//! A program of its own, and without a test harness, because a RUN step needs a helper process and this program is it. Needs root and a
+//! static busybox; without them it says so and ends well.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test program reports to its terminal")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use jiji::build::execute::Local;
+use jiji::build::{BuildError, BuildRequest, Builder, Built, DEFAULT_EPOCH, Sources};
+use jiji::lockfile::{LockFile, Target};
+use jiji::registry::{Depth, RegistryError};
+use jiji_model::digest::Digest;
+use jiji_model::event::Silent;
+use jiji_model::image::{Image, Platform};
+use jiji_model::name::{RepositoryName, ServiceName};
+use jiji_model::reference::Reference;
+use jiji_store::Store;
+
+/// The first argument that makes this program build once and print the manifest's digest.
+const CHILD: &str = "__build";
+
+const BUSYBOX: &str = "/bin/busybox";
+
+fn main() -> ExitCode {
+    jiji_sandbox::enter_if_requested();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [first, root, store, umask] = args.as_slice()
+        && first == CHILD
+    {
+        let umask = u32::from_str_radix(umask, 8).expect("a umask");
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask));
+        let project = Project { root: root.into(), store: Store::open(store).expect("a store") };
+        println!("{}", project.built().image.manifest.digest);
+        return ExitCode::SUCCESS;
+    }
+    if let Err(reason) = able() {
+        eprintln!("SKIPPED: {reason}");
+        return ExitCode::SUCCESS;
+    }
+    let filter = args.iter().find(|arg| !arg.starts_with('-'));
+    for (name, test) in [
+        ("two_clones_give_the_same_image", two_clones_give_the_same_image as fn()),
+        ("a_step_sees_the_same_machine_everywhere", a_step_sees_the_same_machine_everywhere),
+        ("a_layer_holds_what_a_step_changed_and_nothing_else", a_layer_holds_what_a_step_changed_and_nothing_else),
+        ("a_stage_gives_files_to_another", a_stage_gives_files_to_another),
+        ("a_failed_step_says_where_and_what_it_said", a_failed_step_says_where_and_what_it_said),
+        ("other_tools_read_the_image", other_tools_read_the_image),
+    ] {
+        if filter.is_none_or(|filter| name.contains(filter.as_str())) {
+            test();
+            println!("test {name} ... ok");
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn able() -> Result<(), String> {
+    if !Path::new(BUSYBOX).exists() {
+        return Err(format!("{BUSYBOX} is not there (Debian: busybox-static)"));
+    }
+    let room = tempfile::tempdir().map_err(|error| error.to_string())?;
+    match jiji_sandbox::probe(&jiji_sandbox::Sandbox::new(), room.path()) {
+        Ok(_) => Ok(()),
+        Err(refusal) => Err(format!("{refusal}; {}", refusal.hint())),
+    }
+}
+
+/// No test here has a base image.
+struct Nowhere;
+
+impl Sources for Nowhere {
+    fn resolve(&self, reference: &Reference, _: &Platform) -> Result<Digest, RegistryError> {
+        Err(RegistryError::NotFound { registry: reference.registry.clone(), what: reference.to_string() })
+    }
+
+    fn pull(
+        &self,
+        reference: &Reference,
+        _: &Digest,
+        _: &Platform,
+        _: &Store,
+        _: Depth,
+    ) -> Result<Image, RegistryError> {
+        Err(RegistryError::NotFound { registry: reference.registry.clone(), what: reference.to_string() })
+    }
+}
+
+struct Project {
+    root: PathBuf,
+    store: Store,
+}
+
+fn platform() -> Platform {
+    if cfg!(target_arch = "aarch64") { Platform::linux_arm64() } else { Platform::linux_amd64() }
+}
+
+impl Project {
+    fn build(&self) -> Result<Built, BuildError> {
+        let target =
+            Target { service: ServiceName::new("web").expect("a service"), environment: None, platform: platform() };
+        let request = BuildRequest {
+            target: target.clone(),
+            repository: RepositoryName::new("shop/web").expect("a repository"),
+            context: self.root.clone(),
+            dockerfile: self.root.join("Dockerfile"),
+            dockerfile_name: "Dockerfile".to_owned(),
+            args: Default::default(),
+            stage: None,
+            platform: platform(),
+            epoch: DEFAULT_EPOCH,
+            locked: false,
+            threads: 2,
+        };
+        let lock_file = LockFile::of_project(&self.root);
+        let mut lock = lock_file.read().expect("a lock").build;
+        let executor = Local::new(2);
+        let builder = Builder { store: &self.store, sources: &Nowhere, executor: &executor, events: &Silent };
+        let built = builder.build(&request, &mut lock)?;
+        let changes = jiji::build::Changes::of(&target, &lock);
+        lock_file.update_build(|section| changes.apply(section)).expect("written");
+        Ok(built)
+    }
+
+    fn built(&self) -> Built {
+        self.build().unwrap_or_else(|error| {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            panic!("{error}: {source:?} {:?}", error.evidence())
+        })
+    }
+}
+
+/// A project in `dir` whose base is this machine's busybox.
+fn project(dir: &Path, steps: &str) -> Project {
+    let root = dir.join("project");
+    fs::create_dir_all(root.join("base/bin")).expect("created");
+    fs::create_dir_all(root.join("base/etc")).expect("created");
+    fs::copy(BUSYBOX, root.join("base/bin/busybox")).expect("copied");
+    std::os::unix::fs::symlink("busybox", root.join("base/bin/sh")).expect("linked");
+    fs::write(root.join("base/etc/passwd"), "root:x:0:0:root:/root:/bin/sh\napp:x:7:8:app:/:/bin/sh\n")
+        .expect("written");
+    fs::write(root.join("base/etc/group"), "root:x:0:\napp:x:8:\n").expect("written");
+    let dockerfile = format!("FROM scratch AS base\nCOPY base /\nRUN busybox --install -s /bin\n{steps}");
+    fs::write(root.join("Dockerfile"), dockerfile).expect("written");
+    Project { root, store: Store::open(dir.join("store")).expect("a store") }
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    run_in(Path::new("/"), program, args)
+}
+
+fn run_in(dir: &Path, program: &str, args: &[&str]) -> String {
+    let output =
+        Command::new(program).args(args).current_dir(dir).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{program} {args:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn has(program: &str) -> bool {
+    let there = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !there {
+        eprintln!("SKIPPED: {program} is not there");
+    }
+    there
+}
+
+fn two_clones_give_the_same_image() {
+    if !has("git") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let steps = concat!(
+        "FROM base\nWORKDIR /srv/app\nCOPY --chown=7:8 src ./\n",
+        // What a careless step leaves: times, a listing, a file that was only touched, several names, a set-user bit.
+        "RUN find /bin /etc /srv -xdev | sort > /list; stat -c '%n %Y %a %u' /srv/app/* > /times; touch /bin/busybox; \\\n",
+        "    env | sort > /env; ln /list /srv/list; chmod 4755 /times; mkdir -p /var/cache; nproc > /cpus; rm /etc/group\n",
+        "USER app\nCMD [\"sh\", \"-c\", \"cat /list\"]\n",
+    );
+    let original = project(dir.path(), steps);
+    fs::create_dir(original.root.join("src")).expect("created");
+    for number in 0..40 {
+        fs::write(original.root.join(format!("src/file{number}")), format!("{number}\n").repeat(100)).expect("written");
+    }
+    let root = original.root.to_str().expect("UTF-8");
+    run("git", &["-C", root, "init", "-q"]);
+    run("git", &["-C", root, "add", "."]);
+    run("git", &["-C", root, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-q", "-m", "one"]);
+
+    // One clone as it is, one as different as a checkout can be.
+    let program = std::env::current_exe().expect("this program");
+    let mut digests = Vec::new();
+    for (name, umask, env) in [
+        ("one", "022", [("HOME", "/root"), ("TZ", "UTC"), ("LC_ALL", "C"), ("USER", "root")]),
+        (
+            "somewhere/else entirely",
+            "077",
+            [("HOME", "/nowhere"), ("TZ", "Asia/Tokyo"), ("LC_ALL", "tr_TR.UTF-8"), ("USER", "x")],
+        ),
+    ] {
+        let clone = dir.path().join(name);
+        fs::create_dir_all(clone.parent().expect("a parent")).expect("created");
+        let clone = clone.to_str().expect("UTF-8");
+        run("sh", &["-c", "umask $1; git clone -q \"$2\" \"$3\"", "sh", umask, root, clone]);
+        if umask == "077" {
+            run("chown", &["-R", "-h", "12345:6789", clone]);
+            run("find", &[clone, "-exec", "touch", "-h", "-d", "2001-02-03 04:05:06", "{}", "+"]);
+        }
+        let store = dir.path().join(format!("store-{umask}"));
+        let mut child = Command::new(&program);
+        child.args([CHILD, clone, store.to_str().expect("UTF-8"), umask]).envs(env).current_dir(clone);
+        let output = child.output().expect("started");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        digests.push(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        let lock = fs::read_to_string(Path::new(clone).join("jiji.lock")).expect("a lock");
+        assert_eq!(lock.matches("[[run]]").count(), 2, "{lock}");
+    }
+    assert_eq!(digests[0], digests[1]);
+    println!("manifest of both clones: {}", digests[0]);
+}
+
+/// The text of a file in the last layer that has it.
+fn file(project: &Project, built: &Built, name: &str) -> String {
+    use std::io::Read as _;
+    for layer in built.image.layers.iter().rev() {
+        let (blob, _) = project.store.open_blob(&layer.digest).expect("stored");
+        let mut archive = tar::Archive::new(flate2::read::MultiGzDecoder::new(blob));
+        for entry in archive.entries().expect("a tar") {
+            let mut entry = entry.expect("an entry");
+            if entry.path().expect("a path").as_ref() == Path::new(name) {
+                let mut text = String::new();
+                entry.read_to_string(&mut text).expect("text");
+                return text;
+            }
+        }
+    }
+    panic!("no {name}")
+}
+
+/// Names, modes, owners and times in the last layer.
+fn last_layer(project: &Project, built: &Built) -> Vec<String> {
+    let layer = built.image.layers.last().expect("a layer");
+    let (blob, _) = project.store.open_blob(&layer.digest).expect("stored");
+    let mut archive = tar::Archive::new(flate2::read::MultiGzDecoder::new(blob));
+    let line = |entry: std::io::Result<tar::Entry<'_, _>>| {
+        let entry = entry.expect("an entry");
+        let header = entry.header();
+        assert_eq!(header.mtime().expect("a time"), DEFAULT_EPOCH);
+        let link = entry.link_name_bytes().map(|name| format!(" -> {}", String::from_utf8_lossy(&name)));
+        format!(
+            "{} {:o} {}{}",
+            String::from_utf8_lossy(&entry.path_bytes()),
+            header.mode().expect("a mode"),
+            header.uid().expect("a user"),
+            link.unwrap_or_default()
+        )
+    };
+    archive.entries().expect("a tar").map(line).collect()
+}
+
+fn a_step_sees_the_same_machine_everywhere() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let steps = concat!(
+        "FROM base\nWORKDIR /work\nENV ONE=1\nARG TWO=2\n",
+        "RUN (hostname; umask; id -u; pwd; echo $ONE$TWO $HOME $TZ $LANG $SOURCE_DATE_EPOCH; nproc; ls /sys/class/net; \\\n",
+        "    cat /etc/resolv.conf; stat -c %Y /bin/busybox) > /seen 2>&1\n",
+    );
+    let project = project(dir.path(), steps);
+    let seen = file(&project, &project.built(), "seen");
+    assert_eq!(
+        seen,
+        format!(
+            "localhost\n0022\n0\n/work\n12 /root UTC C.UTF-8 {DEFAULT_EPOCH}\n1\nlo\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n{DEFAULT_EPOCH}\n"
+        )
+    );
+}
+
+fn a_layer_holds_what_a_step_changed_and_nothing_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let steps = concat!(
+        "FROM base\nRUN mkdir -p -m 1777 /tmp /data; mkdir /data/old; touch /data/keep /data/old/x; chown 5:6 /data\n",
+        "RUN touch /data/keep; rm -r /data/old; echo a > /tmp/left; ln -s /data /link; ln /tmp/left /data/twin; chmod 2755 /bin\n",
+    );
+    let project = project(dir.path(), steps);
+    let built = project.built();
+    assert_eq!(
+        last_layer(&project, &built),
+        [
+            "bin/ 2755 0",
+            "data/ 1777 5",
+            "data/.wh.old 0 0",
+            "data/twin 644 0",
+            "link 777 0 -> /data",
+            "tmp/ 1777 0",
+            "tmp/left 644 0 -> data/twin",
+        ]
+    );
+    let again = project.built();
+    assert_eq!((again.image.manifest.digest, again.steps.cached), (built.image.manifest.digest, again.steps.total));
+}
+
+fn a_stage_gives_files_to_another() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let steps = concat!(
+        "FROM base AS made\nRUN mkdir -p /out/sub; echo one > /out/a; echo two > /out/sub/b; chown -R app:app /out; chmod 4711 /out/a; \\\n",
+        "    ln -s a /out/link; ln -s /out/sub /short\n",
+        "FROM scratch\nCOPY --from=made /out /copied\nCOPY --from=0 --chown=1:2 /etc/pass* /etc/\nCOPY --from=made --chmod=600 /short/b /\n",
+    );
+    let project = project(dir.path(), steps);
+    let built = project.built();
+    let mut names = Vec::new();
+    for number in 0..built.image.layers.len() {
+        let mut image = built.image.clone();
+        image.layers.truncate(number + 1);
+        names.extend(last_layer(&project, &Built { image, ..built.clone() }));
+    }
+    assert_eq!(
+        names,
+        [
+            "copied/ 755 7",
+            "copied/a 4711 7",
+            "copied/link 777 0 -> a",
+            "copied/sub/ 755 7",
+            "copied/sub/b 644 7",
+            "etc/ 755 1",
+            "etc/passwd 644 1",
+            "b 600 7",
+        ]
+    );
+    assert_eq!(file(&project, &built, "copied/sub/b"), "two\n");
+}
+
+fn a_failed_step_says_where_and_what_it_said() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let project =
+        project(dir.path(), "FROM base\nRUN echo before; echo \"wget: bad address 'example.com'\" >&2; exit 7\n");
+    let error = project.build().expect_err("it fails");
+    let place = error.place().expect("a place");
+    assert_eq!((place.line, place.column, place.file.as_str()), (5, 1, "Dockerfile"));
+    assert_eq!(error.evidence().first().map(String::as_str), Some("before"), "{:?}", error.evidence());
+    let source = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(source.ends_with("it exited with 7"), "{source}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("RUN has no network")), "{:?}", error.evidence());
+}
+
+fn other_tools_read_the_image() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let steps = concat!(
+        "FROM base\nRUN echo made > /made; chmod 4755 /made; rm /etc/group; mkdir -m 700 /ü; echo long > /ü/",
+        "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn\n",
+        "EXPOSE 80\nLABEL a=b\nENV GREETING=hello\nCMD [\"sh\", \"-c\", \"echo $GREETING; cat /made; ls /etc\"]\n",
+    );
+    let project = project(dir.path(), steps);
+    let built = project.built();
+    let layout = dir.path().join("layout");
+    project.store.export_layout(&built.image, &layout, Some("v1")).expect("exported");
+    let layout = layout.to_str().expect("UTF-8");
+    let image = format!("oci:{layout}:v1");
+
+    if has("skopeo") {
+        let seen = run("skopeo", &["inspect", &image]);
+        let seen: serde_json::Value = serde_json::from_str(&seen).expect("JSON");
+        assert_eq!(seen["Digest"], built.image.manifest.digest.to_string());
+        assert_eq!(seen["Labels"]["a"], "b");
+        let copy = dir.path().join("copy");
+        run("skopeo", &["copy", "-q", &image, &format!("dir:{}", copy.to_str().expect("UTF-8"))]);
+        for layer in &built.image.layers {
+            assert_eq!(Digest::of(fs::read(copy.join(layer.digest.hex())).expect("copied")), layer.digest);
+        }
+        println!("skopeo inspect and copy: {}", built.image.manifest.digest);
+    }
+    if has("umoci") {
+        let bundle = dir.path().join("bundle");
+        run("umoci", &["unpack", "--image", &format!("{layout}:v1"), bundle.to_str().expect("UTF-8")]);
+        assert_eq!(fs::read_to_string(bundle.join("rootfs/made")).expect("unpacked"), "made\n");
+        assert!(!bundle.join("rootfs/etc/group").exists(), "the whiteout is one");
+        assert_eq!(fs::read_dir(bundle.join("rootfs/ü")).expect("unpacked").count(), 1);
+        println!("umoci unpack: ok");
+    }
+    if has("podman") {
+        // Storage of its own, so that the machine's is left alone. It makes a name of the path, so the path is a short one.
+        let storage = dir.path().join("podman");
+        let place = |name: &str| storage.join(name).to_str().expect("UTF-8").to_owned();
+        let (graph, state) = (place("root"), place("run"));
+        let own = ["--root", &graph, "--runroot", &state, "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"];
+        // And without this machine's control groups, which crun refuses where both versions of them are in use.
+        let alone = ["--mount", "sh", "-c", "mount -t tmpfs none /sys/fs/cgroup && exec podman \"$@\"", "podman"];
+        let podman = |args: &[&str]| run_in(dir.path(), "unshare", &[&alone[..], &own[..], args].concat());
+        let id = podman(&["pull", "-q", "oci:layout:v1"]);
+        assert_eq!(id.trim(), built.image.config.digest.hex(), "podman confirms the configuration");
+        let limits = ["--ulimit=nofile=1024:4096", "--ulimit=nproc=4096:4096"];
+        let said =
+            podman(&[&["run", "--rm", "--network=none", "--cgroups=disabled"], &limits[..], &[id.trim()]].concat());
+        assert!(said.starts_with("hello\nmade\n") && said.contains("passwd") && !said.contains("group"), "{said}");
+        podman(&["rmi", "-f", id.trim()]);
+        println!("podman run: ok");
+    }
+}
