@@ -76,6 +76,12 @@ pub enum Failure {
         /// Seen from the image's root.
         path: PathBuf,
     },
+    /// There are more layers than the kernel takes at once; an image has 127 at most.
+    #[error("mount {layers} layers at once: this is more than the kernel takes")]
+    TooManyLayers {
+        /// How many there are.
+        layers: usize,
+    },
     /// The machine has fewer processors than the step must see.
     #[error("give the step {wanted} processors: this machine lets us use {usable}")]
     TooFewCpus {
@@ -132,8 +138,6 @@ pub enum Failure {
 /// What was being done when a system call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Doing {
-    /// Reading the request.
-    Receive,
     /// Making sure that the helper's own program cannot be written to.
     Seal,
     /// Entering the cgroup that bounds processes and memory.
@@ -171,7 +175,6 @@ pub enum Doing {
 impl fmt::Display for Doing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Receive => "read the request",
             Self::Seal => "protect the helper's program",
             Self::Cgroup => "enter the step's cgroup",
             Self::Namespaces => "create namespaces",

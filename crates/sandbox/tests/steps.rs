@@ -497,3 +497,48 @@ fn a_scratch_directory_on_an_overlay_is_refused() {
     assert!(matches!(refused, Refusal::UnfitFileSystem { .. }), "{refused:?}");
     assert!(refused.hint().contains("XDG_CACHE_HOME"));
 }
+
+#[test]
+fn an_image_may_have_as_many_layers_as_images_have() {
+    needs_root!();
+    let mut image = Image::new();
+    for number in 0..127 {
+        let layer = image.dir.path().join(format!("layer{number}"));
+        fs::create_dir(&layer).expect("layer");
+        fs::write(layer.join(format!("file{number}")), number.to_string()).expect("file");
+        fs::write(layer.join("top"), number.to_string()).expect("file");
+        image.layers.push(layer);
+    }
+    let ran = image.sh("ls /file* | wc -l; cat /top; echo same > /top; rm /file5");
+    assert_eq!(ran.out, "127\n126\n", "{}", ran.err);
+    assert_eq!(ran.changed, ["- file5", "~ top"]);
+    image.layers = image.layers.iter().cycle().take(400).cloned().collect();
+    let refused = image.run(&image.step("true")).err();
+    assert!(matches!(refused, Some(RunError::Failed(Failure::TooManyLayers { .. }))), "{refused:?}");
+}
+
+#[test]
+fn layers_and_scratch_may_lie_on_different_file_systems() {
+    needs_root!();
+    let image = Image::new();
+    let other = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+    let scratch = Scratch::new(other.path()).expect("scratch");
+    let step = image.step("echo more >> /etc/motd; rm -r /home; mkdir /home; ls -la / >/dev/null");
+    let outcome = sandbox().run(&step, &scratch, &mut |_, _| {}).expect("the step begins");
+    assert_eq!(outcome.exit, Exit::Code(0));
+    let changes = jiji_sandbox::changes(&scratch.upper(), &image.layers).expect("changes");
+    let paths: Vec<_> = changes.list().iter().map(|change| change.path.as_path()).collect();
+    assert_eq!(paths, [Path::new("etc/motd"), Path::new("home/app")]);
+}
+
+#[test]
+fn no_file_tells_when_a_step_began() {
+    needs_root!();
+    let image = Image::new();
+    fs::remove_dir_all(image.base("etc")).expect("accounts");
+    let mut step = image.step("stat -c '%n %Y' /etc /etc/*");
+    step.source_date_epoch = 12_345;
+    let ran = image.run(&step).expect("the step begins");
+    let expected = "/etc 12345\n/etc/hostname 12345\n/etc/hosts 12345\n/etc/resolv.conf 12345\n";
+    assert_eq!(ran.out, expected, "{}", ran.err);
+}

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use image::archive::{Archive, dir, file, hard_link, symlink};
 use image::{Image, needs_root};
 use jiji_sandbox::{UnpackError, UnpackLimits, Unpacked, unpack};
+use proptest::prelude::*;
 
 /// Unpacks one more layer on an image.
 fn add(image: &mut Image, archive: Archive) -> Result<Unpacked, UnpackError> {
@@ -278,4 +279,68 @@ fn an_archive_is_read_to_its_end() {
     let mut left = bytes.as_slice();
     unpack(left.by_ref(), &to, &image.layers, UnpackLimits::default()).expect("a fine layer");
     assert!(left.is_empty());
+}
+
+fn some_entry() -> impl Strategy<Value = image::archive::Entry> {
+    let name = prop::sample::select(vec![
+        "a",
+        "b",
+        "a/b",
+        "a/b/c",
+        "b/a",
+        "./a",
+        "/a",
+        "../a",
+        "a/../../b",
+        ".wh.a",
+        "a/.wh.b",
+        "a/.wh..wh..opq",
+        ".wh..wh..opq",
+        "a/",
+        "etc/motd",
+        "etc",
+        "bin/x",
+        "",
+    ]);
+    let to = prop::sample::select(vec!["a", "b", "/", "..", "../../..", "/etc", "a/b", "bin", "/proc/self/root", ""]);
+    (name, to, 0..6_u8).prop_map(|(name, to, kind)| match kind {
+        0 | 1 => file(name, to),
+        2 => dir(name),
+        3 => symlink(name, to),
+        4 => hard_link(name, to),
+        _ => image::archive::fifo(name),
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_archive_reaches_out_of_its_directory_or_below(
+        entries in prop::collection::vec(some_entry(), 0..12),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+    ) {
+        if !image::is_able() {
+            return Ok(());
+        }
+        let image = Image::new();
+        let to = image.dir.path().join("to");
+        fs::create_dir(&to).expect("directory");
+        let mut bytes = entries.into_iter().fold(Archive::new(), Archive::put).bytes();
+        for (at, byte) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let look = |dir: &Path| {
+            let found = std::process::Command::new("find").arg(dir).args(["-printf", "%p %y %m %s %T@ %l\\n"]).output();
+            String::from_utf8_lossy(&found.expect("find").stdout).into_owned()
+        };
+        let before = look(&image.layers[0]);
+        // Whatever it says: it is about this directory alone.
+        let _ = unpack(bytes.as_slice(), &to, &image.layers, UnpackLimits { bytes: 1 << 20, entries: 100 });
+        prop_assert_eq!(before, look(&image.layers[0]));
+        let mut left: Vec<_> = fs::read_dir(image.dir.path()).expect("test directory").flatten().map(|entry| entry.file_name()).collect();
+        left.sort();
+        prop_assert_eq!(left, ["base", "to"]);
+    }
 }

@@ -17,6 +17,9 @@ use crate::wire::{Doing, During as _, Failure};
 /// layer could have put there. With `xino` off the inode numbers are those of the file system below.
 const OPTIONS: &str = "redirect_dir=nofollow,metacopy=off,index=off,xino=off";
 
+/// Bytes of options that mount(2) reads: a page, the smallest one there is. It drops what comes after without a word.
+const PAGE: usize = 4096;
+
 /// Mounts `layers` (lowest first) below `scratch/upper` on `scratch/root`, and opens its root.
 ///
 /// Devices cannot be opened there (`nodev`), neither those of a hostile layer nor those that the step creates: with `CAP_MKNOD`
@@ -37,13 +40,17 @@ pub(super) fn mount(layers: &[&OsStr], scratch: &Path) -> Result<OwnedFd, Failur
     let (upper, work) = (open(bytes(upper.as_os_str()))?, open(bytes(scratch.join("work").as_os_str()))?);
     let lower = lowers.iter().map(by_number).collect::<Vec<_>>().join(":");
     let data = format!("lowerdir={lower},upperdir={},workdir={},{OPTIONS}", by_number(&upper), by_number(&work));
+    let volatile = format!("{data},volatile");
+    if volatile.len() >= PAGE {
+        return Err(Failure::TooManyLayers { layers: layers.len() });
+    }
     let at = scratch.join("root");
     let attempt = |data: &str| {
         let data = std::ffi::CString::new(data).expect("descriptor numbers and constants hold no zero byte");
         rustix::mount::mount("overlay", &at, "overlay", MountFlags::NODEV, data.as_c_str())
     };
     // Without `volatile` every unmount would wait for the disk, and nothing in a scratch directory needs to survive a crash.
-    match attempt(&format!("{data},volatile")) {
+    match attempt(&volatile) {
         Err(Errno::INVAL) => attempt(&data),
         other => other,
     }

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -38,15 +39,24 @@ pub(super) fn prepare(scratch: &Path, run: &Run) -> Result<(), Failure> {
     let files = new("tmpfs", &[("mode", "0755"), ("size", "1m")], data_only()).during(Doing::Etc)?;
     let at = rustix::fs::open(&bound, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).during(Doing::Etc)?;
     attach(files.as_fd(), at.as_fd()).during(Doing::Etc)?;
-    for (name, text) in ETC {
-        fs::write(below.join("etc").join(name), "").during(Doing::Etc)?;
-        fs::write(bound.join(name), text).during(Doing::Etc)?;
-    }
     let cpus = match run.cpus {
         1 => "0\n".to_owned(),
         many => format!("0-{}\n", many - 1),
     };
-    fs::write(bound.join("cpus"), cpus).during(Doing::Sys)
+    fs::write(bound.join("cpus"), cpus).during(Doing::Sys)?;
+    // None of these may show the time at which the step began.
+    let time = UNIX_EPOCH + Duration::from_secs(run.source_date_epoch);
+    for (name, text) in ETC {
+        for (path, text) in [(below.join("etc").join(name), ""), (bound.join(name), text)] {
+            fs::write(&path, text).during(Doing::Etc)?;
+            set_time(&path, time).during(Doing::Etc)?;
+        }
+    }
+    set_time(&below.join("etc"), time).during(Doing::Etc)
+}
+
+fn set_time(path: &Path, time: SystemTime) -> std::io::Result<()> {
+    fs::File::open(path)?.set_modified(time)
 }
 
 /// Lays the three files over the image's own. An image that has none there, a broken link or something else than a file keeps

@@ -6,6 +6,7 @@ use jiji_sandbox::{Changes, Kind, Node};
 use tar::{EntryType, Header};
 
 /// One entry.
+#[derive(Debug)]
 pub struct Entry {
     name: Vec<u8>,
     kind: EntryType,

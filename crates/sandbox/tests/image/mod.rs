@@ -1,5 +1,6 @@
-#![allow(dead_code, reason = "each test file is a program of its own and uses its part")]
 //! A root file system of busybox and a few accounts, and steps run in it.
+#![allow(dead_code, reason = "each test file is a program of its own and uses its part")]
+#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 pub mod archive;
 
@@ -7,6 +8,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use jiji_sandbox::{Exit, Kind, Outcome, Refusal, RunError, Sandbox, Scratch, Step, Stream, changes, probe};
 
@@ -22,15 +24,18 @@ pub(crate) use needs_root;
 
 /// Whether this user may run steps; if not, says why. Another refusal than that is a failure.
 pub fn is_able() -> bool {
-    let dir = tempfile::tempdir().expect("a directory for the test");
-    match probe(&sandbox(), dir.path()) {
-        Ok(_) => true,
-        Err(refusal @ (Refusal::Unprivileged { .. } | Refusal::NoNamespaces { .. })) => {
-            eprintln!("SKIPPED: {refusal}; {}", refusal.hint());
-            false
+    static ABLE: OnceLock<bool> = OnceLock::new();
+    *ABLE.get_or_init(|| {
+        let dir = tempfile::tempdir().expect("a directory for the test");
+        match probe(&sandbox(), dir.path()) {
+            Ok(_) => true,
+            Err(refusal @ (Refusal::Unprivileged { .. } | Refusal::NoNamespaces { .. })) => {
+                eprintln!("SKIPPED: {refusal}; {}", refusal.hint());
+                false
+            }
+            Err(refusal) => panic!("{refusal}; {}", refusal.hint()),
         }
-        Err(refusal) => panic!("{refusal}; {}", refusal.hint()),
-    }
+    })
 }
 
 /// The sandbox with the crate's own program as the helper: a test's main belongs to its harness.
