@@ -10,6 +10,7 @@
 //! | [`session`] | frames in and out, asks in their order, heartbeats and blobs beside them |
 //! | [`engine`] | Docker and Podman behind one type |
 //! | [`observe`] | answers every kind of query, changes nothing |
+//! | [`execute`] | runs every kind of action |
 //! | [`probe`] | one probe, and the loop of probes with its timeline |
 //! | [`lease`] | who may change a project here |
 //! | [`journal`] | what a transaction did, written before and after it is done |
@@ -22,6 +23,7 @@
 pub mod clock;
 pub mod command;
 pub mod engine;
+pub mod execute;
 pub mod journal;
 pub mod lease;
 pub mod observe;

@@ -6,7 +6,8 @@
 //! | --- | --- |
 //! | `bin/SHA256` | `jiji-host` itself, put there by the operator |
 //! | `host.key` | 32 random bytes for the keyed digest of secrets, mode 0600 |
-//! | `lock` | held while what projects share is changed |
+//! | `lock` | held while one of the small records that projects share is changed |
+//! | `engine.lock` | held while the engine's networks and images are changed |
 //! | `last-address` | the container address leased last |
 //! | `registry-port` | the port of 127.0.0.1 from which the engine pulls |
 //! | `roster.json` | servers and their numbers |
@@ -137,7 +138,23 @@ impl Place {
         create_dir(&self.root)
     }
 
-    /// Waits for and holds the lock of what projects share, until the result is dropped.
+    /// Waits for and holds the lock under which the engine's networks and images are changed, until the result is dropped. It may be
+    /// held for as long as a pull takes.
+    ///
+    /// # Errors
+    /// [`PlaceError::Io`].
+    pub async fn lock_engine(&self) -> Result<Lock, PlaceError> {
+        self.create()?;
+        let path = self.root.join("engine.lock");
+        loop {
+            if let Some(lock) = Lock::try_take(&path)? {
+                return Ok(lock);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits for and holds the lock of the small records that projects share, until the result is dropped.
     ///
     /// # Errors
     /// [`PlaceError::Io`].
@@ -215,16 +232,25 @@ pub struct Lock {
 }
 
 impl Lock {
+    fn open(path: &Path) -> Result<File, PlaceError> {
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(0o600);
+        options.open(path).map_err(failed("open", path))
+    }
+
     fn take(path: &Path) -> Result<Self, PlaceError> {
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(failed("open", path))?;
+        let file = Self::open(path)?;
         file.lock().map_err(failed("lock", path))?;
         Ok(Self { _file: file })
+    }
+
+    fn try_take(path: &Path) -> Result<Option<Self>, PlaceError> {
+        let file = Self::open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(error)) => Err(failed("lock", path)(error)),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! negotiated. What a step does with the engine is [`crate::execute`]'s.
 
 pub mod inspect;
+pub mod run;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub struct Engine {
     pub version: String,
     /// Whether it knows images by their manifests (Docker's containerd store) and not by their configurations.
     pub by_manifest: bool,
+    /// Whether its logs grow without a bound unless one is given.
+    pub bounds_logs: bool,
     /// Where it keeps images.
     pub data: PathBuf,
     program: PathBuf,
@@ -100,14 +103,14 @@ impl Engine {
     }
 
     async fn docker(program: PathBuf) -> Result<Self, EngineError> {
-        const FORMAT: &str =
-            r#"{"version":{{json .ServerVersion}},"data":{{json .DockerRootDir}},"status":{{json .DriverStatus}}}"#;
+        const FORMAT: &str = r#"{"version":{{json .ServerVersion}},"data":{{json .DockerRootDir}},"status":{{json .DriverStatus}},"log":{{json .LoggingDriver}}}"#;
         /// The parts of `docker info` that matter here.
         #[derive(serde::Deserialize)]
         struct Info {
             version: String,
             data: PathBuf,
             status: Option<Vec<(String, String)>>,
+            log: Option<String>,
         }
         let kind = project::Engine::Docker;
         let output = Command::new(&program).args(["info", "--format", FORMAT]).timeout(LOOK).run().await?;
@@ -121,6 +124,8 @@ impl Engine {
                     .iter()
                     .flatten()
                     .any(|(name, value)| name == "driver-type" && value.contains("containerd")),
+                // The other drivers refuse the options; where their logs go, somebody else bounds them.
+                bounds_logs: info.log.is_some_and(|driver| driver == "json-file" || driver == "local"),
                 data: info.data,
                 program,
             }),
@@ -144,6 +149,7 @@ impl Engine {
                 kind,
                 version,
                 by_manifest: false,
+                bounds_logs: false,
                 // `podman info` would tell, and takes half a second to look up the versions of packages.
                 data: PathBuf::from("/var/lib/containers/storage"),
                 program,

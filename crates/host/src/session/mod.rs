@@ -4,6 +4,8 @@
 //! time, blocks neither heartbeats nor blobs. While an ask is worked on, the reader takes in what needs no answer: heartbeats, blobs,
 //! secrets, an interrupt. When the input ends, the step in hand is finished and journaled, and what was asked after it is left undone.
 
+mod abort;
+mod keeper;
 mod receive;
 
 use std::cell::{Cell, RefCell};
@@ -19,12 +21,13 @@ use jiji_model::protocol::{
 };
 use tokio::sync::{Notify, OnceCell, mpsc};
 
+use crate::Settings;
 use crate::engine::{Engine, EngineError};
 use crate::lease::{Held, LeaseError};
 use crate::observe::{Observer, architecture, chain};
 use crate::place::{Place, PlaceError};
 use crate::secrets::Secrets;
-use crate::{Settings, journal};
+use keeper::Keeper;
 use receive::Receiver;
 
 /// How long what was told last may take to be written, when the session ends.
@@ -175,6 +178,11 @@ impl Stop {
         self.changed.notify_waiters();
     }
 
+    /// Whether it is wished for.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.get()
+    }
+
     /// Waits for the wish.
     pub(crate) async fn wanted(&self) {
         loop {
@@ -239,8 +247,6 @@ pub(crate) struct Session {
     secrets: RefCell<Rc<Secrets>>,
     receiver: RefCell<Receiver>,
     lease: RefCell<Option<Held>>,
-    #[expect(dead_code, reason = "transactions come next")]
-    journal: RefCell<Option<journal::Journal>>,
     /// The input ended or the lease was lost: nothing new is begun.
     closing: Stop,
     /// Somebody wants the phase at work to stop.
@@ -260,7 +266,6 @@ impl Session {
             engine: OnceCell::new(),
             secrets: RefCell::default(),
             lease: RefCell::default(),
-            journal: RefCell::default(),
             closing: Stop::default(),
             interrupt: Stop::default(),
             runs: Cell::new(0),
@@ -353,6 +358,7 @@ impl Session {
     }
 
     async fn work(&self, mut queue: mpsc::UnboundedReceiver<Ask>) {
+        let mut keeper = Keeper::new(self);
         loop {
             let ask = tokio::select! {
                 biased;
@@ -361,7 +367,7 @@ impl Session {
             };
             let Some(Ask { id, request }) = ask else { return };
             let run = matches!(request, Request::Run { .. });
-            let reply = self.answer(request).await.unwrap_or_else(|refusal| Reply::Refused {
+            let reply = self.answer(&mut keeper, request).await.unwrap_or_else(|refusal| Reply::Refused {
                 why: refusal.why,
                 message: self.secrets.borrow().redact(&refusal.message),
             });
@@ -376,7 +382,7 @@ impl Session {
         }
     }
 
-    async fn answer(&self, request: Request) -> Result<Reply, Refusal> {
+    async fn answer(&self, keeper: &mut Keeper<'_>, request: Request) -> Result<Reply, Refusal> {
         match request {
             Request::Observe { wants } => {
                 let secrets = Rc::clone(&self.secrets.borrow());
@@ -393,9 +399,15 @@ impl Session {
                 Ok(Reply::Blobs(self.receiver.borrow_mut().state(&digests)?))
             }
             Request::Received { digests } => Ok(Reply::Blobs(self.receiver.borrow_mut().state(&digests)?)),
+            Request::Acquire(request) => keeper.acquire(&request).await,
+            Request::Begin(begin) => keeper.begin(*begin),
+            Request::Run { phase } => keeper.run(phase).await,
+            Request::Settle(settlement) => keeper.settle(settlement),
+            Request::Undo => keeper.undo().await,
+            Request::Conclude { release, retain, audit } => keeper.conclude(release.as_deref(), retain, audit),
+            Request::Release => keeper.release(),
             // Never queued.
             Request::Heartbeat | Request::Interrupt => Ok(Reply::Done),
-            _ => Err(Refusal::new(RefusalKind::Unsupported, "not yet")),
         }
     }
 

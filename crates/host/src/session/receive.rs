@@ -3,7 +3,7 @@
 //! Pieces are appended where the last ones ended, also those of an earlier session that was cut, and a blob appears in the store when it is
 //! whole and verified. The store is opened with the first offer, so that a session that only looks writes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiji_model::digest::Digest;
 use jiji_model::observation::BlobFacts;
@@ -92,5 +92,18 @@ impl Receiver {
             });
         }
         Ok(facts)
+    }
+
+    /// Drops what is in the store and not in `keep`, and the beginnings of blobs that never came whole, unless another session has the
+    /// store open. What cannot be dropped now is dropped the next time.
+    pub(super) fn tidy(&mut self, keep: &BTreeSet<Digest>) {
+        let Some(store) = self.store.clone() else { return };
+        self.open.clear();
+        if store.collect(keep).is_ok() {
+            for (digest, _) in store.partials().into_iter().flatten().flatten() {
+                // The next tidying finds it again.
+                let _ = store.forget_partial(&digest);
+            }
+        }
     }
 }

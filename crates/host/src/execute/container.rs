@@ -1,0 +1,208 @@
+//! Containers, networks and volumes.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use jiji_model::plan::{
+    ContainerImage, ContainerSpec, LABEL_ADDRESS, LABEL_SCOPE, LABEL_SECRETS, LABEL_SPEC, Step, Word,
+};
+use jiji_model::transaction::Outcome;
+
+use super::{ActionError, DONE, Executor, image};
+use crate::engine::inspect::ContainerInspect;
+use crate::engine::run;
+use crate::{records, secrets};
+
+impl Executor<'_> {
+    /// A container with this specification runs.
+    pub(super) async fn run_container(&self, spec: &ContainerSpec, limit: Duration) -> Result<Outcome, ActionError> {
+        let engine = self.engine()?;
+        let ContainerImage::Seeded { id, repository } = &spec.image else {
+            return Err(ActionError::Unsupported { kind: "run of a pinned image".to_owned() });
+        };
+        let name = spec.name.as_str();
+        let mut env = BTreeMap::new();
+        for (variable, word) in &spec.env {
+            env.insert(variable.clone(), self.value(word)?);
+        }
+        let labels = run::labels(spec, &spec.digest(), self.mac(spec)?.as_deref());
+        let found = engine.image(id).await?;
+        let found = found.ok_or_else(|| ActionError::NoImage { image: id.config.to_string() })?;
+        let listed = image::listed(id, repository);
+        let image = if found.names().any(|known| known == listed) { listed.as_str() } else { found.id.as_str() };
+        let command = run::command(engine, spec, image, &env, &labels)?;
+        if let Some(old) = engine.inspect_container(name).await? {
+            let scope = old.label(LABEL_SCOPE);
+            if scope.is_none() || scope != spec.labels.get(LABEL_SCOPE).map(String::as_str) {
+                return Err(ActionError::Foreign { name: name.to_owned() });
+            }
+            let same = [LABEL_SPEC, LABEL_ADDRESS, LABEL_SECRETS]
+                .iter()
+                .all(|label| old.label(label) == labels.get(*label).map(String::as_str));
+            if same && old.running() && old.runs(id) {
+                return Ok(Outcome::Unchanged);
+            }
+            if old.running() {
+                self.stop_container(name, spec.stop_timeout_s, limit).await?;
+            }
+            self.remove_container(name, limit).await?;
+        }
+        if let Some(address) = spec.address {
+            records::remember_address(self.place, address)?;
+        }
+        engine.must("run", command.timeout(limit)).await?;
+        let started = self.must_exist(name).await?;
+        if !started.runs(id) {
+            self.remove_container(name, limit).await?;
+            return Err(ActionError::WrongImage {
+                name: name.to_owned(),
+                expected: id.config.to_string(),
+                actual: started.image,
+            });
+        }
+        must_run(&started)?;
+        Ok(DONE)
+    }
+
+    /// The keyed digest of the secrets in a container's environment; none where it has no secrets.
+    fn mac(&self, spec: &ContainerSpec) -> Result<Option<String>, ActionError> {
+        let names = spec.secrets();
+        if names.is_empty() {
+            return Ok(None);
+        }
+        let key = secrets::ensure_host_key(self.place)?;
+        let mac = self.secrets.mac(&key, &names);
+        mac.map(Some).map_err(|name| ActionError::NoSecret { name: name.to_string() })
+    }
+
+    async fn must_exist(&self, name: &str) -> Result<ContainerInspect, ActionError> {
+        let found = self.engine()?.inspect_container(name).await?;
+        found.ok_or_else(|| ActionError::NoContainer { name: name.to_owned() })
+    }
+
+    /// A container that exists is started.
+    pub(super) async fn start_container(&self, name: &str, limit: Duration) -> Result<Outcome, ActionError> {
+        let engine = self.engine()?;
+        if self.must_exist(name).await?.running() {
+            return Ok(Outcome::Unchanged);
+        }
+        engine.must("start", engine.command(["start", name]).timeout(limit)).await?;
+        must_run(&self.must_exist(name).await?)?;
+        Ok(DONE)
+    }
+
+    /// A container is stopped: SIGTERM, then SIGKILL.
+    pub(super) async fn stop_container(
+        &self,
+        name: &str,
+        timeout_s: u32,
+        limit: Duration,
+    ) -> Result<Outcome, ActionError> {
+        let engine = self.engine()?;
+        let Some(container) = engine.inspect_container(name).await? else {
+            return Ok(Outcome::Unchanged);
+        };
+        // One that the engine is about to start again is not stopped yet.
+        if matches!(container.state.status.as_str(), "exited" | "created" | "configured" | "stopped" | "dead") {
+            return Ok(Outcome::Unchanged);
+        }
+        let seconds = timeout_s.to_string();
+        let output = engine.command(["stop", "-t", &seconds, name]).timeout(limit).run().await?;
+        let after = engine.inspect_container(name).await?;
+        if !output.ok() && after.as_ref().is_some_and(ContainerInspect::running) {
+            return Err(engine.failure("stop", &output).into());
+        }
+        // 128 and the number of SIGKILL: the application did not end when it was asked to.
+        let killed = after.is_some_and(|container| container.state.exit_code == 137 && !container.state.oom_killed);
+        Ok(Outcome::Done { output: killed.then(|| format!("did not end on SIGTERM, killed after {timeout_s} s")) })
+    }
+
+    /// A container is gone. One that jiji did not start is not meant: somebody else has taken the name.
+    pub(super) async fn remove_container(&self, name: &str, limit: Duration) -> Result<Outcome, ActionError> {
+        let engine = self.engine()?;
+        match engine.inspect_container(name).await? {
+            Some(container) if container.label(LABEL_SCOPE).is_some() => {}
+            Some(_) | None => return Ok(Outcome::Unchanged),
+        }
+        // With the volumes that have no name: nobody could find them again.
+        let command = engine.command(["rm", "--force", "--volumes", name]).timeout(limit);
+        let output = command.run().await?;
+        if !output.ok() && engine.inspect_container(name).await?.is_some() {
+            return Err(engine.failure("rm", &output).into());
+        }
+        Ok(DONE)
+    }
+
+    /// A command in a running container.
+    pub(super) async fn exec(
+        &self,
+        step: &Step,
+        container: &str,
+        argv: &[Word],
+        tolerate: &[String],
+        limit: Duration,
+    ) -> Result<Outcome, ActionError> {
+        let argv = self.argv(argv)?;
+        let output = self.engine()?.command(["exec", container]).args(argv.clone()).timeout(limit).run().await?;
+        if output.ok() {
+            return Ok(self.printed(step, &output));
+        }
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        if !output.timed_out && tolerate.iter().any(|text| !text.is_empty() && complaint.contains(text)) {
+            return Ok(Outcome::Unchanged);
+        }
+        let what = format!("run `{}` in container `{container}`", argv.join(" "));
+        Err(ActionError::exited(what, &output))
+    }
+
+    /// The engine's network exists with this subnet.
+    pub(super) async fn network(&self, name: &str, subnet: &str, gateway: Ipv4Addr) -> Result<Outcome, ActionError> {
+        let engine = self.engine()?;
+        let _alone = self.place.lock_engine().await?;
+        if let Some(found) = engine.network(name).await? {
+            if found.subnet.as_deref() == Some(subnet) && found.gateway.is_none_or(|found| found == gateway) {
+                return Ok(Outcome::Unchanged);
+            }
+            let actual = match (&found.subnet, found.gateway) {
+                (Some(subnet), Some(gateway)) => format!("{subnet} and gateway {gateway}"),
+                (Some(subnet), None) => subnet.clone(),
+                (None, _) => "of another kind".to_owned(),
+            };
+            // Without force, both engines refuse to remove a network that a container is in.
+            if !found.used.is_empty() || !engine.command(["network", "rm", name]).run().await?.ok() {
+                return Err(ActionError::Network {
+                    name: name.to_owned(),
+                    wanted: format!("{subnet} and gateway {gateway}"),
+                    actual,
+                });
+            }
+        }
+        let create = engine.command(run::network_create(engine, name, subnet, gateway));
+        engine.must("network create", create).await?;
+        Ok(DONE)
+    }
+
+    /// A volume of the engine exists.
+    pub(super) async fn volume(&self, name: &str) -> Result<Outcome, ActionError> {
+        let engine = self.engine()?;
+        if engine.command(["volume", "inspect", name]).run().await?.ok() {
+            return Ok(Outcome::Unchanged);
+        }
+        engine.must("volume create", engine.command(["volume", "create", name])).await?;
+        Ok(DONE)
+    }
+}
+
+/// That a container that was just started runs. One without a health check is told by nothing else.
+fn must_run(container: &ContainerInspect) -> Result<(), ActionError> {
+    if container.running() || container.state.status == "restarting" {
+        return Ok(());
+    }
+    Err(ActionError::NotRunning {
+        name: container.plain_name().to_owned(),
+        state: container.state.status.clone(),
+        exit: container.state.exit_code,
+        oom: container.state.oom_killed,
+    })
+}

@@ -1,0 +1,115 @@
+//! Images: from the host's own store into the engine, and out of it again.
+//!
+//! The engine pulls by digest from a registry that lives on 127.0.0.1 for the time of the pull. Its port is one per host and is kept, so
+//! that the engine does not come to know one image under ever new names; one session at a time serves there. What the engine then has is
+//! checked against the identity that was asked for, and gets a name that people can read.
+
+use std::io;
+use std::time::Duration;
+
+use jiji_model::image::{Image, ImageId};
+use jiji_model::project::Engine as Kind;
+use jiji_model::transaction::Outcome;
+use jiji_registry_shim::Registry;
+use tokio::net::TcpListener;
+
+use super::{ActionError, DONE, Executor};
+use crate::engine::Engine;
+use crate::place::{self, Durability};
+
+/// What the engine lists jiji's images under; nothing answers there, and nothing is ever pulled from it.
+const LISTED: &str = "jiji.local";
+
+/// The name under which the engine lists an image.
+pub(super) fn listed(id: &ImageId, repository: &str) -> String {
+    format!("{LISTED}/{repository}:{}", id.manifest.short())
+}
+
+impl Executor<'_> {
+    /// The engine has the image.
+    pub(super) async fn ensure_image(&self, image: &Image, limit: Duration) -> Result<Outcome, ActionError> {
+        let engine = self.engine()?;
+        let id = image.id();
+        let name = listed(&id, &image.repository);
+        if let Some(found) = engine.image(&id).await? {
+            if found.names().any(|known| known == name) {
+                return Ok(Outcome::Unchanged);
+            }
+            list(engine, &found.id, &name).await?;
+            return Ok(DONE);
+        }
+        let _alone = self.place.lock_engine().await?;
+        let store = (self.store)()?;
+        let (listener, port) = self.listen().await.map_err(ActionError::Serve)?;
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let serving = tokio::spawn(jiji_registry_shim::serve(listener, Registry::read_only(store), async {
+            // Ends with the sender, also when this future is dropped.
+            let _ = stopped.await;
+        }));
+        let reference = format!("127.0.0.1:{port}/{}@{}", image.repository, id.manifest);
+        let mut command = engine.command(["pull", "--quiet"]);
+        if engine.kind == Kind::Podman {
+            // Docker takes 127.0.0.0/8 for insecure by itself.
+            command = command.args(["--tls-verify=false"]);
+        }
+        let pulled = engine.must("pull", command.args([reference.as_str()]).timeout(limit)).await;
+        drop(stop);
+        // Connections that the engine keeps open must not be waited for.
+        serving.abort();
+        pulled?;
+        let found = engine.image(&id).await?;
+        let found = found.ok_or_else(|| ActionError::NoImage { image: id.config.to_string() })?;
+        list(engine, &found.id, &name).await?;
+        // The name by which it was pulled says nothing to people. It does no harm if it stays.
+        let _ = engine.command(["rmi", reference.as_str()]).run().await;
+        Ok(DONE)
+    }
+
+    /// The registry's port: the one that is recorded, or a new one where that is taken or none is.
+    async fn listen(&self) -> io::Result<(TcpListener, u16)> {
+        let path = self.place.registry_port();
+        let recorded = place::read(&path, 16).ok().flatten();
+        let recorded = recorded.and_then(|bytes| String::from_utf8(bytes).ok()?.trim().parse::<u16>().ok());
+        if let Some(port) = recorded
+            && let Ok(listener) = TcpListener::bind(("127.0.0.1", port)).await
+        {
+            return Ok((listener, port));
+        }
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let port = listener.local_addr()?.port();
+        place::write(&path, format!("{port}\n").as_bytes(), 0o600, Durability::Synced).map_err(io::Error::other)?;
+        Ok((listener, port))
+    }
+
+    /// An image is gone, unless a container uses it or somebody else gave it a name.
+    pub(super) async fn remove_image(&self, id: &ImageId) -> Result<Outcome, ActionError> {
+        let engine = self.engine()?;
+        let Some(found) = engine.image(id).await? else {
+            return Ok(Outcome::Unchanged);
+        };
+        let users = engine.containers_where([format!("ancestor={}", found.id)]).await?;
+        if users.iter().any(|container| container.runs(id)) {
+            return Ok(Outcome::Unchanged);
+        }
+        let ours = |name: &&str| name.starts_with("jiji.local/") || name.starts_with("127.0.0.1:");
+        let (mine, others): (Vec<&str>, Vec<&str>) = found.names().partition(ours);
+        if mine.is_empty() && !others.is_empty() {
+            return Ok(Outcome::Unchanged);
+        }
+        for name in mine {
+            // The last name takes the image along, and with it the names that are left.
+            engine.command(["rmi", name]).run().await?;
+        }
+        if let Some(left) = engine.image(id).await?
+            && left.names().all(|name| ours(&name))
+        {
+            engine.must("rmi", engine.command(["rmi", left.id.as_str()])).await?;
+        }
+        Ok(DONE)
+    }
+}
+
+async fn list(engine: &Engine, id: &str, name: &str) -> Result<(), ActionError> {
+    engine.must("tag", engine.command(["tag", id, name])).await?;
+    Ok(())
+}

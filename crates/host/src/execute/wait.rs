@@ -1,0 +1,177 @@
+//! Waits for health: a loop of probes, and an eye on the container while they fail.
+
+use std::cell::Cell;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use jiji_model::probe::{Probe, ProbeResult, ProbeSpec, Timeline};
+use jiji_model::project::Check;
+use jiji_model::transaction::Outcome;
+
+use super::{ActionError, DONE, Executor};
+use crate::engine::Engine;
+use crate::engine::inspect::ContainerInspect;
+use crate::observe::redact;
+use crate::probe::{self, Stop};
+
+/// How often a container is looked at while its probes fail.
+const LOOK: Duration = Duration::from_millis(400);
+
+impl Executor<'_> {
+    /// A container becomes healthy.
+    pub(super) async fn wait(&self, name: &str, network: &str, spec: &ProbeSpec) -> Result<Outcome, ActionError> {
+        let engine = self.engine()?;
+        let container = engine.inspect_container(name).await?;
+        let container = container.ok_or_else(|| ActionError::NoContainer { name: name.to_owned() })?;
+        let address = match container.address(network) {
+            _ if network == "host" => Ipv4Addr::LOCALHOST,
+            Some(address) => address,
+            // It has ended already, which the eye on it sees before the first probe.
+            None if !container.running() => Ipv4Addr::LOCALHOST,
+            None => {
+                return Err(ActionError::NoAddress { name: name.to_owned(), network: network.to_owned() });
+            }
+        };
+        let failing = Cell::new(!container.running());
+        let ask = |timeout| {
+            let check = &spec.check;
+            async move {
+                match check {
+                    Check::Http { port, path } => {
+                        probe::http(SocketAddrV4::new(address, *port), None, path, timeout).await
+                    }
+                    Check::Tcp { port } => probe::tcp(SocketAddrV4::new(address, *port), timeout).await,
+                    Check::Exec { argv } => in_container(engine, name, argv, timeout).await,
+                }
+            }
+        };
+        let what = match &spec.check {
+            Check::Http { port, path } => format!("`GET {path}` on port {port} of `{name}`"),
+            Check::Tcp { port } => format!("port {port} of `{name}`"),
+            Check::Exec { argv } => format!("`{}` in `{name}`", argv.join(" ")),
+        };
+        if !container.running() {
+            let result = not_running(&container);
+            let first = Probe { at_ms: 0, took_ms: 0, result, healthy: false };
+            self.tell(&first);
+            let timeline = Timeline { healthy: false, took_ms: 0, made: 1, probes: vec![first] };
+            return Err(ActionError::NotHealthy { why: verdict(&what, &timeline), timeline: Box::new(timeline) });
+        }
+        let ended = ended(engine, name, &container, &failing);
+        let each = |probe: &Probe| {
+            failing.set(!probe.healthy);
+            self.tell(probe);
+        };
+        self.watch(spec, &what, ask, ended, each).await
+    }
+
+    /// `GET` until it answers as wanted.
+    pub(super) async fn wait_http(&self, address: Ipv4Addr, spec: &ProbeSpec) -> Result<Outcome, ActionError> {
+        if !(address.is_loopback() || address.octets()[..2] == [10, 210] || probe::is_own(address)) {
+            return Err(ActionError::Elsewhere { address });
+        }
+        let Check::Http { port, path } = &spec.check else {
+            return Err(ActionError::Unsupported { kind: "http_wait without an HTTP check".to_owned() });
+        };
+        let what = format!("`GET http://{address}:{port}{path}`");
+        let ask = |timeout| probe::http(SocketAddrV4::new(address, *port), None, path, timeout);
+        self.watch(spec, &what, ask, std::future::pending(), |probe| self.tell(probe)).await
+    }
+
+    async fn watch<F: Future<Output = ProbeResult>>(
+        &self,
+        spec: &ProbeSpec,
+        what: &str,
+        ask: impl FnMut(Duration) -> F,
+        ended: impl Future<Output = ProbeResult>,
+        each: impl FnMut(&Probe),
+    ) -> Result<Outcome, ActionError> {
+        let interrupted = Cell::new(false);
+        let stop = async {
+            tokio::select! {
+                ended = ended => Stop::NotRunning(ended),
+                () = (self.stop)() => {
+                    interrupted.set(true);
+                    Stop::Interrupted
+                }
+            }
+        };
+        let mut timeline = probe::watch(spec, ask, stop, each).await;
+        if timeline.healthy {
+            return Ok(DONE);
+        }
+        for probe in &mut timeline.probes {
+            probe.result = redact(self.secrets, probe.result.clone());
+        }
+        let timeline = Box::new(timeline);
+        if interrupted.get() {
+            Err(ActionError::Interrupted { timeline })
+        } else {
+            Err(ActionError::NotHealthy { why: verdict(what, &timeline), timeline })
+        }
+    }
+
+    fn tell(&self, probe: &Probe) {
+        (self.probed)(Probe { result: redact(self.secrets, probe.result.clone()), ..probe.clone() });
+    }
+}
+
+/// Waits until the container ends, or was started again by the engine since `first`: what does not stay up is not healthy. Looks only
+/// while probes fail, because a look costs more than a probe.
+async fn ended(engine: &Engine, name: &str, first: &ContainerInspect, failing: &Cell<bool>) -> ProbeResult {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if !failing.get() {
+            continue;
+        }
+        match engine.inspect_container(name).await {
+            Ok(Some(now)) => {
+                let same = (now.restart_count, now.state.pid) == (first.restart_count, first.state.pid);
+                if !(now.running() && same) {
+                    return not_running(&now);
+                }
+            }
+            Ok(None) => return ProbeResult::NotRunning { exit: None, oom: false },
+            // An engine that does not answer for a moment says nothing about the container.
+            Err(_) => {}
+        }
+    }
+}
+
+fn not_running(container: &ContainerInspect) -> ProbeResult {
+    ProbeResult::NotRunning { exit: Some(container.state.exit_code), oom: container.state.oom_killed }
+}
+
+async fn in_container(engine: &Engine, name: &str, argv: &[String], timeout: Duration) -> ProbeResult {
+    let command = engine.command(["exec", name]).args(argv).timeout(timeout).limits(probe::BODY, probe::BODY);
+    match command.run().await {
+        Ok(output) => match output.exit {
+            Some(code) => {
+                let said = if output.stdout.trim_ascii().is_empty() { &output.stderr } else { &output.stdout };
+                ProbeResult::Exit { code, output: probe::beginning(said) }
+            }
+            None if output.timed_out => ProbeResult::TimedOut,
+            None => ProbeResult::Broken { cause: output.ending() },
+        },
+        Err(error) => ProbeResult::Broken { cause: error.to_string() },
+    }
+}
+
+/// Why a loop did not end well, in one sentence: what was asked, and what the last probe met.
+fn verdict(what: &str, timeline: &Timeline) -> String {
+    let met = match timeline.probes.last().map(|probe| &probe.result) {
+        None => "no probe was made".to_owned(),
+        Some(ProbeResult::Http { status, location: Some(location), .. }) => format!("status {status}, to `{location}`"),
+        Some(ProbeResult::Http { status, .. }) => format!("status {status}"),
+        Some(ProbeResult::Connected) => "a connection".to_owned(),
+        Some(ProbeResult::Exit { code, .. }) => format!("exit code {code}"),
+        Some(ProbeResult::Refused) => "nothing listens there".to_owned(),
+        Some(ProbeResult::TimedOut) => "no answer in time".to_owned(),
+        Some(ProbeResult::Broken { cause }) => cause.clone(),
+        Some(ProbeResult::NotRunning { oom: true, .. }) => "the container was ended for memory".to_owned(),
+        Some(ProbeResult::NotRunning { exit: Some(exit), .. }) => format!("the container ended with exit code {exit}"),
+        Some(ProbeResult::NotRunning { exit: None, .. }) => "the container is gone".to_owned(),
+    };
+    let probes = if timeline.made == 1 { "probe" } else { "probes" };
+    format!("find {what} healthy: {met} ({} {probes} in {} ms)", timeline.made, timeline.took_ms)
+}

@@ -1,0 +1,389 @@
+//! What needs the lease: transactions, step by step.
+//!
+//! Every change of a record is made under the project's lock and only while the lease is still this session's; an entry of the journal is
+//! synced before what it announces is done, and before what it reports is told. What a journal's entries mean, and which steps are left to
+//! do or to take back, is [`jiji_model::transaction`]'s.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Instant;
+
+use futures_util::FutureExt as _;
+use jiji_model::digest::Digest;
+use jiji_model::plan::{Action, Phase, Repeat, Step};
+use jiji_model::protocol::{HostEvent, RefusalKind, Reply, RunReport, StepFailure, StepReport};
+use jiji_model::transaction::audit::AuditEvent;
+use jiji_model::transaction::{
+    Begin, Decision, Entry, LeaseDecision, LeaseRequest, Outcome, Release, Settlement, StepState, Transaction,
+};
+
+use super::{Refusal, Session, abort};
+use crate::execute::{Executor, unsupported};
+use crate::journal::{self, Journal};
+use crate::observe::chain;
+use crate::place::Lock;
+use crate::{lease, probe, records};
+
+/// Longest cause of a failure in the journal, in characters.
+const CAUSE: usize = 1024;
+
+/// The transactional half of a session's worker.
+pub(super) struct Keeper<'s> {
+    session: &'s Session,
+    /// The project's journal, once the lease is held and there is one.
+    journal: Option<Journal>,
+}
+
+fn out_of_order(message: impl Into<String>) -> Refusal {
+    Refusal::new(RefusalKind::OutOfOrder, message)
+}
+
+impl<'s> Keeper<'s> {
+    pub(super) fn new(session: &'s Session) -> Self {
+        Self { session, journal: None }
+    }
+
+    /// Holds the records' lock while the lease is this session's. Never held across a wait: the reader takes the same lock.
+    fn guard(&self) -> Result<Lock, Refusal> {
+        match self.session.lease.borrow().as_ref() {
+            Some(held) => Ok(held.guard()?),
+            None => Err(Refusal::new(RefusalKind::NoLease, "use the lease: this session has none")),
+        }
+    }
+
+    /// The open transaction's journal.
+    fn open(&mut self) -> Result<&mut Journal, Refusal> {
+        match &mut self.journal {
+            Some(journal) if journal.transaction().is_open() => Ok(journal),
+            _ => Err(Refusal::new(RefusalKind::NoTransaction, "find the transaction: none is open here")),
+        }
+    }
+
+    fn append(&mut self, entry: Entry) -> Result<(), Refusal> {
+        let _lock = self.guard()?;
+        Ok(self.open()?.append(entry)?)
+    }
+
+    pub(super) async fn acquire(&mut self, request: &LeaseRequest) -> Result<Reply, Refusal> {
+        let project = self.session.place.project(&request.scope)?;
+        // Taken out for the while: the reader must not want the lock that a takeover holds.
+        let held = self.session.lease.take();
+        if let Some(held) = held.filter(|held| held.project().dir() != project.dir()) {
+            self.session.lease.replace(Some(held));
+            return Err(out_of_order("take the lease: this session holds one of another project"));
+        }
+        // A newer jiji's records are refused before anything of them is touched.
+        journal::read(&project.journal())?;
+        records::releases(&project)?;
+        match lease::acquire(project.clone(), request).await? {
+            Ok(held) => {
+                let lease = held.lease().clone();
+                self.session.lease.replace(Some(held));
+                self.journal = Journal::open(&project.journal())?;
+                Ok(Reply::Lease(LeaseDecision::Granted(lease)))
+            }
+            Err(decision) => Ok(Reply::Lease(decision)),
+        }
+    }
+
+    pub(super) fn release(&mut self) -> Result<Reply, Refusal> {
+        self.journal = None;
+        match self.session.lease.take() {
+            Some(held) => {
+                held.release()?;
+                Ok(Reply::Done)
+            }
+            None => Err(Refusal::new(RefusalKind::NoLease, "give the lease back: this session has none")),
+        }
+    }
+
+    pub(super) fn begin(&mut self, begin: Begin) -> Result<Reply, Refusal> {
+        if begin.version > Begin::VERSION {
+            return Err(Refusal::new(
+                RefusalKind::NewerFormat,
+                "begin: the journal's format is newer than this jiji's",
+            ));
+        }
+        let actions = begin.steps.iter().flat_map(|step| std::iter::once(&step.action).chain(&step.undo));
+        if let Some(kind) = actions.filter_map(unsupported).next() {
+            return Err(Refusal::new(RefusalKind::Unsupported, format!("begin: this jiji-host knows no {kind}")));
+        }
+        let _lock = self.guard()?;
+        let (path, fencing) = {
+            let lease = self.session.lease.borrow();
+            let held = lease.as_ref().ok_or_else(|| out_of_order("begin: no lease is held"))?;
+            if self.session.place.project(&begin.scope)?.dir() != held.project().dir() {
+                return Err(out_of_order("begin: the lease is for another project"));
+            }
+            (held.project().journal(), held.lease().fencing)
+        };
+        if begin.fencing != fencing {
+            return Err(out_of_order(format!("begin: number {} is not the lease's, {fencing}", begin.fencing)));
+        }
+        match self.journal.as_ref().map(Journal::transaction) {
+            // Asked again, because the answer was lost.
+            Some(open) if open.begin == begin => return Ok(Reply::Done),
+            Some(open) if open.is_open() => {
+                let message =
+                    format!("begin: transaction `{}` of {} is open here", open.begin.transaction, open.begin.who);
+                return Err(Refusal::new(RefusalKind::OpenTransaction, message));
+            }
+            _ => {}
+        }
+        abort::point("before-begin", &begin.command);
+        self.journal = Some(Journal::begin(&path, begin)?);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn settle(&mut self, settlement: Settlement) -> Result<Reply, Refusal> {
+        let _lock = self.guard()?;
+        let highest = self.session.lease.borrow().as_ref().map_or(0, |held| held.lease().fencing);
+        let journal = self.open()?;
+        let transaction = journal.transaction();
+        if !(transaction.begin.fencing..=highest).contains(&settlement.fencing) {
+            return Err(out_of_order(format!(
+                "settle: number {} is not between the transaction's, {}, and the lease's, {highest}",
+                settlement.fencing, transaction.begin.fencing
+            )));
+        }
+        if transaction
+            .settlement
+            .is_some_and(|earlier| earlier.fencing == settlement.fencing && earlier.decision != settlement.decision)
+        {
+            return Err(out_of_order("settle: it is settled the other way under this number"));
+        }
+        if transaction.settlement != Some(settlement) {
+            abort::point("before-settle", "");
+            journal.append(Entry::Settled(settlement))?;
+            abort::point("after-settle", "");
+        }
+        Ok(Reply::Done)
+    }
+
+    pub(super) async fn run(&mut self, phase: Phase) -> Result<Reply, Refusal> {
+        drop(self.guard()?);
+        let transaction = self.open()?.transaction();
+        match transaction.settlement.map(|settlement| settlement.decision) {
+            Some(Decision::Revert) => return Err(out_of_order(format!("run {phase}: it is settled to revert"))),
+            None if !phase.before_decided() => {
+                return Err(out_of_order(format!("run {phase}: nothing is decided yet")));
+            }
+            _ => {}
+        }
+        if phase.before_decided()
+            && let Some(earlier) =
+                Phase::ALL.into_iter().find(|earlier| *earlier < phase && !transaction.to_finish(*earlier).is_empty())
+        {
+            return Err(out_of_order(format!("run {phase}: {earlier} has not ended")));
+        }
+        let steps: Vec<Step> = transaction.to_finish(phase).into_iter().cloned().collect();
+        let mut report = RunReport { steps: Vec::new(), failure: None };
+        for step in steps {
+            if self.session.closing.is_wanted() || self.session.interrupt.is_wanted() {
+                break;
+            }
+            let failure = match self.in_the_way(&step)? {
+                Some(cause) => Some(StepFailure { step: step.id, cause, timeline: None, evidence: Vec::new() }),
+                None => self.step(&step, false, &mut report.steps).await?,
+            };
+            if failure.is_some() && phase.before_decided() {
+                report.failure = failure.map(Box::new);
+                break;
+            }
+            report.failure = report.failure.or(failure.map(Box::new));
+        }
+        Ok(Reply::Ran(report))
+    }
+
+    /// Why a step cannot be run now, if something is in its way.
+    fn in_the_way(&mut self, step: &Step) -> Result<Option<String>, Refusal> {
+        let transaction = self.open()?.transaction();
+        let pairs = || transaction.begin.steps.iter().zip(&transaction.states);
+        let unknown = pairs().any(|(one, state)| one.id == step.id && *state == StepState::Unknown);
+        if unknown && step.repeat == Repeat::AtMostOnce {
+            return Ok(Some("run it again: how it ended is not known, and it may run only once".to_owned()));
+        }
+        let done = |state: &StepState| matches!(state, StepState::Ended(outcome) if outcome.is_ok());
+        let before = pairs().find(|(one, state)| step.after.contains(&one.id) && !done(state));
+        Ok(before.map(|(one, _)| format!("begin: `{}`, which comes before, has not ended well", one.title)))
+    }
+
+    pub(super) async fn undo(&mut self) -> Result<Reply, Refusal> {
+        drop(self.guard()?);
+        let transaction = self.open()?.transaction();
+        if transaction.settlement.map(|settlement| settlement.decision) != Some(Decision::Revert) {
+            return Err(out_of_order("take back: it is not settled to revert"));
+        }
+        let steps: Vec<Step> = transaction.to_undo().into_iter().cloned().collect();
+        let mut report = RunReport { steps: Vec::new(), failure: None };
+        for step in steps {
+            if self.session.closing.is_wanted() {
+                break;
+            }
+            let failure = self.step(&step, true, &mut report.steps).await?;
+            report.failure = report.failure.or(failure.map(Box::new));
+        }
+        Ok(Reply::Ran(report))
+    }
+
+    /// Runs a step, or its undo, with its entries in the journal around it. Gives the failure, if it is one.
+    async fn step(
+        &mut self,
+        step: &Step,
+        undo: bool,
+        reports: &mut Vec<StepReport>,
+    ) -> Result<Option<StepFailure>, Refusal> {
+        let action = match (&step.undo, undo) {
+            (Some(action), true) => action,
+            (None, true) => return Ok(None),
+            (_, false) => &step.action,
+        };
+        let id = || step.id.clone();
+        let begun = Instant::now();
+        self.append(if undo { Entry::UndoStarted { step: id() } } else { Entry::Started { step: id() } })?;
+        self.session.outbox.event(HostEvent::StepStarted { step: id(), undo });
+        abort::point("before-effect", &step.title);
+        let (outcome, mut failure) = self.act(step, action, undo).await?;
+        abort::point("after-effect", &step.title);
+        let ended = outcome.clone();
+        self.append(if undo {
+            Entry::UndoEnded { step: id(), outcome: ended }
+        } else {
+            Entry::Ended { step: id(), outcome: ended }
+        })?;
+        abort::point("after-journal", &step.title);
+        let took_ms = probe::millis(begun.elapsed());
+        self.session.outbox.event(HostEvent::StepEnded { step: id(), undo, outcome: outcome.clone(), took_ms });
+        reports.push(StepReport { step: id(), outcome, took_ms });
+        if let Some(failure) = &mut failure {
+            failure.evidence = self.executing(step, async |executor| executor.evidence(&step.evidence).await).await?;
+        }
+        Ok(failure)
+    }
+
+    async fn act(
+        &mut self,
+        step: &Step,
+        action: &Action,
+        undo: bool,
+    ) -> Result<(Outcome, Option<StepFailure>), Refusal> {
+        // What takes something back is never cut short.
+        let result = self.executing(step, async |executor| {
+            let executor = Executor {
+                stop: if undo { &|| std::future::pending().boxed_local() } else { executor.stop },
+                ..*executor
+            };
+            executor.run(step, action).await
+        });
+        Ok(match result.await? {
+            Ok(outcome) => (outcome, None),
+            Err(error) => {
+                let cause: String = self.session.secrets.borrow().redact(&chain(&error));
+                let cause: String = cause.chars().take(CAUSE).collect();
+                let failure = StepFailure {
+                    step: step.id.clone(),
+                    cause: cause.clone(),
+                    timeline: error.timeline().cloned(),
+                    evidence: Vec::new(),
+                };
+                (Outcome::Failed { cause }, Some(failure))
+            }
+        })
+    }
+
+    /// Does something with what runs actions.
+    async fn executing<T>(&mut self, step: &Step, work: impl AsyncFnOnce(&Executor<'_>) -> T) -> Result<T, Refusal> {
+        let session = self.session;
+        let transaction: Transaction = self.open()?.transaction().clone();
+        let secrets = Rc::clone(&session.secrets.borrow());
+        let executor = Executor {
+            settings: &session.settings,
+            place: &session.place,
+            engine: session.engine().await,
+            secrets: &secrets,
+            transaction: &transaction,
+            store: &|| session.receiver.borrow_mut().store(),
+            probed: &|probe| session.outbox.event(HostEvent::Probed { step: step.id.clone(), probe }),
+            stop: &|| {
+                let either = async {
+                    tokio::select! {
+                        () = session.closing.wanted() => {}
+                        () = session.interrupt.wanted() => {}
+                    }
+                };
+                either.boxed_local()
+            },
+        };
+        Ok(work(&executor).await)
+    }
+
+    pub(super) fn conclude(
+        &mut self,
+        release: Option<&Release>,
+        retain: u32,
+        audit: AuditEvent,
+    ) -> Result<Reply, Refusal> {
+        let _lock = self.guard()?;
+        let project = match self.session.lease.borrow().as_ref() {
+            Some(held) => held.project().clone(),
+            None => return Err(out_of_order("conclude: no lease is held")),
+        };
+        if let Some(last) = self.journal.as_ref().map(Journal::transaction)
+            && last.concluded
+            && last.begin.transaction == audit.transaction
+        {
+            // Asked again, because the answer was lost.
+            return Ok(Reply::Done);
+        }
+        let journal = self.open()?;
+        let transaction = journal.transaction();
+        match (transaction.settlement.map(|settlement| settlement.decision), release) {
+            (None, _) => return Err(out_of_order("conclude: it is not settled")),
+            (Some(Decision::Revert), Some(_)) => {
+                return Err(out_of_order("conclude: what was taken back is no release"));
+            }
+            _ => {}
+        }
+        if let Some(release) = release {
+            if release.version > Release::VERSION || release.transaction != transaction.begin.transaction {
+                return Err(out_of_order("conclude: the release is of another transaction or a newer jiji"));
+            }
+            records::keep_release(&project, release, retain)?;
+        }
+        abort::point("after-release", "");
+        records::audit(&project, audit)?;
+        abort::point("after-audit", "");
+        journal.append(Entry::Concluded)?;
+        self.tidy();
+        Ok(Reply::Done)
+    }
+
+    /// Drops blobs that nothing here will need: those of what runs stay, because the next image has most of its layers in common with
+    /// them. Whoever else has the store open may need any of them, so then all stay until the next time.
+    fn tidy(&self) {
+        let mut keep: BTreeSet<Digest> = BTreeSet::new();
+        let Ok(entries) = std::fs::read_dir(self.session.place.projects()) else { return };
+        for entry in entries.flatten() {
+            let Some(project) = entry.file_name().to_str().and_then(|scope| self.session.place.project(scope).ok())
+            else {
+                continue;
+            };
+            // What cannot be read may need anything.
+            let (Ok(releases), Ok(transaction)) = (records::releases(&project), journal::read(&project.journal()))
+            else {
+                return;
+            };
+            let running = releases.first().into_iter().flat_map(|release| release.services.values());
+            let open = transaction.filter(Transaction::is_open);
+            let steps = open.iter().flat_map(|transaction| &transaction.begin.steps);
+            let coming = steps.filter_map(|step| match &step.action {
+                Action::ImageEnsure { image } => Some(image),
+                _ => None,
+            });
+            for image in running.map(|service| &service.image).chain(coming) {
+                keep.extend(image.blobs().map(|blob| blob.digest));
+            }
+        }
+        self.session.receiver.borrow_mut().tidy(&keep);
+    }
+}
