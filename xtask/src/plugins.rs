@@ -23,6 +23,25 @@ const GUESTS: [(&str, &str); 3] = [
 /// The digests of what is in `plugins/dist/`.
 const SUMS: &str = "plugins/dist/SHA256SUMS";
 
+/// The compiler that made what is committed: another one may give other bytes.
+const COMPILER: &str = "plugins/dist/COMPILER";
+
+fn compiler() -> Result<String, Error> {
+    output(command("rustc").arg("--version"))
+}
+
+/// Compares what is committed with a fresh build, where this compiler is the one that made it and knows wasm.
+///
+/// # Errors
+/// When a component differs.
+pub fn compare() -> Result<(), Error> {
+    if std::fs::read_to_string(root().join(COMPILER)).ok() == Some(compiler()?) && setup::add_target(TARGET) {
+        build(&Args { check: true })
+    } else {
+        Ok(())
+    }
+}
+
 /// How the guests are built.
 #[derive(clap::Args)]
 pub struct Args {
@@ -81,24 +100,31 @@ fn sums() -> Result<(), Error> {
             sha256sum.arg(format!("{name}.wasm"));
         }
     }
-    let path = root().join(SUMS);
-    std::fs::write(&path, output(&mut sha256sum)?).map_err(Error::file("write", &path))
+    for (file, text) in [(SUMS, output(&mut sha256sum)?), (COMPILER, compiler()?)] {
+        let path = root().join(file);
+        std::fs::write(&path, text).map_err(Error::file("write", &path))?;
+    }
+    Ok(())
 }
 
-/// Compiler flags that replace this machine's paths, in cargo's form for flags with spaces.
+/// Compiler flags that replace this machine's paths, in cargo's form for flags with spaces. What comes from a registry keeps its name
+/// and version alone.
 fn remapped() -> OsString {
     let home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let sources = home.and_then(|home| std::fs::read_dir(home.join("registry/src")).ok());
+    let mut paths: Vec<PathBuf> = sources.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.sort();
+    paths.push(root());
     let mut flags = OsString::new();
-    for (from, to) in home.map(|home| (home, "/cargo")).into_iter().chain([(root(), "/jiji")]) {
+    for path in paths {
         if !flags.is_empty() {
             flags.push("\u{1f}");
         }
         flags.push("--remap-path-prefix=");
-        flags.push(from);
-        flags.push("=");
-        flags.push(to);
+        flags.push(path);
+        flags.push("=/crates");
     }
     flags
 }

@@ -69,7 +69,7 @@ pub fn run_all(args: &Args) -> Result<(), Error> {
         all.part("unit", || unit(&setup, &args.rest));
     }
     if wants("plugins") {
-        all.part("plugins", || plugins(&args.rest));
+        all.part("plugins", || plugins(&args.rest).and_then(|()| crate::plugins::compare()));
     }
     if hosts {
         let mut built = None;
