@@ -50,8 +50,7 @@ impl Cgroups {
     fn add(&mut self, place: &Place, limits: &Limits) {
         sweep(&place.parent);
         if place.unified {
-            // Refused where it is on already for a reason that does not matter, or cannot be turned on, which the limits tell.
-            let _ = fs::write(place.parent.join("cgroup.subtree_control"), "+pids +memory");
+            pass_on(&place.parent);
         }
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = place.parent.join(format!("{PREFIX}{}-{number}", std::process::id()));
@@ -59,17 +58,28 @@ impl Cgroups {
             return;
         }
         let set = |file: &str, value: String| fs::write(dir.join(file), value).is_ok();
+        let mut bounds = false;
         for controller in &place.controllers {
             match controller {
                 // One more for the helper, one for the first process.
-                Controller::Pids => self.processes |= set("pids.max", (limits.processes + 2).to_string()),
+                Controller::Pids if set("pids.max", (limits.processes.saturating_add(2)).to_string()) => {
+                    (self.processes, bounds) = (true, true);
+                }
                 Controller::Memory => {
                     let file = if place.unified { "memory.max" } else { "memory.limit_in_bytes" };
-                    self.memory |= limits.memory.is_some_and(|bytes| set(file, bytes.to_string()));
+                    if limits.memory.is_some_and(|bytes| set(file, bytes.to_string())) {
+                        (self.memory, bounds) = (true, true);
+                    }
                 }
+                Controller::Pids => {}
             }
         }
-        self.dirs.push(dir);
+        if bounds {
+            self.dirs.push(dir);
+        } else {
+            // Bounds nothing; should it stay, the next step sweeps it.
+            let _ = fs::remove_dir(&dir);
+        }
     }
 
     /// The files a process writes `0` into to be bound.
@@ -90,6 +100,18 @@ impl Drop for Cgroups {
                     _ => break,
                 }
             }
+        }
+    }
+}
+
+/// Version 2: lets children have the controllers, which most machines do already. Each on its own, since one that this machine lacks
+/// would keep the others away. What was refused is told by the limits that cannot be set.
+fn pass_on(parent: &Path) {
+    let file = parent.join("cgroup.subtree_control");
+    let on = fs::read_to_string(&file).unwrap_or_default();
+    for name in ["pids", "memory"] {
+        if !on.split_whitespace().any(|known| known == name) {
+            let _ = fs::write(&file, format!("+{name}"));
         }
     }
 }
