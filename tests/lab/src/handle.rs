@@ -45,9 +45,9 @@ impl Lab {
         }
         spec.check()?;
         let program = program::find(spec.program.as_deref())?;
-        let record = state::allocate(spec, program.clone())?;
+        let record = state::allocate(spec, &program)?;
         let dir = record.dir.clone();
-        let result = Self::spawn(&program, &dir, owned);
+        let result = Self::spawn(&record.program, &dir, owned);
         if result.is_err() {
             // The keeper cleans up after itself; if it could not, its maker does.
             let lock = state::lock(dir.parent().unwrap_or(&dir))?;

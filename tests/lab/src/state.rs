@@ -5,12 +5,14 @@
 
 use std::{
     fs::{self, File},
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
 use crate::{
-    Engine, HostRecord, LabError, OperatorRecord, Owner, Record, RegistryRecord, Spec, cgroup, record::VERSION,
+    Engine, HostRecord, LabError, OperatorRecord, Owner, Record, RegistryRecord, Spec, cgroup,
+    command::{command, run},
+    record::VERSION,
 };
 
 /// The port of the independent registry.
@@ -102,8 +104,9 @@ fn remove_dir(dir: &Path) -> Result<(), LabError> {
     }
 }
 
-/// Makes the directory and record of a new lab, owned by the calling process until its keeper takes over.
-pub(crate) fn allocate(spec: &Spec, program: PathBuf) -> Result<Record, LabError> {
+/// Makes the directory and record of a new lab, owned by the calling process until its keeper takes over. The lab runs on a
+/// copy of the program, so that a build in between does not change it.
+pub(crate) fn allocate(spec: &Spec, program: &Path) -> Result<Record, LabError> {
     let state = spec.state_dir();
     fs::create_dir_all(&state).map_err(LabError::file("create", &state))?;
     let state = fs::canonicalize(&state).map_err(LabError::file("find", &state))?;
@@ -130,7 +133,7 @@ pub(crate) fn allocate(spec: &Spec, program: PathBuf) -> Result<Record, LabError
         id: format!("{:08x}", u32::from_be_bytes(id)),
         number,
         owner,
-        program,
+        program: dir.join("lab"),
         ready: false,
         bridge_pid: 0,
         operator: OperatorRecord {
@@ -153,6 +156,9 @@ pub(crate) fn allocate(spec: &Spec, program: PathBuf) -> Result<Record, LabError
         dir,
     };
     record.save()?;
+    // Copied by another process: were the file open for writing here while another thread forks, its child would hold it open
+    // for a moment, and nobody could run it ("text file busy").
+    run(command("cp", [program, &record.program]))?;
     make(&record.operator.home)?;
     make(&record.operator.bin)?;
     make(&record.dir.join("ssh"))?;

@@ -176,6 +176,10 @@ fn a_lab_whose_keeper_was_killed_is_swept_by_the_next_one() -> Outcome {
     host.engine(&["run", "-d", "--name", "idle", "bb", "/bin/busybox", "sleep", "1000"])?;
     let keeper = first.record().owner.pid.to_string();
     command::run(&mut command::command("kill", ["-KILL", &keeper]))?;
+    // A killed process takes a moment to be gone.
+    while first.record().owner.alive() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     assert!(first.record().dir.exists());
 
     let second = Lab::up(&at(spec(1, Engines::Podman).name("second")))?;
