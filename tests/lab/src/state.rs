@@ -158,7 +158,7 @@ pub(crate) fn allocate(spec: &Spec, program: &Path) -> Result<Record, LabError> 
     record.save()?;
     // Copied by another process: were the file open for writing here while another thread forks, its child would hold it open
     // for a moment, and nobody could run it ("text file busy").
-    run(command("cp", [program, &record.program]))?;
+    run(&mut command("cp", [program, record.program.as_path()]))?;
     make(&record.operator.home)?;
     make(&record.operator.bin)?;
     make(&record.dir.join("ssh"))?;
