@@ -175,7 +175,7 @@ pub fn changes(upper: &Path, layers: &[impl AsRef<Path>]) -> Result<Changes, Cha
     let lower = MergedDir::root(layers);
     let mut walk = Walk::default();
     walk.root(upper, layers.last().map(AsRef::as_ref))?;
-    walk.pending.push(Pending { path: PathBuf::new(), upper: upper.to_owned(), lower });
+    walk.pending.push(Pending { path: PathBuf::new(), upper: upper.to_owned(), lower, opaque: false });
     while let Some(dir) = walk.pending.pop() {
         walk.directory(&dir)?;
     }
@@ -190,6 +190,8 @@ struct Pending {
     upper: PathBuf,
     /// What was there before; empty where nothing was, or something else.
     lower: MergedDir,
+    /// Whether it hides what was there: it is marked so, or it was made in one that is, which needs no mark.
+    opaque: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -239,7 +241,7 @@ impl Walk {
             self.entry(dir, &name)?;
             seen.insert(name);
         }
-        if merged::is_opaque(&dir.upper).map_err(at(&dir.upper))? {
+        if dir.opaque {
             for name in dir.lower.names().map_err(at(&dir.upper))? {
                 if !seen.contains(&name) {
                     self.list.push(Change { path: dir.path.join(name), kind: Kind::Whiteout });
@@ -275,7 +277,8 @@ impl Walk {
                 return Err(ChangeError::Foreign { path: upper });
             }
             let lower = before.and_then(|found| found.dir).unwrap_or_default();
-            self.pending.push(Pending { path: path.clone(), upper, lower });
+            let opaque = dir.opaque || merged::is_opaque(&upper).map_err(at(&upper))?;
+            self.pending.push(Pending { path: path.clone(), upper, lower, opaque });
         }
         if let (Node::File { size }, true) = (&node, stat.nlink() > 1) {
             let names = self.links.entry((stat.dev(), stat.ino())).or_default();
