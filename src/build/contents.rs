@@ -135,7 +135,7 @@ impl Contents {
 
 fn hash_all(files: &[&Path], threads: usize) -> Result<Vec<(Stat, Digest)>, ContextError> {
     let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<(usize, io::Result<(Stat, Digest)>)>> = Mutex::new(Vec::with_capacity(files.len()));
+    let done = Mutex::new(Vec::with_capacity(files.len()));
     let work = || {
         let mut buffer = vec![0; 256 * 1024];
         loop {

@@ -298,10 +298,8 @@ pub fn make_directory(path: &TarPath, owner: (u32, u32), onto: &Tree) -> Result<
 pub fn with_parents(mut entries: BTreeMap<TarPath, Found>, onto: &Tree) -> BTreeMap<TarPath, Found> {
     let parents: Vec<TarPath> = entries.keys().flat_map(TarPath::parents).collect();
     for parent in parents {
-        if !entries.contains_key(&parent) {
-            let found = onto.get(&parent).filter(|found| found.is_directory()).cloned();
-            entries.insert(parent, found.unwrap_or_else(|| Found::directory(0o755)));
-        }
+        let below = onto.get(&parent).filter(|found| found.is_directory());
+        entries.entry(parent).or_insert_with(|| below.cloned().unwrap_or_else(|| Found::directory(0o755)));
     }
     entries
 }

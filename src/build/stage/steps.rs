@@ -25,6 +25,9 @@ const TAIL: usize = 30;
 
 type Stepped<T> = std::result::Result<T, StepError>;
 
+/// A content that was opened.
+type Opened = Box<dyn Read>;
+
 impl Evaluation<'_> {
     /// What is below: headers of the layers so far.
     fn below(&self, draft: &Draft) -> Stepped<Tree> {
@@ -55,7 +58,7 @@ impl Evaluation<'_> {
         let layer = if entries.is_empty() {
             None
         } else {
-            let open = |_: &Content| -> io::Result<Box<dyn Read>> { Ok(Box::new(io::empty())) };
+            let open = |_: &Content| -> io::Result<Opened> { Ok(Box::new(io::empty())) };
             Some(write_layer(&entries, self.request.epoch, self.request.threads, self.builder.store, &|_| None, &open)?)
         };
         keys::remember(&key, layer.as_ref(), self.builder.store)?;
@@ -228,7 +231,7 @@ impl Evaluation<'_> {
         let digest = |content: &Content| digest_of(content, &contents);
         let taken = keys::selected(&selected, &digest);
         let key = keys::copy(&put.state.draft.layers, self.request.epoch, &taken, &put.to);
-        let open = |content: &Content| -> io::Result<Box<dyn Read>> {
+        let open = |content: &Content| -> io::Result<Opened> {
             match content {
                 Content::Path(path) => Ok(Box::new(context::open(path)?)),
                 Content::Bytes(bytes) => Ok(Box::new(Cursor::new(bytes.clone()))),
@@ -264,7 +267,7 @@ impl Evaluation<'_> {
         };
         let store = self.builder.store;
         let unpack = || Ok(Trees::of(&from.layers, store)?);
-        let open = |trees: &Trees, content: &Content| -> io::Result<Box<dyn Read>> {
+        let open = |trees: &Trees, content: &Content| -> io::Result<Opened> {
             match content {
                 Content::Layer(diff_id, path) => {
                     let tree = trees.get(diff_id).ok_or(io::ErrorKind::NotFound)?;
@@ -287,7 +290,7 @@ impl Evaluation<'_> {
         put: &Put<'_>,
         digest: &dyn Fn(&Content) -> Option<Digest>,
         prepare: &dyn Fn() -> Stepped<P>,
-        open: &dyn Fn(&P, &Content) -> io::Result<Box<dyn Read>>,
+        open: &dyn Fn(&P, &Content) -> io::Result<Opened>,
     ) -> Stepped<(Option<Layer>, bool)> {
         let (store, epoch) = (self.builder.store, self.request.epoch);
         if let Some(layer) = keys::recall(key, store)? {

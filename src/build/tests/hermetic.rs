@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         ("a_step_sees_the_same_machine_everywhere", a_step_sees_the_same_machine_everywhere),
         ("a_layer_holds_what_a_step_changed_and_nothing_else", a_layer_holds_what_a_step_changed_and_nothing_else),
         ("a_stage_gives_files_to_another", a_stage_gives_files_to_another),
+        ("a_base_image_is_pulled_once_and_run_in", a_base_image_is_pulled_once_and_run_in),
         ("a_failed_step_says_where_and_what_it_said", a_failed_step_says_where_and_what_it_said),
         ("other_tools_read_the_image", other_tools_read_the_image),
     ] {
@@ -99,6 +100,10 @@ fn platform() -> Platform {
 
 impl Project {
     fn build(&self) -> Result<Built, BuildError> {
+        self.build_from(&Nowhere)
+    }
+
+    fn build_from(&self, sources: &dyn Sources) -> Result<Built, BuildError> {
         let target =
             Target { service: ServiceName::new("web").expect("a service"), environment: None, platform: platform() };
         let request = BuildRequest {
@@ -117,7 +122,7 @@ impl Project {
         let lock_file = LockFile::of_project(&self.root);
         let mut lock = lock_file.read().expect("a lock").build;
         let executor = Local::new(2);
-        let builder = Builder { store: &self.store, sources: &Nowhere, executor: &executor, events: &Silent };
+        let builder = Builder { store: &self.store, sources, executor: &executor, events: &Silent };
         let built = builder.build(&request, &mut lock)?;
         let changes = jiji::build::Changes::of(&target, &lock);
         lock_file.update_build(|section| changes.apply(section)).expect("written");
@@ -330,6 +335,42 @@ fn a_stage_gives_files_to_another() {
         ]
     );
     assert_eq!(file(&project, &built, "copied/sub/b"), "two\n");
+}
+
+fn a_base_image_is_pulled_once_and_run_in() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let base = project(&dir.path().join("base"), "FROM base\nENV FROM_BASE=yes\nWORKDIR /srv\n");
+    let image = base.built().image;
+
+    // A registry that has it under a tag, for as long as the first build takes.
+    let registry = jiji_registry_shim::Registry::read_only(base.store.clone());
+    let name = RepositoryName::new("made/base").expect("a repository");
+    registry.name(&name, &jiji_model::name::TagName::new("1").expect("a tag"), &image.manifest.digest).expect("named");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a port");
+    let authority = listener.local_addr().expect("an address").to_string();
+    let server = runtime.spawn(jiji_registry_shim::serve(listener, registry, std::future::pending()));
+    let client = jiji::registry::Client::new(jiji::registry::Setup::default());
+    let sources = jiji::build::Registries::new(&client, runtime.handle().clone());
+
+    let root = dir.path().join("project");
+    fs::create_dir(&root).expect("created");
+    fs::write(root.join("Dockerfile"), format!("FROM {authority}/made/base:1\nCOPY text .\nRUN wc -c text > size\n"))
+        .expect("written");
+    fs::write(root.join("text"), "four").expect("written");
+    let project = Project { root, store: Store::open(dir.path().join("own store")).expect("a store") };
+    let built = project.build_from(&sources).expect("built");
+    assert_eq!(file(&project, &built, "srv/size"), "4 text\n");
+    assert_eq!(built.image.layers[..2], image.layers[..]);
+    let lock = fs::read_to_string(project.root.join("jiji.lock")).expect("a lock");
+    assert!(lock.contains(&format!("digest = \"{}\"", image.manifest.digest)), "{lock}");
+
+    // After that the network is not needed for anything.
+    server.abort();
+    fs::write(project.root.join("text"), "sixsix").expect("written");
+    let again = project.build_from(&sources).expect("built without the registry");
+    assert_eq!(file(&project, &again, "srv/size"), "6 text\n");
 }
 
 fn a_failed_step_says_where_and_what_it_said() {
