@@ -56,13 +56,7 @@ impl Registry {
     /// Serves all blobs of a store and nothing that changes it. Manifests are served by digest under every repository name, and by
     /// the tags that [`Registry::name`] gives.
     pub fn read_only(store: Store) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                store,
-                names: Names::in_memory(),
-                uploads: None,
-            }),
-        }
+        Self { inner: Arc::new(Inner { store, names: Names::in_memory(), uploads: None }) }
     }
 
     /// Serves a store, takes pushes into it, and keeps tags in files below `names`, which is created where it is missing.
@@ -71,13 +65,7 @@ impl Registry {
     /// [`NamesError`] when the directory is of a newer jiji or cannot be used.
     pub fn read_write(store: Store, names: &Path) -> Result<Self, NamesError> {
         let names = Names::on_disk(names)?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                store,
-                names,
-                uploads: Some(Uploads::default()),
-            }),
-        })
+        Ok(Self { inner: Arc::new(Inner { store, names, uploads: Some(Uploads::default()) }) })
     }
 
     /// Lets `repository:tag` stand for a manifest that is in the store.
@@ -94,15 +82,10 @@ impl Registry {
     /// Answers one request.
     pub async fn answer(&self, request: Request) -> Response {
         let head_only = request.method() == Method::HEAD;
-        let mut response = self
-            .dispatch(request)
-            .await
-            .unwrap_or_else(|refusal| refusal.into_response(head_only));
+        let mut response = self.dispatch(request).await.unwrap_or_else(|refusal| refusal.into_response(head_only));
         // Docker tells a registry of version 2 by this header.
         let version = HeaderValue::from_static("registry/2.0");
-        response
-            .headers_mut()
-            .insert("docker-distribution-api-version", version);
+        response.headers_mut().insert("docker-distribution-api-version", version);
         response
     }
 
@@ -150,9 +133,7 @@ pub async fn serve(
     registry: Registry,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    axum::serve(listener, router(registry))
-        .with_graceful_shutdown(stop)
-        .await
+    axum::serve(listener, router(registry)).with_graceful_shutdown(stop).await
 }
 
 /// The server as a part of a larger one.

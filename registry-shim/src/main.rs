@@ -44,11 +44,7 @@ struct Failed {
 fn run(mut words: impl Iterator<Item = OsString>) -> Result<(), Box<dyn std::error::Error>> {
     let (mut root, mut listen, mut read_only) = (None, None, false);
     while let Some(word) = words.next() {
-        let mut value = || {
-            words
-                .next()
-                .ok_or_else(|| Usage(format!("{} needs a value", word.display())))
-        };
+        let mut value = || words.next().ok_or_else(|| Usage(format!("{} needs a value", word.display())));
         match word.to_str() {
             Some("--root") => root = Some(PathBuf::from(value()?)),
             Some("--listen") => listen = Some(value()?.to_string_lossy().into_owned()),
@@ -66,15 +62,9 @@ fn run(mut words: impl Iterator<Item = OsString>) -> Result<(), Box<dyn std::err
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|source| Failed {
-            action: "start".to_owned(),
-            source,
-        })?;
+        .map_err(|source| Failed { action: "start".to_owned(), source })?;
     runtime.block_on(async {
-        let failed = |source| Failed {
-            action: format!("listen on `{listen}`"),
-            source,
-        };
+        let failed = |source| Failed { action: format!("listen on `{listen}`"), source };
         let listener = tokio::net::TcpListener::bind(&listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -86,9 +76,7 @@ fn run(mut words: impl Iterator<Item = OsString>) -> Result<(), Box<dyn std::err
                 _ = interrupt.recv() => {}
             }
         };
-        jiji_registry_shim::serve(listener, registry, stop)
-            .await
-            .map_err(failed)?;
+        jiji_registry_shim::serve(listener, registry, stop).await.map_err(failed)?;
         Ok(())
     })
 }

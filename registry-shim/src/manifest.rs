@@ -49,27 +49,14 @@ impl Manifest {
         if content.schema_version != 2 {
             return Err(format!("schema version {} is not 2", content.schema_version));
         }
-        let media_type = match (
-            &content.media_type,
-            &content.manifests,
-            &content.layers,
-            &content.config,
-        ) {
+        let media_type = match (&content.media_type, &content.manifests, &content.layers, &content.config) {
             (Some(media_type), ..) => media_type.clone(),
             (None, Some(_), None, None) => INDEX.to_owned(),
             (None, None, _, Some(_)) => MANIFEST.to_owned(),
             _ => return Err("it has neither a configuration nor manifests".to_owned()),
         };
-        let descriptor = Descriptor {
-            media_type,
-            digest: Digest::of(&bytes),
-            size: bytes.len() as u64,
-        };
-        Ok(Self {
-            descriptor,
-            bytes,
-            content,
-        })
+        let descriptor = Descriptor { media_type, digest: Digest::of(&bytes), size: bytes.len() as u64 };
+        Ok(Self { descriptor, bytes, content })
     }
 
     /// The media type that the manifest itself gives.
@@ -80,12 +67,7 @@ impl Manifest {
     /// The blobs that must be here before the manifest: configuration and layers, but not those that are had from elsewhere.
     pub(crate) fn needs(&self) -> impl Iterator<Item = &str> {
         let layers = self.content.layers.iter().flatten();
-        self.content
-            .config
-            .iter()
-            .chain(layers)
-            .filter(|part| part.urls.is_empty())
-            .map(|part| part.digest.as_str())
+        self.content.config.iter().chain(layers).filter(|part| part.urls.is_empty()).map(|part| part.digest.as_str())
     }
 
     /// The manifest that this one refers to.

@@ -57,11 +57,7 @@ pub enum NamesError {
 }
 
 fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> NamesError + 'a {
-    move |source| NamesError::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    move |source| NamesError::Io { action, path: path.to_owned(), source }
 }
 
 #[derive(Debug)]
@@ -82,10 +78,7 @@ impl Names {
             Ok(found) if found == VERSION.as_bytes() => {}
             Ok(found) => {
                 let found = String::from_utf8_lossy(&found).trim().chars().take(60).collect();
-                return Err(NamesError::Version {
-                    path: root.to_owned(),
-                    found,
-                });
+                return Err(NamesError::Version { path: root.to_owned(), found });
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => write_atomic(&path, VERSION.as_bytes())?,
             Err(error) => return Err(failed("read", &path)(error)),
@@ -155,12 +148,7 @@ impl Names {
                 if !dir.is_dir() {
                     return Ok(None);
                 }
-                Ok(Some(
-                    list(&dir.join("tags"))?
-                        .into_iter()
-                        .filter_map(|name| TagName::new(name).ok())
-                        .collect(),
-                ))
+                Ok(Some(list(&dir.join("tags"))?.into_iter().filter_map(|name| TagName::new(name).ok()).collect()))
             }
         }
     }
@@ -170,19 +158,11 @@ impl Names {
         match self {
             Self::Memory(names) => {
                 let names = names.read().unwrap_or_else(PoisonError::into_inner);
-                Ok(names
-                    .get(repository)
-                    .into_iter()
-                    .flat_map(BTreeMap::values)
-                    .map(|found| found.digest)
-                    .collect())
+                Ok(names.get(repository).into_iter().flat_map(BTreeMap::values).map(|found| found.digest).collect())
             }
             Self::Disk(root) => {
                 let names = list(&directory(root, repository).join("manifests"))?;
-                Ok(names
-                    .into_iter()
-                    .filter_map(|name| format!("sha256:{name}").parse().ok())
-                    .collect())
+                Ok(names.into_iter().filter_map(|name| format!("sha256:{name}").parse().ok()).collect())
             }
         }
     }
@@ -190,17 +170,11 @@ impl Names {
     /// All repositories in order.
     pub(crate) fn repositories(&self) -> Result<Vec<RepositoryName>, NamesError> {
         match self {
-            Self::Memory(names) => Ok(names
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .keys()
-                .cloned()
-                .collect()),
+            Self::Memory(names) => Ok(names.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()),
             Self::Disk(root) => {
                 let names = list(root)?.into_iter().filter(|name| name != "version");
-                let mut found: Vec<_> = names
-                    .filter_map(|name| RepositoryName::new(name.replace('%', "/")).ok())
-                    .collect();
+                let mut found: Vec<_> =
+                    names.filter_map(|name| RepositoryName::new(name.replace('%', "/")).ok()).collect();
                 found.sort();
                 Ok(found)
             }
@@ -221,10 +195,7 @@ impl Names {
     /// Takes a manifest away from a repository, with the tags that stand for it. True if it was there.
     pub(crate) fn remove_manifest(&self, repository: &RepositoryName, digest: &Digest) -> Result<bool, NamesError> {
         for tag in self.tags(repository)?.into_iter().flatten() {
-            if self
-                .resolve(repository, &tag)?
-                .is_some_and(|found| found.digest == *digest)
-            {
+            if self.resolve(repository, &tag)?.is_some_and(|found| found.digest == *digest) {
                 self.remove_tag(repository, &tag)?;
             }
         }
@@ -254,10 +225,7 @@ fn read_record(path: &Path) -> Result<Option<Descriptor>, NamesError> {
     match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map(Some)
-            .map_err(|source| NamesError::Record {
-                path: path.to_owned(),
-                source,
-            }),
+            .map_err(|source| NamesError::Record { path: path.to_owned(), source }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed("read", path)(error)),
     }
@@ -320,19 +288,11 @@ mod tests {
             assert_eq!(names.tags(&repository).expect("listed"), None);
             names.add(&repository, Some(&new), &descriptor(b"new")).expect("added");
             names.add(&repository, Some(&old), &descriptor(b"old")).expect("added");
-            assert_eq!(
-                names.tags(&repository).expect("listed"),
-                Some(vec![old.clone(), new.clone()])
-            );
-            assert_eq!(
-                names.resolve(&repository, &new).expect("resolved"),
-                Some(descriptor(b"new"))
-            );
+            assert_eq!(names.tags(&repository).expect("listed"), Some(vec![old.clone(), new.clone()]));
+            assert_eq!(names.resolve(&repository, &new).expect("resolved"), Some(descriptor(b"new")));
             assert_eq!(names.repositories().expect("listed"), std::slice::from_ref(&repository));
             names.add(&repository, Some(&old), &descriptor(b"new")).expect("moved");
-            names
-                .remove_manifest(&repository, &Digest::of(b"new"))
-                .expect("removed");
+            names.remove_manifest(&repository, &Digest::of(b"new")).expect("removed");
             assert_eq!(names.tags(&repository).expect("listed"), Some(vec![]));
         }
     }

@@ -28,21 +28,13 @@ pub(crate) fn base() -> Response {
 
 pub(crate) fn catalog(names: &Names, uri: &Uri) -> Result<Response, Refusal> {
     let (shown, link) = page(names.repositories()?, uri, "/v2/_catalog")?;
-    Ok(with_link(
-        json_response(StatusCode::OK, &json!({"repositories": shown})),
-        link,
-    ))
+    Ok(with_link(json_response(StatusCode::OK, &json!({"repositories": shown})), link))
 }
 
 pub(crate) fn tags(names: &Names, repository: &RepositoryName, uri: &Uri) -> Result<Response, Refusal> {
-    let tags = names
-        .tags(repository)?
-        .ok_or_else(|| Refusal::NameUnknown(repository.to_string()))?;
+    let tags = names.tags(repository)?.ok_or_else(|| Refusal::NameUnknown(repository.to_string()))?;
     let (shown, link) = page(tags, uri, &format!("/v2/{repository}/tags/list"))?;
-    Ok(with_link(
-        json_response(StatusCode::OK, &json!({"name": repository, "tags": shown})),
-        link,
-    ))
+    Ok(with_link(json_response(StatusCode::OK, &json!({"name": repository, "tags": shown})), link))
 }
 
 pub(crate) fn manifest(
@@ -53,13 +45,7 @@ pub(crate) fn manifest(
 ) -> Result<Response, Refusal> {
     let unknown = |version: String| Refusal::ManifestUnknown(format!("{repository} has no {version}"));
     let digest = match version {
-        Version::Tag(tag) => {
-            inner
-                .names
-                .resolve(repository, tag)?
-                .ok_or_else(|| unknown(format!("tag {tag}")))?
-                .digest
-        }
+        Version::Tag(tag) => inner.names.resolve(repository, tag)?.ok_or_else(|| unknown(format!("tag {tag}")))?.digest,
         Version::Digest(digest) => *digest,
     };
     let media_type = match inner.names.manifest(repository, &digest)? {
@@ -80,18 +66,13 @@ pub(crate) fn manifest(
 pub(crate) fn blob(store: &Store, digest: &Digest, request: &Request) -> Result<Response, Refusal> {
     let (file, size) = store.open_blob(digest)?;
     let mut response = described(digest, size, HeaderValue::from_static("application/octet-stream"));
-    response
-        .headers_mut()
-        .insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    response.headers_mut().insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     let (offset, length) = match wanted(request.headers(), size)? {
         None => (0, size),
         Some((first, last)) => {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             let headers = response.headers_mut();
-            headers.insert(
-                header::CONTENT_RANGE,
-                text_value(format!("bytes {first}-{last}/{size}")),
-            );
+            headers.insert(header::CONTENT_RANGE, text_value(format!("bytes {first}-{last}/{size}")));
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(last - first + 1));
             (first, last - first + 1)
         }
@@ -120,17 +101,11 @@ pub(crate) fn referrers(
             found.push(manifest.referrer());
         }
     }
-    let mut response = json_response(
-        StatusCode::OK,
-        &json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": found}),
-    );
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(INDEX));
+    let mut response =
+        json_response(StatusCode::OK, &json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": found}));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(INDEX));
     if wanted.is_some() {
-        response
-            .headers_mut()
-            .insert("oci-filters-applied", HeaderValue::from_static("artifactType"));
+        response.headers_mut().insert("oci-filters-applied", HeaderValue::from_static("artifactType"));
     }
     Ok(response)
 }
@@ -149,9 +124,7 @@ pub(crate) fn text_value(text: String) -> HeaderValue {
 pub(crate) fn json_response(status: StatusCode, value: &Value) -> Response {
     let mut response = Response::new(Body::from(value.to_string()));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
@@ -181,24 +154,17 @@ fn page<T: AsRef<str> + serde::Serialize>(
 ) -> Result<(Vec<T>, Option<HeaderValue>), Refusal> {
     let query = query(uri)?;
     let most = match query.get("n") {
-        Some(text) => text
-            .parse()
-            .map_err(|_| Refusal::SizeInvalid(format!("n={text} is not a number")))?,
+        Some(text) => text.parse().map_err(|_| Refusal::SizeInvalid(format!("n={text} is not a number")))?,
         None => PAGE,
     };
-    let rest = all
-        .into_iter()
-        .filter(|name| query.get("last").is_none_or(|last| name.as_ref() > last.as_str()));
+    let rest = all.into_iter().filter(|name| query.get("last").is_none_or(|last| name.as_ref() > last.as_str()));
     let mut shown: Vec<T> = rest.take(most.min(PAGE).saturating_add(1)).collect();
     let more = shown.len() > most.min(PAGE);
     shown.truncate(most.min(PAGE));
-    let link = shown.last().filter(|_| more).map(|last| {
-        text_value(format!(
-            "<{path}?n={}&last={}>; rel=\"next\"",
-            most.min(PAGE),
-            last.as_ref()
-        ))
-    });
+    let link = shown
+        .last()
+        .filter(|_| more)
+        .map(|last| text_value(format!("<{path}?n={}&last={}>; rel=\"next\"", most.min(PAGE), last.as_ref())));
     Ok((shown, link))
 }
 

@@ -76,9 +76,7 @@ pub(crate) async fn finish(
 ) -> Result<Response, Refusal> {
     let upload = uploads.find(repository, id)?;
     let query = query(request.uri())?;
-    let digest = query
-        .get("digest")
-        .ok_or_else(|| Refusal::DigestInvalid("the digest is missing".to_owned()))?;
+    let digest = query.get("digest").ok_or_else(|| Refusal::DigestInvalid("the digest is missing".to_owned()))?;
     let digest = route::digest(digest)?;
     take_last(uploads, repository, &upload, request, digest).await
 }
@@ -97,10 +95,7 @@ pub(crate) async fn put_manifest(
     version: &Version,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let content_type = request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let content_type = content_type.map(|text| text.split(';').next().unwrap_or(text).trim().to_owned());
     let bytes = run(request.into_body(), |mut blocks| {
         let mut bytes = Vec::new();
@@ -110,19 +105,13 @@ pub(crate) async fn put_manifest(
             }
             bytes.extend_from_slice(&block);
         }
-        if blocks.whole() {
-            Ok(bytes)
-        } else {
-            Err(Refusal::SizeInvalid("the manifest is cut off".to_owned()))
-        }
+        if blocks.whole() { Ok(bytes) } else { Err(Refusal::SizeInvalid("the manifest is cut off".to_owned())) }
     })
     .await?;
     let mut manifest = Manifest::parse(bytes).map_err(Refusal::ManifestInvalid)?;
     if let Some(content_type) = content_type {
         if manifest.own_media_type().is_some_and(|own| own != content_type) {
-            return Err(Refusal::ManifestInvalid(format!(
-                "it was sent as {content_type} and says otherwise"
-            )));
+            return Err(Refusal::ManifestInvalid(format!("it was sent as {content_type} and says otherwise")));
         }
         manifest.descriptor.media_type = content_type;
     }
@@ -144,10 +133,7 @@ pub(crate) async fn put_manifest(
     inner.names.add(repository, tag, &manifest.descriptor)?;
     let mut response = empty(StatusCode::CREATED);
     let headers = response.headers_mut();
-    headers.insert(
-        header::LOCATION,
-        text_value(format!("/v2/{repository}/manifests/{digest}")),
-    );
+    headers.insert(header::LOCATION, text_value(format!("/v2/{repository}/manifests/{digest}")));
     headers.insert(CONTENT_DIGEST, text_value(digest.to_string()));
     if let Some(subject) = manifest.subject() {
         // A subject that is no digest of ours has no referrers here, and so no such header.
@@ -187,10 +173,7 @@ async fn take_last(
     let taken = run(request.into_body(), move |blocks| {
         take(&sink, blocks, chunk)?;
         let writer = sink.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        writer
-            .ok_or(Refusal::UploadUnknown)?
-            .finish(Some(digest))
-            .map_err(Refusal::from)
+        writer.ok_or(Refusal::UploadUnknown)?.finish(Some(digest)).map_err(Refusal::from)
     })
     .await;
     match taken {
@@ -217,10 +200,7 @@ fn take(upload: &Upload, mut blocks: Blocks, chunk: Chunk) -> Result<(), Refusal
         return Err(Refusal::ChunkOutOfOrder { offset: start });
     }
     while let Some(block) = blocks.next() {
-        if chunk
-            .length
-            .is_some_and(|length| writer.written() - start + block.len() as u64 > length)
-        {
+        if chunk.length.is_some_and(|length| writer.written() - start + block.len() as u64 > length) {
             return Err(Refusal::SizeInvalid("the chunk is longer than its range".to_owned()));
         }
         writer.write_all(&block).map_err(|error| Refusal::internal(&error))?;
@@ -252,10 +232,7 @@ impl Chunk {
             let text = text.trim_start_matches("bytes").trim();
             let (first, last) = text.split('/').next()?.split_once('-')?;
             let (first, last) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
-            Some(Self {
-                first: Some(first),
-                length: Some(last.checked_sub(first)?.checked_add(1)?),
-            })
+            Some(Self { first: Some(first), length: Some(last.checked_sub(first)?.checked_add(1)?) })
         };
         value
             .to_str()
@@ -269,17 +246,13 @@ async fn run<T: Send + 'static>(
     body: Body,
     sink: impl FnOnce(Blocks) -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
-    stream::into_sink(body, sink)
-        .await
-        .map_err(|error| Refusal::internal(&error))?
+    stream::into_sink(body, sink).await.map_err(|error| Refusal::internal(&error))?
 }
 
 fn empty(status: StatusCode) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(0));
     if status == StatusCode::NO_CONTENT {
         response.headers_mut().remove(header::CONTENT_LENGTH);
     }

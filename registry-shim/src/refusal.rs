@@ -73,11 +73,7 @@ impl Refusal {
             Self::ManifestUnknown(text) => (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", text),
             Self::ManifestInvalid(text) => (StatusCode::BAD_REQUEST, "MANIFEST_INVALID", text),
             Self::ManifestBlobUnknown(text) => (StatusCode::NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", text),
-            Self::ManifestTooLarge => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "SIZE_INVALID",
-                "a manifest has at most 4 MiB",
-            ),
+            Self::ManifestTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", "a manifest has at most 4 MiB"),
             Self::BlobUnknown(text) => (StatusCode::NOT_FOUND, "BLOB_UNKNOWN", text),
             Self::UploadUnknown => (StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "no such upload"),
             Self::UploadInvalid(text) => (StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", text),
@@ -86,23 +82,13 @@ impl Refusal {
                 "BLOB_UPLOAD_INVALID",
                 "the chunk does not begin where the upload stands",
             ),
-            Self::RangeNotSatisfiable { .. } => (
-                StatusCode::RANGE_NOT_SATISFIABLE,
-                "SIZE_INVALID",
-                "the range lies outside of the blob",
-            ),
+            Self::RangeNotSatisfiable { .. } => {
+                (StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID", "the range lies outside of the blob")
+            }
             Self::DigestInvalid(text) => (StatusCode::BAD_REQUEST, "DIGEST_INVALID", text),
             Self::SizeInvalid(text) => (StatusCode::BAD_REQUEST, "SIZE_INVALID", text),
-            Self::Unsupported => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                "UNSUPPORTED",
-                "this registry does not do that",
-            ),
-            Self::TooManyUploads => (
-                StatusCode::TOO_MANY_REQUESTS,
-                "TOOMANYREQUESTS",
-                "too many uploads are open",
-            ),
+            Self::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "this registry does not do that"),
+            Self::TooManyUploads => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many uploads are open"),
             Self::Internal(text) => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", text),
         }
     }

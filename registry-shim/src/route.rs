@@ -15,10 +15,7 @@ pub(crate) enum Target {
     /// `/v2/NAME/tags/list`
     Tags { repository: RepositoryName },
     /// `/v2/NAME/manifests/TAG` or `/v2/NAME/manifests/DIGEST`
-    Manifest {
-        repository: RepositoryName,
-        version: Version,
-    },
+    Manifest { repository: RepositoryName, version: Version },
     /// `/v2/NAME/blobs/DIGEST`. A digest that is none is refused only by those who use it.
     Blob { digest: Result<Digest, Refusal> },
     /// `/v2/NAME/blobs/uploads/`
@@ -26,10 +23,7 @@ pub(crate) enum Target {
     /// `/v2/NAME/blobs/uploads/ID`
     Upload { repository: RepositoryName, id: String },
     /// `/v2/NAME/referrers/DIGEST`
-    Referrers {
-        repository: RepositoryName,
-        digest: Result<Digest, Refusal>,
-    },
+    Referrers { repository: RepositoryName, digest: Result<Digest, Refusal> },
 }
 
 /// Which manifest of a repository.
@@ -51,40 +45,24 @@ impl Target {
         }
         let rest = rest.strip_prefix('/').ok_or(Refusal::NotFound)?;
         if let Some(name) = rest.strip_suffix("/tags/list") {
-            return Ok(Self::Tags {
-                repository: repository(name)?,
-            });
+            return Ok(Self::Tags { repository: repository(name)? });
         }
-        if let Some(name) = rest
-            .strip_suffix("/blobs/uploads")
-            .or_else(|| rest.strip_suffix("/blobs/uploads/"))
-        {
-            return Ok(Self::Uploads {
-                repository: repository(name)?,
-            });
+        if let Some(name) = rest.strip_suffix("/blobs/uploads").or_else(|| rest.strip_suffix("/blobs/uploads/")) {
+            return Ok(Self::Uploads { repository: repository(name)? });
         }
         let (front, last) = rest.rsplit_once('/').ok_or(Refusal::NotFound)?;
         if let Some(name) = front.strip_suffix("/blobs/uploads") {
-            return Ok(Self::Upload {
-                repository: repository(name)?,
-                id: last.to_owned(),
-            });
+            return Ok(Self::Upload { repository: repository(name)?, id: last.to_owned() });
         }
         if let Some(name) = front.strip_suffix("/manifests") {
-            return Ok(Self::Manifest {
-                repository: repository(name)?,
-                version: version(last)?,
-            });
+            return Ok(Self::Manifest { repository: repository(name)?, version: version(last)? });
         }
         if let Some(name) = front.strip_suffix("/blobs") {
             repository(name)?;
             return Ok(Self::Blob { digest: digest(last) });
         }
         if let Some(name) = front.strip_suffix("/referrers") {
-            return Ok(Self::Referrers {
-                repository: repository(name)?,
-                digest: digest(last),
-            });
+            return Ok(Self::Referrers { repository: repository(name)?, digest: digest(last) });
         }
         Err(Refusal::NotFound)
     }
@@ -96,8 +74,7 @@ fn repository(text: &str) -> Result<RepositoryName, Refusal> {
 
 /// Reads a digest that a client wrote.
 pub(crate) fn digest(text: &str) -> Result<Digest, Refusal> {
-    text.parse()
-        .map_err(|error: jiji_model::digest::ParseDigestError| Refusal::DigestInvalid(error.to_string()))
+    text.parse().map_err(|error: jiji_model::digest::ParseDigestError| Refusal::DigestInvalid(error.to_string()))
 }
 
 fn version(text: &str) -> Result<Version, Refusal> {
@@ -105,9 +82,7 @@ fn version(text: &str) -> Result<Version, Refusal> {
         return digest(text).map(Version::Digest);
     }
     // A tag that cannot exist is a manifest that does not.
-    TagName::new(text)
-        .map(Version::Tag)
-        .map_err(|error| Refusal::ManifestUnknown(error.to_string()))
+    TagName::new(text).map(Version::Tag).map_err(|error| Refusal::ManifestUnknown(error.to_string()))
 }
 
 /// Resolves percent-encoding. None if it is broken or not UTF-8.
@@ -148,29 +123,12 @@ mod tests {
             ("/v2/".to_owned(), Target::Base),
             ("/v2".to_owned(), Target::Base),
             ("/v2/_catalog".to_owned(), Target::Catalog),
-            (
-                "/v2/a/b/tags/list".to_owned(),
-                Target::Tags {
-                    repository: name("a/b"),
-                },
-            ),
+            ("/v2/a/b/tags/list".to_owned(), Target::Tags { repository: name("a/b") }),
             (format!("/v2/a/blobs/{digest}"), Target::Blob { digest: Ok(digest) }),
             (format!("/v2/a/blobs/{encoded}"), Target::Blob { digest: Ok(digest) }),
-            (
-                "/v2/a/blobs/uploads/".to_owned(),
-                Target::Uploads { repository: name("a") },
-            ),
-            (
-                "/v2/a/blobs/uploads".to_owned(),
-                Target::Uploads { repository: name("a") },
-            ),
-            (
-                "/v2/a/blobs/uploads/7f".to_owned(),
-                Target::Upload {
-                    repository: name("a"),
-                    id: "7f".to_owned(),
-                },
-            ),
+            ("/v2/a/blobs/uploads/".to_owned(), Target::Uploads { repository: name("a") }),
+            ("/v2/a/blobs/uploads".to_owned(), Target::Uploads { repository: name("a") }),
+            ("/v2/a/blobs/uploads/7f".to_owned(), Target::Upload { repository: name("a"), id: "7f".to_owned() }),
             (
                 "/v2/manifests/tags/manifests/v1".to_owned(),
                 Target::Manifest {
@@ -180,18 +138,9 @@ mod tests {
             ),
             (
                 format!("/v2/a/manifests/{digest}"),
-                Target::Manifest {
-                    repository: name("a"),
-                    version: Version::Digest(digest),
-                },
+                Target::Manifest { repository: name("a"), version: Version::Digest(digest) },
             ),
-            (
-                format!("/v2/a/referrers/{digest}"),
-                Target::Referrers {
-                    repository: name("a"),
-                    digest: Ok(digest),
-                },
-            ),
+            (format!("/v2/a/referrers/{digest}"), Target::Referrers { repository: name("a"), digest: Ok(digest) }),
         ] {
             assert_eq!(Target::read(&path), Ok(target), "{path}");
         }
@@ -199,23 +148,10 @@ mod tests {
 
     #[test]
     fn a_path_that_leaves_the_names_is_refused() {
-        for path in [
-            "/",
-            "/v1/",
-            "/v2x",
-            "/v2/a",
-            "/v2/a/manifests",
-            "/v2/a/%zz/b",
-            "/v2/a/%",
-        ] {
+        for path in ["/", "/v1/", "/v2x", "/v2/a", "/v2/a/manifests", "/v2/a/%zz/b", "/v2/a/%"] {
             assert_eq!(Target::read(path), Err(Refusal::NotFound), "{path}");
         }
-        for path in [
-            "/v2/../manifests/x",
-            "/v2/A/tags/list",
-            "/v2/a%2f..%2fb/blobs/uploads/",
-            "/v2//manifests/x",
-        ] {
+        for path in ["/v2/../manifests/x", "/v2/A/tags/list", "/v2/a%2f..%2fb/blobs/uploads/", "/v2//manifests/x"] {
             assert!(matches!(Target::read(path), Err(Refusal::NameInvalid(_))), "{path}");
         }
     }

@@ -59,10 +59,7 @@ impl Uploads {
     /// Finds an upload.
     pub(crate) fn find(&self, repository: &RepositoryName, id: &str) -> Result<Arc<Upload>, Refusal> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.get(id)
-            .filter(|upload| upload.repository == *repository)
-            .cloned()
-            .ok_or(Refusal::UploadUnknown)
+        open.get(id).filter(|upload| upload.repository == *repository).cloned().ok_or(Refusal::UploadUnknown)
     }
 
     /// Forgets an upload.

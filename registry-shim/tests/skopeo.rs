@@ -10,15 +10,8 @@ use jiji_store::Store;
 use serde_json::json;
 
 fn skopeo(arguments: &[&str]) {
-    let out = Command::new("skopeo")
-        .args(arguments)
-        .output()
-        .expect("skopeo is installed");
-    assert!(
-        out.status.success(),
-        "skopeo {arguments:?}: {}",
-        String::from_utf8_lossy(&out.stderr)
-    );
+    let out = Command::new("skopeo").args(arguments).output().expect("skopeo is installed");
+    assert!(out.status.success(), "skopeo {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
 fn blob(store: &Store, media_type: &str, bytes: &[u8]) -> Descriptor {
@@ -62,9 +55,7 @@ fn image(store: &Store) -> Image {
 
 fn crc32(bytes: &[u8]) -> u32 {
     let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
-        })
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
     };
     !bytes.iter().fold(u32::MAX, step)
 }
