@@ -119,8 +119,8 @@ fn last_line(path: &Path) -> Result<Option<Vec<u8>>, PlaceError> {
             .and_then(|()| file.sync_all())
             .map_err(failed("cut the torn line off", path))?;
     }
-    let lines = tail[..whole].split(|byte| *byte == b'\n');
-    Ok(lines.filter(|line| !line.is_empty()).next_back().map(<[u8]>::to_vec))
+    let mut lines = tail[..whole].split(|byte| *byte == b'\n');
+    Ok(lines.rfind(|line| !line.is_empty()).map(<[u8]>::to_vec))
 }
 
 /// The container address leased last on this host, by any project.

@@ -7,6 +7,8 @@
 mod abort;
 mod keeper;
 mod receive;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, Read, Write};
@@ -346,14 +348,11 @@ impl Session {
 
     fn heartbeat(&self) {
         let mut lease = self.lease.borrow_mut();
-        match lease.as_mut().map(Held::heartbeat) {
-            Some(Err(LeaseError::Lost { .. })) => {
-                *lease = None;
-                self.outbox.event(HostEvent::LeaseLost);
-                self.closing.want();
-            }
-            // A disk that is full for a moment does not end a lease that still runs.
-            Some(Err(_) | Ok(())) | None => {}
+        // Another failure does not end a lease that still runs: a disk may be full for a moment.
+        if let Some(Err(LeaseError::Lost { .. })) = lease.as_mut().map(Held::heartbeat) {
+            *lease = None;
+            self.outbox.event(HostEvent::LeaseLost);
+            self.closing.want();
         }
     }
 
