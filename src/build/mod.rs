@@ -40,9 +40,11 @@ use jiji_model::digest::Digest;
 use jiji_model::event::{Record, Sink};
 use jiji_model::image::{Image, Platform};
 use jiji_model::name::RepositoryName;
+use jiji_model::reference::Reference;
 use jiji_store::Store;
 
-use crate::lockfile::{BuildSection, Target};
+use crate::lockfile::{BaseKey, BuildSection, Target};
+use crate::registry::Depth;
 use execute::Executor;
 use stage::Evaluation;
 
@@ -140,13 +142,51 @@ impl Builder<'_> {
     }
 }
 
+impl Builder<'_> {
+    /// Takes an image as it is into the store: a base image, or that of a service that is not built. A tag is resolved once, and its
+    /// digest noted in `lock`; with `locked` it must be there.
+    ///
+    /// # Errors
+    /// [`StepError::Reference`], [`StepError::Registry`], [`StepError::NotLocked`], or [`StepError::EmptyBase`] for an empty name.
+    pub fn image(
+        &self,
+        name: &str,
+        platform: &Platform,
+        locked: bool,
+        lock: &mut BuildSection,
+    ) -> Result<Image, StepError> {
+        if name.is_empty() {
+            return Err(StepError::EmptyBase);
+        }
+        let reference: Reference = name.parse()?;
+        let digest = match reference.digest {
+            Some(digest) => digest,
+            None => {
+                let spelled = format!("{}/{}:{}", reference.registry, reference.repository, reference.version());
+                let key = BaseKey { reference: spelled, platform: platform.clone() };
+                match lock.bases.get(&key) {
+                    Some(digest) => *digest,
+                    None if locked => return Err(StepError::NotLocked { what: format!("`{}`", key.reference) }),
+                    None => {
+                        self.events.emit(Record::new("build.resolve", format!("resolving {}", key.reference)));
+                        let digest = self.sources.resolve(&reference, platform)?;
+                        lock.bases.insert(key, digest);
+                        digest
+                    }
+                }
+            }
+        };
+        Ok(self.sources.pull(&reference, &digest, platform, self.store, Depth::WithLayers)?)
+    }
+}
+
 /// What a build changed in the lock's section: to be written into the section as it is by then, which others may have changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changes {
     target: Target,
     image: Option<Digest>,
     runs: BTreeMap<Digest, Digest>,
-    bases: BTreeMap<crate::lockfile::BaseKey, Digest>,
+    bases: BTreeMap<BaseKey, Digest>,
 }
 
 impl Changes {

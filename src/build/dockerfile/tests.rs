@@ -195,7 +195,10 @@ fn variables_quotes_and_escapes_mean_what_the_reference_says() {
         ("${f/./_}", "a/b_tar.gz"),
         ("${f//./_}", "a/b_tar_gz"),
         ("$", "$"),
-        ("a$-", "a$-"),
+        ("a$-", "a"),
+        ("$@@", "@"),
+        ("${?:-d}", "d"),
+        ("he$.x", "he$.x"),
         ("$u", ""),
         ("trailing\\", "trailing"),
     ];

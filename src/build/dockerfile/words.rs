@@ -235,8 +235,9 @@ impl<'a> Expander<'a> {
 
     fn name(&mut self) -> String {
         let mut name = String::new();
-        if let Some(digit) = self.chars.next_if(char::is_ascii_digit) {
-            name.push(digit);
+        // A shell's special parameters are names of one character. They are never set here.
+        if let Some(special) = self.chars.next_if(|ch| ch.is_ascii_digit() || "@*#?-$!".contains(*ch)) {
+            name.push(special);
             return name;
         }
         while let Some(ch) = self.chars.next_if(|ch| ch.is_ascii_alphanumeric() || *ch == '_') {

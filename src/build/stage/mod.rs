@@ -14,7 +14,6 @@ use std::rc::Rc;
 use jiji_model::digest::Digest;
 use jiji_model::event::Record;
 use jiji_model::image::Platform;
-use jiji_model::reference::Reference;
 use jiji_store::Layer;
 use serde_json::{Value, json};
 
@@ -25,8 +24,7 @@ use super::image::Draft;
 use super::layer::TarPath;
 use super::rootfs::Tree;
 use super::{BuildRequest, Builder, Steps};
-use crate::lockfile::{BaseKey, BuildSection};
-use crate::registry::Depth;
+use crate::lockfile::BuildSection;
 
 use scope::{Globals, Scope};
 
@@ -203,32 +201,8 @@ impl<'a> Evaluation<'a> {
 
     /// An image of a registry, by a digest that the reference or the lock says.
     fn image(&mut self, name: &str, platform: &Platform) -> std::result::Result<Draft, StepError> {
-        if name.is_empty() {
-            return Err(StepError::EmptyBase);
-        }
-        let reference: Reference = name.parse()?;
-        let digest = match reference.digest {
-            Some(digest) => digest,
-            None => {
-                let spelled = format!("{}/{}:{}", reference.registry, reference.repository, reference.version());
-                let key = BaseKey { reference: spelled, platform: platform.clone() };
-                match self.lock.bases.get(&key) {
-                    Some(digest) => *digest,
-                    None if self.request.locked => {
-                        return Err(StepError::NotLocked { what: format!("`{}`", key.reference) });
-                    }
-                    None => {
-                        self.tell("build.resolve", format!("resolving {}", key.reference), Value::Null);
-                        let digest = self.builder.sources.resolve(&reference, platform)?;
-                        self.lock.bases.insert(key, digest);
-                        digest
-                    }
-                }
-            }
-        };
-        let store = self.builder.store;
-        let image = self.builder.sources.pull(&reference, &digest, platform, store, Depth::WithLayers)?;
-        Ok(Draft::from_base(&image, store)?)
+        let image = self.builder.image(name, platform, self.request.locked, self.lock)?;
+        Ok(Draft::from_base(&image, self.builder.store)?)
     }
 
     fn instruction(&mut self, stage: usize, instruction: &Instruction, state: &mut State) -> Result<()> {
