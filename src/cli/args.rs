@@ -8,8 +8,10 @@ use clap::{Args, Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "jiji", version, about, disable_help_subcommand = true, propagate_version = true)]
 pub struct Cli {
+    /// Options of every command.
     #[command(flatten)]
     pub global: Global,
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -124,17 +126,18 @@ pub enum PluginCommand {
         /// Accept what it asks for without being asked.
         #[arg(long)]
         accept: bool,
-        /// The name to install it under; its own otherwise.
+        /// Take other bytes than those that are pinned.
         #[arg(long)]
-        name: Option<String>,
+        update: bool,
     },
 }
 
-/// `jiji host exec`.
+/// `jiji host`.
 #[derive(Debug, Args)]
 pub struct HostArgs {
-    /// `exec`.
-    pub mode: String,
+    /// What `jiji-host` would be told: `exec`, and perhaps `--engine ENGINE`.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<String>,
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! | variable | what for |
 //! | --- | --- |
 //! | `XDG_CACHE_HOME` | store, action cache, compile cache lie in `jiji` below it; `~/.cache` otherwise |
+//! | `XDG_RUNTIME_DIR` | sockets of ssh's connections lie in `jiji` below it; `/tmp/jiji-UID` otherwise |
 //! | `HOME` | where the above falls back to |
 //! | `USER`, `HOSTNAME` | who a lease and the audit log name |
 //! | `NO_COLOR`, `CI` | no colours; no prompt and one line per event |
@@ -17,6 +18,8 @@ use std::path::PathBuf;
 pub struct Environment {
     /// The user's cache directory for jiji.
     pub cache: PathBuf,
+    /// A directory of this user alone, with a short path, for sockets.
+    pub sockets: PathBuf,
     /// `user@machine`.
     pub who: String,
     /// Whether to colour.
@@ -36,9 +39,15 @@ impl Environment {
         let cache = set("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
         let user =
             set("USER").or_else(|| set("LOGNAME")).unwrap_or_else(|| rustix::process::getuid().as_raw().to_string());
+        let runtime = set("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+        let sockets = runtime.map_or_else(
+            || PathBuf::from(format!("/tmp/jiji-{}", rustix::process::getuid().as_raw())),
+            |runtime| runtime.join("jiji"),
+        );
         let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
         Self {
             cache: cache.unwrap_or_else(|| home.join(".cache")).join("jiji"),
+            sockets,
             who: format!("{user}@{machine}"),
             color: set("NO_COLOR").is_none(),
             ci: set("CI").is_some(),

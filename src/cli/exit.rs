@@ -67,6 +67,29 @@ impl Exit {
         self as u8
     }
 
+    /// Its name in events.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Internal => "internal",
+            Self::Usage => "usage",
+            Self::Build => "build_failed",
+            Self::Locked => "lock_mismatch",
+            Self::Registry => "registry",
+            Self::Unreachable => "unreachable",
+            Self::Unhealthy => "unhealthy_reverted",
+            Self::RevertFailed => "revert_failed",
+            Self::InDoubt => "in_doubt",
+            Self::Held => "lease_held",
+            Self::Plugin => "plugin",
+            Self::Secret => "secret_missing",
+            Self::Drift => "drift",
+            Self::Interrupted => "interrupted",
+            Self::Refused => "refused",
+            Self::Reverted => "reverted",
+        }
+    }
+
     /// What it means, one line.
     pub fn meaning(self) -> &'static str {
         match self {

@@ -53,14 +53,15 @@ impl Failure {
         self
     }
 
+    /// What failed and why, in one line.
+    pub fn line(&self) -> String {
+        self.causes.iter().fold(self.message.clone(), |line, cause| format!("{line}: {cause}"))
+    }
+
     /// The whole as a person reads it.
     pub fn render(&self, color: bool) -> String {
         let paint = |code: &str, text: &str| if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
-        let mut out = format!("{}: failed to {}", paint("1;31", "error"), self.message);
-        for cause in &self.causes {
-            out.push_str(": ");
-            out.push_str(cause);
-        }
+        let mut out = format!("{}: failed to {}", paint("1;31", "error"), self.line());
         if !self.detail.is_empty() {
             out.push('\n');
             out.push_str(&self.detail);

@@ -4,20 +4,35 @@
 //! others. Whatever goes wrong becomes a [`failure::Failure`] here, with an exit code from [`exit`].
 
 pub mod args;
+mod build;
 pub mod environment;
 pub mod exit;
 pub mod failure;
+mod host;
+pub mod hosts;
+mod plan;
+mod plugin;
+pub mod ready;
+mod ship;
+mod ship_failure;
 
+pub mod workplace;
+
+mod status;
 mod version;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
+use jiji_model::event::Record;
 
 use args::{Cli, Command};
 use environment::Environment;
 use exit::Exit;
 use failure::Failure;
+
+use crate::report::{Report, Summary};
 
 /// The whole program: reads argv, runs one command, says how it ended.
 pub fn main() -> ExitCode {
@@ -26,10 +41,11 @@ pub fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let environment = Environment::read();
-    match run(&cli, &environment) {
+    let report = workplace::report(&cli.global, &environment);
+    match run(&cli, &environment, &report) {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(failure) => {
-            show(&failure, &cli, &environment);
+            show(&failure, &cli, &environment, &report);
             ExitCode::from(failure.exit.code())
         }
     }
@@ -42,19 +58,39 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(if error.use_stderr() { Exit::Usage.code() } else { Exit::Done.code() })
 }
 
-fn show(failure: &Failure, cli: &Cli, environment: &Environment) {
+/// The error on standard error for people; with `--json` as the last events too.
+fn show(failure: &Failure, cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) {
     use std::io::{IsTerminal, Write};
+    let summary = Summary { result: failure.exit.name().to_owned(), exit: failure.exit.code(), ..Summary::default() };
+    if cli.global.json {
+        report.emit(Record::new("error", failure.message.clone()).with(failure.data()));
+    }
+    report.summary(&summary);
     let color = environment.color && std::io::stderr().is_terminal();
     let _ = writeln!(std::io::stderr(), "{}", failure.render(color));
-    if cli.global.json {
-        let record = jiji_model::event::Record::new("error", failure.message.clone()).with(failure.data());
-        jiji_model::event::Sink::emit(&crate::report::ndjson::Ndjson::new(std::io::stdout()), record);
+}
+
+fn run(cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) -> Result<Exit, Failure> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Ship(args) => runtime()?.block_on(ship::ship(global, args, environment, report)),
+        Command::Deploy(_) => runtime()?.block_on(ship::deploy(global, environment, report)),
+        Command::Rollback(args) => runtime()?.block_on(ship::rollback(global, args, environment, report)),
+        Command::Build(args) => runtime()?.block_on(build::build(global, args, environment, report)),
+        Command::Push(args) => runtime()?.block_on(build::push(global, args, environment, report)),
+        Command::Plan(_) => runtime()?.block_on(plan::run(global, environment, report)),
+        Command::Status => runtime()?.block_on(status::run(global, environment)),
+        Command::Plugin(command) => plugin::run(global, command, environment, report, &runtime()?),
+        Command::Version => version::run(global),
+        Command::Host(args) => host::run(args),
     }
 }
 
-fn run(cli: &Cli, _environment: &Environment) -> Result<Exit, Failure> {
-    match &cli.command {
-        Command::Version => version::run(&cli.global),
-        _ => Err(Failure::text(Exit::Internal, "run a command that is not built yet")),
-    }
+/// Drives sessions, registries and timers. Hashing and building have threads of their own.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::text(Exit::Internal, format!("start the runtime: {error}")))
 }

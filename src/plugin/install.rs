@@ -40,6 +40,8 @@ pub enum Source {
     File(PathBuf),
     /// An artifact in a registry.
     Registry(Reference),
+    /// What is embedded in this program. Cannot be installed: it is there.
+    Embedded(PluginName),
 }
 
 impl fmt::Display for Source {
@@ -47,6 +49,7 @@ impl fmt::Display for Source {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Registry(reference) => write!(f, "{reference}"),
+            Self::Embedded(name) => write!(f, "{name}"),
         }
     }
 }
@@ -174,6 +177,7 @@ pub fn fetch<S: ArtifactSource>(
     let bytes = match source {
         Source::File(path) => read(path)?,
         Source::Registry(reference) => pull(reference, registry)?,
+        Source::Embedded(name) => loaded::bytes_of_embedded(name)?.to_vec(),
     };
     let digest = Digest::of(&bytes);
     // Before anything of it runs: other bytes from a source that is pinned already.

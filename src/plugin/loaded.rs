@@ -61,9 +61,7 @@ pub(super) fn bytes(
     store: &Store,
 ) -> Result<(Vec<u8>, Option<Grants>), PluginError> {
     let Some(pin) = pins.get(name) else {
-        let found = embedded().find(|(embedded, _)| *embedded == name.as_str());
-        let (_, bytes) = found.ok_or_else(|| PluginError::NotInstalled { plugin: name.clone() })?;
-        return Ok((bytes.to_vec(), None));
+        return Ok((bytes_of_embedded(name)?.to_vec(), None));
     };
     let grants = serde_json::from_value(serde_json::Value::Object(pin.grants.clone())).map_err(|error| {
         PluginError::BadGrant {
@@ -80,6 +78,12 @@ pub(super) fn bytes(
         source => PluginError::Store { plugin: name.clone(), source },
     })?;
     Ok((bytes, Some(grants)))
+}
+
+/// The bytes of an embedded plugin.
+pub(super) fn bytes_of_embedded(name: &PluginName) -> Result<&'static [u8], PluginError> {
+    let found = embedded().find(|(embedded, _)| *embedded == name.as_str());
+    found.map(|(_, bytes)| bytes).ok_or_else(|| PluginError::NotInstalled { plugin: name.clone() })
 }
 
 /// Compiles a component that was inspected, or takes what an earlier run compiled.

@@ -24,8 +24,12 @@ pub struct Summary {
     /// One sentence for people.
     #[serde(skip)]
     pub text: String,
-    /// Manifest digest by service.
-    pub images: std::collections::BTreeMap<String, String>,
+    /// The project's scope.
+    pub scope: String,
+    /// The release's number; 0 where nothing changed.
+    pub release: u64,
+    /// Manifest digests by service, one for each platform.
+    pub images: std::collections::BTreeMap<String, Vec<String>>,
     /// SSH execs by host.
     pub execs: std::collections::BTreeMap<String, u64>,
     /// Bytes sent to hosts.
@@ -38,41 +42,13 @@ pub struct Summary {
     pub bytes_pushed: u64,
     /// Milliseconds by stage, and `total`.
     pub durations_ms: std::collections::BTreeMap<String, u64>,
+    /// Old things that could not be removed; the next ship takes them up again.
+    pub left: Vec<String>,
 }
 
 impl Summary {
     /// The summary as the last event.
     pub fn record(&self) -> Record {
         Record::new("summary", self.text.clone()).with(serde_json::to_value(self).expect("a summary is JSON"))
-    }
-}
-
-/// Bytes for people: one unit, at most one decimal.
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let (mut value, mut unit) = (count as f64 / 1024.0, 0);
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
-/// A duration for people: seconds with one decimal.
-pub fn seconds(milliseconds: u64) -> String {
-    format!("{:.1}s", milliseconds as f64 / 1000.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_have_one_unit_and_at_most_one_decimal() {
-        let shown: Vec<_> = [0, 1023, 1024, 1536, 1 << 20, 5 << 30].into_iter().map(bytes).collect();
-        assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "5.0 GiB"]);
     }
 }

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use jiji_model::event::{Record, Sink};
+use jiji_model::event::{Record, Sink, seconds};
 
 use super::{Report, Summary};
 
@@ -49,7 +49,7 @@ impl Terminal {
 
     /// One event as a line: seconds since the start, host, text.
     fn format(&self, record: &Record) -> String {
-        let at = super::seconds(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let at = seconds(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX));
         let place = record.host.as_ref().map_or_else(String::new, ToString::to_string);
         format!(
             "{} {} {}",

@@ -1,1 +1,117 @@
-//! Under construction.
+//! The pipeline: build → push → look → plan → apply, and what overlaps with what.
+//!
+//! Hosts are connected while images are built; pushing overlaps with looking; hosts are looked at once, with the core's questions and the
+//! plugins' together. Where the look shows that nothing would change, that is all that happens. This room has no rules of its own: it
+//! hands what one room gives to the next.
+
+mod error;
+mod images;
+mod look;
+mod pipeline;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jiji_model::event::Sink;
+use jiji_model::image::{Image, Platform};
+use jiji_model::name::{HostName, ServiceName};
+use jiji_model::project::Project;
+use jiji_store::Store;
+
+use crate::apply::{self, Cancel, Settled};
+use crate::deploy::Changes;
+use crate::fleet::{self, Counters};
+use crate::lockfile::LockFile;
+use crate::registry::Client;
+use crate::secrets::Secrets;
+
+pub use error::ShipError;
+pub use images::Pushed;
+
+/// Everything that a ship works with.
+pub struct Ship {
+    /// The project.
+    pub project: Arc<Project>,
+    /// Its directory.
+    pub root: PathBuf,
+    /// The store.
+    pub store: Store,
+    /// `jiji.lock`.
+    pub lock: LockFile,
+    /// The client of registries.
+    pub client: Client,
+    /// Values of the project's secrets.
+    pub secrets: Secrets,
+    /// Where compiled plugins are kept.
+    pub compiled: PathBuf,
+    /// How hosts are reached.
+    pub fleet: fleet::Options,
+    /// Who ships, and how.
+    pub apply: apply::Options,
+    /// To be asked to stop.
+    pub cancel: Cancel,
+    /// Whether anything that `jiji.lock` does not say already is an error.
+    pub locked: bool,
+    /// Whether to push to the project's registry.
+    pub push: bool,
+    /// How many cores to build on.
+    pub threads: usize,
+    /// Who watches.
+    pub sink: Arc<dyn Sink>,
+}
+
+/// Where the images of a ship come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// They are built now.
+    Build,
+    /// They are the ones that `jiji.lock` names.
+    Lock,
+}
+
+/// How a ship ended that ended well.
+#[derive(Debug, Default)]
+pub struct Shipped {
+    /// The images, by service.
+    pub images: BTreeMap<ServiceName, Vec<Image>>,
+    /// Whether anything changed on hosts.
+    pub changed: bool,
+    /// The release's number; 0 where nothing changed.
+    pub number: u64,
+    /// All hosts.
+    pub hosts: Vec<HostName>,
+    /// What passed between this machine and each host.
+    pub counters: BTreeMap<HostName, Counters>,
+    /// Bytes of blobs that were sent to hosts.
+    pub blob_bytes: u64,
+    /// Bytes that were pushed to the registry.
+    pub pushed_bytes: u64,
+    /// Milliseconds by stage.
+    pub durations: BTreeMap<&'static str, u64>,
+    /// Interrupted transactions that were settled first.
+    pub settled: Vec<Settled>,
+    /// Steps after the decision that failed: something old is left, which the next ship takes up again.
+    pub left: Vec<apply::Failure>,
+    /// What was left alone, by host.
+    pub notes: Vec<(HostName, String)>,
+}
+
+/// What a ship would do.
+#[derive(Debug)]
+pub struct Planned {
+    /// What changes, for people.
+    pub changes: Changes,
+    /// The plan itself.
+    pub plan: jiji_model::plan::Plan,
+    /// What was left alone, by host.
+    pub notes: Vec<(HostName, String)>,
+}
+
+/// The platform of this machine.
+pub fn native() -> Platform {
+    match std::env::consts::ARCH {
+        "aarch64" => Platform::linux_arm64(),
+        _ => Platform::linux_amd64(),
+    }
+}

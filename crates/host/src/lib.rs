@@ -36,6 +36,7 @@ pub mod session;
 use std::path::PathBuf;
 
 use jiji_model::project;
+use jiji_model::protocol::{ARGUMENT_EXEC, OPTION_ENGINE};
 
 pub use session::{SessionError, run};
 
@@ -59,5 +60,23 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self { root: PathBuf::from(ROOT), path: PATH.to_owned(), engine: None }
+    }
+}
+
+impl Settings {
+    /// Reads the arguments of a session: `exec`, and perhaps an engine and a root. None where they are not those of a session.
+    pub fn from_arguments(args: &[String]) -> Option<Self> {
+        let (exec, mut rest) = args.split_first()?;
+        let mut settings = Self::default();
+        while let [option, value, after @ ..] = rest {
+            match (option.as_str(), value.as_str()) {
+                (OPTION_ENGINE, "docker") => settings.engine = Some(project::Engine::Docker),
+                (OPTION_ENGINE, "podman") => settings.engine = Some(project::Engine::Podman),
+                ("--root", root) => settings.root = root.into(),
+                _ => return None,
+            }
+            rest = after;
+        }
+        (exec == ARGUMENT_EXEC && rest.is_empty()).then_some(settings)
     }
 }

@@ -3,13 +3,12 @@
 use std::process::ExitCode;
 
 use jiji_host::Settings;
-use jiji_model::project::Engine;
 use jiji_model::protocol::{ARGUMENT_EXEC, OPTION_ENGINE};
 
 #[expect(clippy::print_stderr, reason = "standard error is this program's only way to speak to people")]
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let Some(settings) = settings(&args) else {
+    let Some(settings) = Settings::from_arguments(&args) else {
         eprintln!("usage: jiji-host {ARGUMENT_EXEC} [{OPTION_ENGINE} docker|podman] [--root DIRECTORY]");
         return ExitCode::from(2);
     };
@@ -21,20 +20,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Reads the arguments. None where they are not those of a session.
-fn settings(args: &[String]) -> Option<Settings> {
-    let (exec, mut rest) = args.split_first()?;
-    let mut settings = Settings::default();
-    while let [option, value, after @ ..] = rest {
-        match (option.as_str(), value.as_str()) {
-            (OPTION_ENGINE, "docker") => settings.engine = Some(Engine::Docker),
-            (OPTION_ENGINE, "podman") => settings.engine = Some(Engine::Podman),
-            ("--root", root) => settings.root = root.into(),
-            _ => return None,
-        }
-        rest = after;
-    }
-    (exec == ARGUMENT_EXEC && rest.is_empty()).then_some(settings)
 }

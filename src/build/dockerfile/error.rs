@@ -15,6 +15,25 @@ pub struct Place {
     pub text: String,
 }
 
+impl Place {
+    /// The place with its line, in the form people know from compilers:
+    ///
+    /// ```text
+    ///  ┌─ Dockerfile:3:6
+    /// 3│ COPY --from=nowhere / /
+    ///  │      ^
+    /// ```
+    pub fn excerpt(&self) -> String {
+        let number = self.line.to_string();
+        let margin = " ".repeat(number.len());
+        let column = usize::try_from(self.column.saturating_sub(1)).unwrap_or(0);
+        // What steers a terminal is no part of a line that is shown.
+        let text: String = self.text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
+        let before: String = text.chars().take(column).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+        format!("{margin}┌─ {self}\n{number}│ {text}\n{margin}│ {before}^")
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.file, self.line, self.column)

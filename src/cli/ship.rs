@@ -1,0 +1,115 @@
+//! `jiji ship`, `jiji deploy` and `jiji rollback`: the fleet changes, and people watch it.
+
+use std::sync::Arc;
+
+use jiji_model::event::{bytes, seconds};
+
+use super::args::{Global, RollbackArgs, ShipArgs};
+use super::environment::Environment;
+use super::exit::Exit;
+use super::failure::Failure;
+use super::ready;
+use super::ship_failure;
+use super::workplace::Workplace;
+use crate::report::{Report, Summary};
+use crate::ship::{Ship, ShipError, Shipped, Source};
+
+/// Builds, pushes what is missing, and moves the fleet.
+pub async fn ship(
+    global: &Global,
+    args: &ShipArgs,
+    environment: &Environment,
+    report: &Arc<dyn Report>,
+) -> Result<Exit, Failure> {
+    let place = Workplace::open(global, environment)?;
+    let mut ship = ready::ship(&place, environment, "ship", report)?;
+    ship.locked = args.locked;
+    ship.push = !args.no_push;
+    let cancel = ready::on_signals(ship.cancel.clone());
+    let shipped = ship.ship(Source::Build).await;
+    cancel.abort();
+    finish(&ship, shipped, "shipped", report)
+}
+
+/// Moves the fleet to what the lock names.
+pub async fn deploy(global: &Global, environment: &Environment, report: &Arc<dyn Report>) -> Result<Exit, Failure> {
+    let place = Workplace::open(global, environment)?;
+    let mut ship = ready::ship(&place, environment, "deploy", report)?;
+    ship.locked = true;
+    ship.push = false;
+    let cancel = ready::on_signals(ship.cancel.clone());
+    let shipped = ship.ship(Source::Lock).await;
+    cancel.abort();
+    finish(&ship, shipped, "deployed", report)
+}
+
+/// Moves the fleet to an earlier release.
+pub async fn rollback(
+    global: &Global,
+    args: &RollbackArgs,
+    environment: &Environment,
+    report: &Arc<dyn Report>,
+) -> Result<Exit, Failure> {
+    let place = Workplace::open(global, environment)?;
+    let ship = ready::ship(&place, environment, "rollback", report)?;
+    let cancel = ready::on_signals(ship.cancel.clone());
+    let shipped = ship.rollback(args.release).await;
+    cancel.abort();
+    finish(&ship, shipped, "rolled back", report)
+}
+
+fn finish(
+    ship: &Ship,
+    shipped: Result<Shipped, ShipError>,
+    done: &str,
+    report: &Arc<dyn Report>,
+) -> Result<Exit, Failure> {
+    match shipped {
+        Ok(shipped) => {
+            report.summary(&summary(ship, &shipped, done));
+            Ok(Exit::Done)
+        }
+        Err(error) => Err(ship_failure::of(&error, &ship.secrets)),
+    }
+}
+
+fn summary(ship: &Ship, shipped: &Shipped, done: &str) -> Summary {
+    let total = shipped.durations.get("total").copied().unwrap_or_default();
+    let images: Vec<String> = shipped
+        .images
+        .iter()
+        .flat_map(|(service, images)| images.iter().map(move |image| format!("{service}@{}", image.manifest.digest)))
+        .collect();
+    let what = if images.is_empty() { format!("release {}", shipped.number) } else { images.join(", ") };
+    let hosts = match shipped.hosts.len() {
+        1 => "1 host".to_owned(),
+        count => format!("{count} hosts"),
+    };
+    let text = if shipped.changed {
+        format!("{done} {what} to {hosts} in {}, {} sent", seconds(total), bytes(shipped.blob_bytes))
+    } else {
+        format!("unchanged: {hosts} run {what}, looked at in {}", seconds(total))
+    };
+    let left = shipped.left.iter().map(|failure| format!("{}: {}", failure.host, failure.title));
+    Summary {
+        result: if shipped.changed { done.to_owned() } else { "unchanged".to_owned() },
+        exit: Exit::Done.code(),
+        text,
+        release: shipped.number,
+        images: shipped
+            .images
+            .iter()
+            .map(|(service, images)| {
+                (service.to_string(), images.iter().map(|image| image.manifest.digest.to_string()).collect())
+            })
+            .collect(),
+        execs: shipped.counters.iter().map(|(host, counters)| (host.to_string(), counters.execs.into())).collect(),
+        bytes_sent: shipped.counters.values().map(|counters| counters.sent).sum(),
+        bytes_received: shipped.counters.values().map(|counters| counters.received).sum(),
+        blob_bytes_sent: shipped.blob_bytes,
+        bytes_pushed: shipped.pushed_bytes,
+        durations_ms: shipped.durations.iter().map(|(stage, ms)| ((*stage).to_owned(), *ms)).collect(),
+        left: left.collect(),
+        scope: ship.project.scope(),
+    }
+}

@@ -1,0 +1,131 @@
+//! Why a ship ended otherwise, by the room it ended in.
+
+use std::collections::BTreeMap;
+
+use jiji_model::name::{HostName, ServiceName};
+use jiji_model::probe::Verdict;
+use jiji_model::reference::ParseReferenceError;
+use jiji_store::StoreError;
+
+use crate::apply::ApplyError;
+use crate::build::BuildError;
+use crate::deploy::{PlanError, Refused};
+use crate::fleet::FleetError;
+use crate::lockfile::LockfileError;
+use crate::plugin::PluginError;
+use crate::registry::RegistryError;
+
+/// Why a ship ended otherwise.
+#[derive(Debug, thiserror::Error)]
+pub enum ShipError {
+    /// A service's image could not be built.
+    #[error("build `{service}`")]
+    Build {
+        /// The service.
+        service: ServiceName,
+        /// Why not.
+        #[source]
+        cause: Box<BuildError>,
+    },
+    /// A service's or a plugin's image could not be had, or one could not be pushed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// What stands under `image` is not a reference.
+    #[error("find the image of `{service}`")]
+    Reference {
+        /// The service.
+        service: ServiceName,
+        /// Why not.
+        #[source]
+        cause: ParseReferenceError,
+    },
+    /// Nothing was built for a service yet, so there is nothing to push or deploy.
+    #[error("find the image of `{service}`: jiji.lock names none")]
+    NotBuilt {
+        /// The service.
+        service: ServiceName,
+    },
+    /// With `--locked`: a tag is not in the lock.
+    #[error("find `{reference}` in jiji.lock")]
+    NotLocked {
+        /// The reference.
+        reference: String,
+    },
+    /// There is no registry to push to.
+    #[error("push: `builder.registry` names no registry")]
+    NoRegistry,
+    /// The lock could not be read or written.
+    #[error(transparent)]
+    Lock(#[from] LockfileError),
+    /// The store could not be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Blobs that hosts lack are not in the store either, and no registry is known that has them.
+    #[error("find blob `{digest}` of `{repository}`: neither the store nor a registry has it")]
+    NoBlob {
+        /// The repository it belongs to.
+        repository: String,
+        /// The blob.
+        digest: jiji_model::digest::Digest,
+    },
+    /// A plugin was refused or failed.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
+    /// A plugin asked again and again.
+    #[error("plan for `{host}`: the proxy plugin has asked {rounds} times and gives no answer")]
+    Rounds {
+        /// The host.
+        host: HostName,
+        /// How often.
+        rounds: usize,
+    },
+    /// What the project says of its hosts cannot be used, or this machine cannot connect.
+    #[error(transparent)]
+    Fleet(FleetError),
+    /// Hosts could not be reached or did not answer. Nothing was changed.
+    #[error("reach {}", names(.0))]
+    Unreachable(BTreeMap<HostName, FleetError>),
+    /// There is no plan.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// There is no release to go back to.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A release's record on a host cannot be understood.
+    #[error("read the release of `{service}` on `{host}`: its route is not one of this jiji's")]
+    Release {
+        /// The host.
+        host: HostName,
+        /// The service.
+        service: ServiceName,
+    },
+    /// Secrets that an earlier release needs are not in this environment.
+    #[error("roll back to release {number}: it needs {}", secrets(.missing))]
+    SecretsMissing {
+        /// The release.
+        number: u64,
+        /// Names of the secrets.
+        missing: Vec<jiji_model::name::SecretName>,
+    },
+    /// The transaction did not end well.
+    #[error("{error}")]
+    Apply {
+        /// How it ended.
+        error: Box<ApplyError>,
+        /// What the health plugin says of each candidate that was not healthy.
+        verdicts: Vec<(HostName, Verdict)>,
+    },
+    /// The thread that built was lost.
+    #[error("build: the builder's thread ended early")]
+    Thread,
+}
+
+fn names(errors: &BTreeMap<HostName, FleetError>) -> String {
+    let names: Vec<_> = errors.keys().map(|host| format!("`{host}`")).collect();
+    names.join(", ")
+}
+
+fn secrets(missing: &[jiji_model::name::SecretName]) -> String {
+    let names: Vec<_> = missing.iter().map(|name| format!("`{name}`")).collect();
+    names.join(", ")
+}

@@ -1,0 +1,274 @@
+//! Images of services and plugins: built, taken from a registry by what the lock says, and pushed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiji_model::event::Record;
+use jiji_model::image::{Image, Platform};
+use jiji_model::name::{RepositoryName, ServiceName, TagName};
+use jiji_model::plan::PlannedImage;
+use jiji_model::project::{Build, Registry, Source as ImageSource};
+use jiji_model::reference::Reference;
+
+use super::{Ship, ShipError, Source};
+use crate::build::execute::Local;
+use crate::build::{BuildRequest, Builder, Built, Changes, DEFAULT_EPOCH, Registries};
+use crate::deploy::{Images, Seeds};
+use crate::lockfile::{BaseKey, Target};
+use crate::plugin::Proxy;
+use crate::registry::{Depth, Push, Repository};
+
+/// The reference with a digest that a plugin is told for each of its images, by architecture in Go's words.
+pub(super) type Pins = BTreeMap<String, BTreeMap<String, Reference>>;
+
+/// What a push did for one service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pushed {
+    /// Where the image is now.
+    pub reference: Reference,
+    /// Bytes that were sent.
+    pub sent_bytes: u64,
+}
+
+impl Ship {
+    /// The images of all services for these platforms, built or found.
+    ///
+    /// # Errors
+    /// The first that failed. Those before it are in the store.
+    pub async fn images(&self, source: Source, platforms: &[Platform]) -> Result<Images, ShipError> {
+        self.images_of(source, platforms, |_| true).await
+    }
+
+    /// The images of those services that `wanted` names.
+    ///
+    /// # Errors
+    /// As [`Self::images`].
+    pub async fn images_of(
+        &self,
+        source: Source,
+        platforms: &[Platform],
+        wanted: impl Fn(&ServiceName) -> bool,
+    ) -> Result<Images, ShipError> {
+        let mut images = Images::new();
+        for (name, service) in self.project.services.iter().filter(|(name, _)| wanted(name)) {
+            for platform in platforms {
+                let image = match (&service.source, source) {
+                    (ImageSource::Build(build), Source::Build) => self.build(name, build, platform).await?,
+                    (ImageSource::Build(_), Source::Lock) => self.built(name, platform).await?,
+                    (ImageSource::Image(text), _) => self.pulled(name, text, platform).await?,
+                };
+                images.entry(name.clone()).or_default().push(image);
+            }
+        }
+        Ok(images)
+    }
+
+    fn target(&self, service: &ServiceName, platform: &Platform) -> Target {
+        Target { service: service.clone(), environment: self.project.environment.clone(), platform: platform.clone() }
+    }
+
+    fn repository(&self, service: &ServiceName) -> RepositoryName {
+        // Names of projects and services may hold runs of separators that a repository's may not; the digest of the name is none.
+        let name = format!("{}/{service}", self.project.name);
+        RepositoryName::new(name.clone()).unwrap_or_else(|_| {
+            let name = format!("jiji/{}", jiji_model::digest::Digest::of(name).short());
+            RepositoryName::new(name).expect("hexadecimal digits are a repository's name")
+        })
+    }
+
+    async fn build(&self, service: &ServiceName, build: &Build, platform: &Platform) -> Result<Image, ShipError> {
+        let context = self.root.join(&build.context);
+        let request = BuildRequest {
+            target: self.target(service, platform),
+            repository: self.repository(service),
+            dockerfile: context.join(&build.dockerfile),
+            dockerfile_name: std::path::Path::new(&build.context)
+                .join(&build.dockerfile)
+                .components()
+                .collect::<std::path::PathBuf>()
+                .display()
+                .to_string(),
+            context,
+            args: build.args.clone(),
+            stage: build.target.clone(),
+            platform: platform.clone(),
+            epoch: DEFAULT_EPOCH,
+            locked: self.locked,
+            threads: self.threads,
+        };
+        self.sink.emit(Record::new("build.started", format!("building {service}")).service(service));
+        let lock = self.lock.read()?;
+        let (store, client, sink) = (self.store.clone(), self.client.clone(), Arc::clone(&self.sink));
+        let (handle, threads) = (tokio::runtime::Handle::current(), self.threads);
+        let target = request.target.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let builder = Builder {
+                store: &store,
+                sources: &Registries::new(&client, handle),
+                executor: &Local::new(threads),
+                events: &*sink,
+            };
+            let mut section = lock.build;
+            let built = builder.build(&request, &mut section)?;
+            Ok((built, Changes::of(&request.target, &section)))
+        });
+        let (Built { image, steps }, changes) = task
+            .await
+            .map_err(|_| ShipError::Thread)?
+            .map_err(|cause| ShipError::Build { service: target.service.clone(), cause: Box::new(cause) })?;
+        if !self.locked {
+            self.lock.update_build(|section| changes.apply(section))?;
+        }
+        let text = format!(
+            "built {service} {}, {} of {} steps from the cache",
+            image.manifest.digest.short(),
+            steps.cached,
+            steps.total
+        );
+        let data = serde_json::json!({
+            "image": image.manifest.digest, "size": image.size(), "steps": steps.total, "cached": steps.cached,
+        });
+        self.sink.emit(Record::new("build.done", text).service(service).with(data));
+        Ok(image)
+    }
+
+    /// The image that was built last, as the lock says: from the store, or from the registry it was pushed to.
+    async fn built(&self, service: &ServiceName, platform: &Platform) -> Result<Image, ShipError> {
+        let lock = self.lock.read()?;
+        let digest = lock.build.images.get(&self.target(service, platform));
+        let digest = digest.ok_or_else(|| ShipError::NotBuilt { service: service.clone() })?;
+        let repository = self.repository(service);
+        let from = match &self.project.builder.registry {
+            Some(registry) => pushed_to(registry, &repository),
+            // No registry is asked: the store has it, or nobody has.
+            None if self.store.has(digest)?.is_none() => return Err(ShipError::NotBuilt { service: service.clone() }),
+            None => Reference { registry: "localhost".to_owned(), repository: repository.clone(), tag: None, digest: None },
+        };
+        let image = self.client.pull(&from, digest, platform, &self.store, Depth::ManifestOnly).await?;
+        Ok(Image { repository: repository.to_string(), ..image })
+    }
+
+    /// The image of a registry that a service names.
+    async fn pulled(&self, service: &ServiceName, text: &str, platform: &Platform) -> Result<Image, ShipError> {
+        let reference: Reference =
+            text.parse().map_err(|cause| ShipError::Reference { service: service.clone(), cause })?;
+        let digest = self.pinned(&reference, platform).await?;
+        let image = self.client.pull(&reference, &digest, platform, &self.store, Depth::ManifestOnly).await?;
+        Ok(Image { repository: reference.repository.to_string(), ..image })
+    }
+
+    /// What a reference means: its digest, what the lock says, or what the registry says now, which the lock says from then on.
+    async fn pinned(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<jiji_model::digest::Digest, ShipError> {
+        if let Some(digest) = reference.digest {
+            return Ok(digest);
+        }
+        let key = BaseKey { reference: reference.to_string(), platform: platform.clone() };
+        if let Some(digest) = self.lock.read()?.build.bases.get(&key) {
+            return Ok(*digest);
+        }
+        if self.locked {
+            return Err(ShipError::NotLocked { reference: key.reference });
+        }
+        let digest = self.client.resolve(reference, platform).await?;
+        let lock = self.lock.update_build(|section| {
+            section.bases.entry(key.clone()).or_insert(digest);
+        })?;
+        Ok(lock.build.bases.get(&key).copied().unwrap_or(digest))
+    }
+
+    /// The images that the proxy plugin runs, for these platforms: what it is told, and what hosts are brought.
+    pub(super) async fn seeds(&self, proxy: &Proxy, platforms: &[Platform]) -> Result<(Pins, Seeds), ShipError> {
+        let (mut pins, mut seeds) = (Pins::new(), Seeds::new());
+        for platform in platforms {
+            for (name, reference) in proxy.images() {
+                let digest = self.pinned(reference, platform).await?;
+                let image = self.client.pull(reference, &digest, platform, &self.store, Depth::ManifestOnly).await?;
+                // An index's digest names an image too; the plugin is told the image's own.
+                let at = reference.at(image.manifest.digest);
+                let image = Image { repository: reference.repository.to_string(), ..image };
+                seeds.entry(at.to_string()).or_default().push(image);
+                pins.entry(platform.architecture.clone()).or_default().insert(name.clone(), at);
+            }
+        }
+        Ok((pins, seeds))
+    }
+
+    /// Sees to it that the store has every blob of images that hosts lack.
+    pub(super) async fn fetch_layers(&self, images: &[PlannedImage], seeds: &Seeds) -> Result<(), ShipError> {
+        for PlannedImage { image, .. } in images {
+            let missing = image.blobs().find(|blob| !matches!(self.store.has(&blob.digest), Ok(Some(_))));
+            let Some(blob) = missing else { continue };
+            let no_blob = || ShipError::NoBlob { repository: image.repository.clone(), digest: blob.digest };
+            let from = self.origin(image, seeds).ok_or_else(no_blob)?;
+            let text = format!("fetching {} from {}", image.repository, from.registry);
+            self.sink.emit(Record::new("registry.fetching", text));
+            let digest = image.manifest.digest;
+            self.client.pull(&from, &digest, &image.platform, &self.store, Depth::WithLayers).await?;
+        }
+        Ok(())
+    }
+
+    /// Where an image can be had: from the registry that names it, or from the one it was pushed to.
+    fn origin(&self, image: &Image, seeds: &Seeds) -> Option<Reference> {
+        let of_plugin = seeds.iter().find(|(_, images)| images.iter().any(|seed| seed.id() == image.id()));
+        if let Some(reference) = of_plugin.and_then(|(reference, _)| reference.parse().ok()) {
+            return Some(reference);
+        }
+        let of_service = self.project.services.values().find_map(|service| match &service.source {
+            ImageSource::Image(text) => {
+                text.parse::<Reference>().ok().filter(|reference| reference.repository.as_str() == image.repository)
+            }
+            ImageSource::Build(_) => None,
+        });
+        let pushed = || {
+            let registry = self.project.builder.registry.as_ref()?;
+            Some(pushed_to(registry, &RepositoryName::new(image.repository.clone()).ok()?))
+        };
+        of_service.or_else(pushed)
+    }
+
+    /// Pushes built images to the project's registry: what it lacks.
+    ///
+    /// # Errors
+    /// [`ShipError::NoRegistry`], and what the registry says.
+    pub async fn push(&self, images: &Images) -> Result<BTreeMap<ServiceName, Vec<Pushed>>, ShipError> {
+        let registry = self.project.builder.registry.as_ref().ok_or(ShipError::NoRegistry)?;
+        let mut pushed: BTreeMap<ServiceName, Vec<Pushed>> = BTreeMap::new();
+        for (service, images) in images {
+            if !matches!(self.project.services[service].source, ImageSource::Build(_)) {
+                continue;
+            }
+            for image in images {
+                let reference = pushed_to(registry, &self.repository(service));
+                let to = Repository { server: registry.server.clone(), name: reference.repository.clone() };
+                // A tag for people and for the registry's own garbage collection, which takes what no tag names.
+                let tag = TagName::new(image.manifest.digest.short()).expect("hexadecimal digits are a tag");
+                let push = Push { image, to: &to, tag: Some(&tag), bases: &[] };
+                let report = self.client.push(push, &self.store).await?;
+                let text = match report.sent_bytes {
+                    0 => format!("{reference} has {service} already"),
+                    sent => format!("pushed {service} to {reference}, {}", jiji_model::event::bytes(sent)),
+                };
+                self.sink.emit(Record::new("push.done", text).service(service).with(serde_json::json!({
+                    "sent_bytes": report.sent_bytes, "sent": report.sent, "present": report.present,
+                })));
+                let done = Pushed { reference: reference.at(image.manifest.digest), sent_bytes: report.sent_bytes };
+                pushed.entry(service.clone()).or_default().push(done);
+            }
+        }
+        Ok(pushed)
+    }
+}
+
+/// Where a project's registry has a repository of jiji's.
+fn pushed_to(registry: &Registry, repository: &RepositoryName) -> Reference {
+    let name = match &registry.namespace {
+        Some(namespace) => RepositoryName::new(format!("{namespace}/{repository}")).unwrap_or_else(|_| repository.clone()),
+        None => repository.clone(),
+    };
+    Reference { registry: registry.server.authority.clone(), repository: name, tag: None, digest: None }
+}

@@ -1,0 +1,284 @@
+//! Ship, plan and rollback, from the first connection to the last record.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use jiji_model::event::Record;
+use jiji_model::name::{HostName, SecretName};
+use jiji_model::observation::Observation;
+use jiji_model::probe::Verdict;
+
+use super::look::{Ready, Wants, Wish, platforms};
+use super::{Planned, Ship, ShipError, Shipped, Source, native};
+use crate::apply::{self, ApplyError, Settled, settle_open};
+use crate::deploy::{self, Assembled, Desired, Images};
+use crate::fleet::{Fleet, Target};
+use crate::plugin::{Judge, Probes};
+
+/// Milliseconds by stage.
+type Durations = BTreeMap<&'static str, u64>;
+
+fn since(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What a look came to.
+struct Looked {
+    observation: Observation,
+    desired: Desired,
+    assembled: Assembled,
+    settled: Vec<Settled>,
+}
+
+impl Ship {
+    /// Moves the fleet to the project's images.
+    ///
+    /// # Errors
+    /// [`ShipError`]: before any effect, or with all hosts alike, or with the hosts named that are in doubt.
+    pub async fn ship(&self, source: Source) -> Result<Shipped, ShipError> {
+        let start = Instant::now();
+        let mut durations = Durations::new();
+        let (fleet, images) = tokio::join!(self.connect(), async {
+            let images = self.images(source, &[native()]).await;
+            (images, since(start))
+        });
+        let fleet = fleet?;
+        durations.insert("build", images.1);
+        let shipped = match images.0 {
+            Ok(images) => self.deliver(&fleet, source, images, &mut durations).await,
+            Err(error) => Err(error),
+        };
+        self.end(fleet, shipped, durations, start).await
+    }
+
+    /// What a ship would change, without changing anything on hosts.
+    ///
+    /// # Errors
+    /// As [`Self::ship`].
+    pub async fn plan(&self) -> Result<Planned, ShipError> {
+        let here = [native()];
+        let (fleet, images) = tokio::join!(self.connect(), self.images(Source::Build, &here));
+        let fleet = fleet?;
+        let planned = match images {
+            Ok(images) => self.planned(&fleet, images).await,
+            Err(error) => Err(error),
+        };
+        fleet.close().await;
+        planned
+    }
+
+    async fn planned(&self, fleet: &Fleet, mut images: Images) -> Result<Planned, ShipError> {
+        self.complete(fleet, Source::Build, &mut images).await?;
+        let ready = self.ready(&platforms(fleet)).await?;
+        let looked = self.look(fleet, &ready, &images, false).await?;
+        let changes = deploy::changes(&looked.desired, &looked.assembled.plan);
+        Ok(Planned { changes, plan: looked.assembled.plan, notes: looked.assembled.notes })
+    }
+
+    /// Moves the fleet back to an earlier release: the one with this number, or the last good one that all hosts have.
+    ///
+    /// # Errors
+    /// As [`Self::ship`].
+    pub async fn rollback(&self, number: Option<u64>) -> Result<Shipped, ShipError> {
+        let start = Instant::now();
+        let mut durations = Durations::new();
+        let fleet = self.connect().await?;
+        let shipped = self.deliver_release(&fleet, number, &mut durations).await;
+        self.end(fleet, shipped, durations, start).await
+    }
+
+    async fn end(
+        &self,
+        fleet: Fleet,
+        shipped: Result<Shipped, ShipError>,
+        mut durations: Durations,
+        start: Instant,
+    ) -> Result<Shipped, ShipError> {
+        let counters = fleet.counters();
+        let hosts = fleet.sessions.keys().cloned().collect();
+        fleet.close().await;
+        durations.insert("total", since(start));
+        Ok(Shipped { counters, hosts, durations, ..shipped? })
+    }
+
+    async fn connect(&self) -> Result<Fleet, ShipError> {
+        let targets = self.project.used_servers().map(|(host, _)| Target::of(&self.project, host));
+        let targets: Vec<_> = targets.collect::<Result<_, _>>().map_err(ShipError::Fleet)?;
+        let text = format!("connecting to {} hosts", targets.len());
+        self.sink.emit(Record::new("fleet.connecting", text));
+        let mut fleet = Fleet::connect(targets, &self.fleet).await.map_err(ShipError::Fleet)?;
+        if fleet.unreachable.is_empty() {
+            return Ok(fleet);
+        }
+        let unreachable = std::mem::take(&mut fleet.unreachable);
+        fleet.close().await;
+        Err(ShipError::Unreachable(unreachable))
+    }
+
+    /// Builds for the platforms of hosts that were not built for yet.
+    async fn complete(&self, fleet: &Fleet, source: Source, images: &mut Images) -> Result<(), ShipError> {
+        let mut more = platforms(fleet);
+        more.retain(|platform| *platform != native());
+        for (service, built) in self.images(source, &more).await? {
+            images.entry(service).or_default().extend(built);
+        }
+        Ok(())
+    }
+
+    async fn deliver(
+        &self,
+        fleet: &Fleet,
+        source: Source,
+        mut images: Images,
+        durations: &mut Durations,
+    ) -> Result<Shipped, ShipError> {
+        self.complete(fleet, source, &mut images).await?;
+        let ready = self.ready(&platforms(fleet)).await?;
+        let start = Instant::now();
+        let (looked, pushed) = tokio::join!(self.look(fleet, &ready, &images, true), self.pushed(&images));
+        let (looked, pushed_bytes) = (looked?, pushed?);
+        durations.insert("look", since(start));
+        let shipped = self.apply(fleet, &ready, looked, durations).await?;
+        Ok(Shipped { images, pushed_bytes, ..shipped })
+    }
+
+    async fn pushed(&self, images: &Images) -> Result<u64, ShipError> {
+        if !self.push || self.project.builder.registry.is_none() {
+            return Ok(0);
+        }
+        let pushed = self.push(images).await?;
+        Ok(pushed.values().flatten().map(|pushed| pushed.sent_bytes).sum())
+    }
+
+    /// Looks at all hosts and plans. With `settle`, transactions that somebody left open are settled first.
+    async fn look(&self, fleet: &Fleet, ready: &Ready, images: &Images, settle: bool) -> Result<Looked, ShipError> {
+        let secrets = |host: &HostName| -> BTreeSet<SecretName> {
+            let services = self.project.services_on(host);
+            services.flat_map(|(_, service)| service.environment.secrets.iter().cloned()).collect()
+        };
+        self.send_secrets(fleet, secrets).await?;
+        let mut wants = Wants::new();
+        for (host, session) in &fleet.sessions {
+            let mut of_host = deploy::wants(&self.project, host, images, &ready.seeds);
+            of_host.extend(self.first_wants(ready, host, &session.hello().architecture)?);
+            wants.insert(host.clone(), of_host);
+        }
+        let mut observation = Observation::default();
+        self.ask(fleet, &wants, &mut observation).await?;
+        let mut settled = Vec::new();
+        if settle {
+            settled = self.settle(fleet, &observation).await?;
+            if !settled.is_empty() {
+                observation = Observation::default();
+                self.ask(fleet, &wants, &mut observation).await?;
+            }
+        }
+        let desired = deploy::desired(&self.project, images, &observation)?;
+        let wish = Wish::Project(&self.project);
+        let answers = self.answers(fleet, ready, &desired, &mut observation, wish).await?;
+        let assembled = deploy::assemble(&desired, &ready.seeds, &answers, &observation)?;
+        Ok(Looked { observation, desired, assembled, settled })
+    }
+
+    async fn settle(&self, fleet: &Fleet, observation: &Observation) -> Result<Vec<Settled>, ShipError> {
+        let records = deploy::records(observation);
+        let scope = self.project.scope();
+        settle_open(&scope, &records, &fleet.sessions, &self.apply, &self.cancel, &*self.sink)
+            .await
+            .map_err(|error| ShipError::Apply { error: Box::new(error), verdicts: Vec::new() })
+    }
+
+    async fn deliver_release(
+        &self,
+        fleet: &Fleet,
+        number: Option<u64>,
+        durations: &mut Durations,
+    ) -> Result<Shipped, ShipError> {
+        let start = Instant::now();
+        let ready = self.ready(&platforms(fleet)).await?;
+        let nothing = Images::new();
+        let mut wants = Wants::new();
+        for host in fleet.sessions.keys() {
+            wants.insert(host.clone(), deploy::wants(&self.project, host, &nothing, &ready.seeds));
+        }
+        let mut observation = Observation::default();
+        self.ask(fleet, &wants, &mut observation).await?;
+        let settled = self.settle(fleet, &observation).await?;
+        if !settled.is_empty() {
+            observation = Observation::default();
+            self.ask(fleet, &wants, &mut observation).await?;
+        }
+        let target = deploy::choose(&deploy::records(&observation), number)?;
+        let needed: BTreeSet<_> = target.hosts.keys().flat_map(|host| target.secrets(host)).collect();
+        let missing: Vec<_> = needed.into_iter().filter(|name| self.secrets.get(name).is_none()).collect();
+        if !missing.is_empty() {
+            return Err(ShipError::SecretsMissing { number: target.number, missing });
+        }
+        self.send_secrets(fleet, |host| target.secrets(host)).await?;
+        let wants = fleet.sessions.keys().map(|host| (host.clone(), deploy::rollback_wants(&target, host))).collect();
+        self.ask(fleet, &wants, &mut observation).await?;
+        let text = format!("rolling back to release {}", target.number);
+        self.sink.emit(Record::new("ship.rollback", text).with(serde_json::json!({"release": target.number})));
+        let retain = self.project.services.values().map(|service| service.retain).max().unwrap_or(1);
+        let desired = deploy::rollback(&self.project.scope(), &target, retain, &observation)?;
+        let answers = self.answers(fleet, &ready, &desired, &mut observation, Wish::Release).await?;
+        let assembled = deploy::assemble(&desired, &ready.seeds, &answers, &observation)?;
+        durations.insert("look", since(start));
+        self.apply(fleet, &ready, Looked { observation, desired, assembled, settled }, durations).await
+    }
+
+    async fn apply(
+        &self,
+        fleet: &Fleet,
+        ready: &Ready,
+        looked: Looked,
+        durations: &mut Durations,
+    ) -> Result<Shipped, ShipError> {
+        let Looked { observation, desired, assembled: Assembled { plan, notes }, settled } = looked;
+        let start = Instant::now();
+        if plan.is_empty() {
+            return Ok(Shipped { notes, settled, ..Shipped::default() });
+        }
+        self.fetch_layers(&plan.images, &ready.seeds).await?;
+        let seen = deploy::records(&observation);
+        let applied =
+            apply::apply(&plan, &seen, &fleet.sessions, &self.store, &self.apply, &self.cancel, &*self.sink).await;
+        durations.insert("apply", since(start));
+        match applied {
+            Ok(applied) => Ok(Shipped {
+                changed: true,
+                number: applied.number,
+                blob_bytes: applied.sent.values().sum(),
+                left: applied.left,
+                notes,
+                settled,
+                ..Shipped::default()
+            }),
+            Err(error) => {
+                let verdicts = self.verdicts(ready, &desired, &error);
+                Err(ShipError::Apply { error: Box::new(error), verdicts })
+            }
+        }
+    }
+
+    /// What the health plugin says of candidates that were not healthy. A plugin that fails at this says nothing.
+    fn verdicts(&self, ready: &Ready, desired: &Desired, error: &ApplyError) -> Vec<(HostName, Verdict)> {
+        let of_failure = |failure: &apply::Failure| {
+            let timeline = failure.found.timeline.as_ref()?;
+            let service = failure.service.as_ref()?;
+            let configured = self.project.services.get(service)?;
+            let input = Probes {
+                host: failure.host.clone(),
+                architecture: desired.hosts.get(&failure.host)?.architecture.clone(),
+                service: service.clone(),
+                healthcheck: configured.healthcheck.clone(),
+                app_port: configured.proxy.as_ref().map(|proxy| proxy.app_port),
+            };
+            let spec = ready.plugins.health.probes(&input).ok().flatten()?;
+            let log = failure.found.evidence.first().map_or("", |evidence| evidence.log.as_str());
+            let judge = Judge { input: &input, spec: &spec, timeline, log };
+            Some((failure.host.clone(), ready.plugins.health.judge(judge).ok()?))
+        };
+        error.failures().into_iter().filter_map(of_failure).collect()
+    }
+}
