@@ -505,8 +505,23 @@ fn components(path: &Path) -> Result<Vec<OsString>, UnpackError> {
     names.map(|name| if name == b".." { Err(outside()) } else { Ok(OsStr::from_bytes(name).to_owned()) }).collect()
 }
 
+/// Marks a directory as showing nothing of what is below. The marks of deletion that are in it already go: they have nothing to hide
+/// any more, and overlayfs would list them.
 fn opaque(dir: &Path, named: &Path) -> Result<(), UnpackError> {
-    rustix::fs::lsetxattr(dir, OPAQUE, b"y", XattrFlags::empty()).map_err(errno_at(named))
+    rustix::fs::lsetxattr(dir, OPAQUE, b"y", XattrFlags::empty()).map_err(errno_at(named))?;
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).map_err(at(named))? {
+            let path = entry.map_err(at(named))?.path();
+            let meta = fs::symlink_metadata(&path).map_err(at(named))?;
+            if meta.is_dir() {
+                dirs.push(path);
+            } else if merged::is_whiteout(&meta) {
+                fs::remove_file(&path).map_err(at(named))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn copy(from: &mut impl Read, mut to: File, named: &Path) -> Result<(), UnpackError> {

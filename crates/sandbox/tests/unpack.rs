@@ -80,6 +80,20 @@ fn marks_of_deletion_hide_what_is_below_and_nothing_of_their_own_layer() {
 }
 
 #[test]
+fn marks_that_have_nothing_left_to_hide_are_not_listed() {
+    needs_root!();
+    let image = image_with([
+        Archive::new().put(file("o/one", "1")).put(file("o/p/two", "2")),
+        // In every order of the marks, and the outer after the inner.
+        Archive::new().put(file("o/p/.wh.two", "")).put(file("o/.wh.one", "")).put(file("o/.wh..wh..opq", "")),
+        Archive::new().put(file("x/a", "")).put(file("x/p/b", "")),
+        Archive::new().put(file("x/.wh.a", "")).put(file("x/p/.wh.b", "")).put(file(".wh.x", "")),
+    ]);
+    let ran = image.sh("ls -la /o /o/p /x /x/p >/dev/null; ls /o/p /x/p");
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("/o/p:\n\n/x/p:\n", ""));
+}
+
+#[test]
 fn an_opaque_root_hides_everything_below() {
     needs_root!();
     let mut image = Image::new();
