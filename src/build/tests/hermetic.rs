@@ -4,6 +4,7 @@
 //! static busybox; without them it says so and ends well.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test program reports to its terminal")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -48,6 +49,10 @@ fn main() -> ExitCode {
         ("a_stage_gives_files_to_another", a_stage_gives_files_to_another),
         ("a_base_image_is_pulled_once_and_run_in", a_base_image_is_pulled_once_and_run_in),
         ("a_failed_step_says_where_and_what_it_said", a_failed_step_says_where_and_what_it_said),
+        (
+            "another_builder_puts_the_same_files_to_the_same_places",
+            another_builder_puts_the_same_files_to_the_same_places,
+        ),
         ("other_tools_read_the_image", other_tools_read_the_image),
     ] {
         if filter.is_none_or(|filter| name.contains(filter.as_str())) {
@@ -384,6 +389,124 @@ fn a_failed_step_says_where_and_what_it_said() {
     let source = std::error::Error::source(&error).expect("a cause").to_string();
     assert!(source.ends_with("it exited with 7"), "{source}");
     assert!(error.hint().is_some_and(|hint| hint.contains("RUN has no network")), "{:?}", error.evidence());
+}
+
+/// Every path of an image with its kind, mode, owner, link and content, from the layers of a layout.
+fn files(layout: &Path) -> BTreeMap<String, String> {
+    use std::io::Read as _;
+    let blob = |digest: &str| layout.join("blobs/sha256").join(digest.trim_start_matches("sha256:"));
+    let json =
+        |path: PathBuf| -> serde_json::Value { serde_json::from_slice(&fs::read(path).expect("there")).expect("JSON") };
+    let index = json(layout.join("index.json"));
+    let manifest = json(blob(index["manifests"][0]["digest"].as_str().expect("a digest")));
+    let mut files = BTreeMap::new();
+    for layer in manifest["layers"].as_array().expect("layers") {
+        let file = fs::File::open(blob(layer["digest"].as_str().expect("a digest"))).expect("there");
+        let mut archive = tar::Archive::new(flate2::read::MultiGzDecoder::new(file));
+        for entry in archive.entries().expect("a tar") {
+            let mut entry = entry.expect("an entry");
+            let path = entry.path().expect("a path").to_string_lossy().trim_end_matches('/').to_owned();
+            let header = entry.header();
+            let what = format!(
+                "{:?} {:o} {}:{} {:?}",
+                header.entry_type(),
+                header.mode().expect("a mode") & 0o7777,
+                header.uid().expect("a user"),
+                header.gid().expect("a group"),
+                entry.link_name().expect("a name")
+            );
+            let mut content = String::new();
+            entry.read_to_string(&mut content).expect("text");
+            files.insert(path, format!("{what} {content}"));
+        }
+    }
+    files.remove("");
+    files
+}
+
+fn another_builder_puts_the_same_files_to_the_same_places() {
+    if !has("buildah") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path().join("project");
+    for (name, text) in [
+        ("a", "a"),
+        ("b.txt", "b"),
+        ("c.txt", "c"),
+        ("run", "#!"),
+        ("dir/one", "1"),
+        ("dir/sub/two", "2"),
+        ("dir/sub/deep/three", "3"),
+        ("ignored/x", "x"),
+        ("ignored/kept", "k"),
+        ("logs/one.log", "l"),
+        ("logs/deep/two.log", "l"),
+        ("logs/deep/other", "o"),
+        ("with space", "w"),
+        ("over/one", "over"),
+        ("over/sub/new", "new"),
+    ] {
+        fs::create_dir_all(root.join(name).parent().expect("a parent")).expect("created");
+        fs::write(root.join(name), text).expect("written");
+    }
+    std::os::unix::fs::symlink("dir", root.join("to-dir")).expect("linked");
+    std::os::unix::fs::symlink("one", root.join("dir/to-one")).expect("linked");
+    std::os::unix::fs::symlink("nowhere", root.join("dir/sub/dangling")).expect("linked");
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(root.join("run"), fs::Permissions::from_mode(0o755)).expect("a mode");
+    fs::write(root.join(".dockerignore"), "ignored/*\n!ignored/kept\n**/*.log\n").expect("written");
+    let steps = [
+        "COPY a /file",
+        "COPY a /dir1/",
+        "COPY a b.txt /dir2/",
+        "COPY *.txt /dir3/",
+        "COPY ?.txt r* /dir4/",
+        "COPY dir /dir5",
+        "COPY dir/ /dir6/",
+        "COPY dir /dir5/inner",
+        "COPY over /dir5",
+        "COPY over/ /dir5/sub/",
+        "COPY to-dir /dir7",
+        "COPY --chown=3:4 dir /dir8/x/y",
+        "COPY --chmod=751 a /dir9",
+        "COPY [\"with space\", \"/dir 10/\"]",
+        "COPY a ./rel",
+        "WORKDIR /w/x",
+        "COPY a ./rel",
+        "COPY a rel2/",
+        "COPY dir .",
+        "COPY ignored /dir11",
+        "COPY logs /dir12",
+        "COPY a /file",
+        "COPY dir/sub/deep/three dir/one ../up/",
+        "COPY dir/* /dir14/",
+        "COPY . /all/",
+        "COPY over/one /dir5/",
+    ];
+    fs::write(root.join("Dockerfile"), format!("FROM scratch\n{}\n", steps.join("\n"))).expect("written");
+    let project = Project { root: root.clone(), store: Store::open(dir.path().join("store")).expect("a store") };
+    let built = project.built();
+    let ours = dir.path().join("ours");
+    project.store.export_layout(&built.image, &ours, None).expect("exported");
+    fs::remove_file(root.join("jiji.lock")).ok();
+
+    let place = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
+    let own = ["--root", &place("root"), "--runroot", &place("run"), "--storage-driver", "vfs"].map(str::to_owned);
+    let buildah = |args: &[&str]| {
+        let args: Vec<&str> = own.iter().map(String::as_str).chain(args.iter().copied()).collect();
+        run_in(dir.path(), "buildah", &args)
+    };
+    buildah(&["bud", "-q", "--isolation", "chroot", "-t", "theirs", root.to_str().expect("UTF-8")]);
+    buildah(&["push", "-q", "theirs", &format!("oci:{}", place("theirs"))]);
+    let (ours, theirs) = (files(&ours), files(&dir.path().join("theirs")));
+    for path in ours.keys().chain(theirs.keys()).collect::<BTreeSet<_>>() {
+        if ours.get(path) != theirs.get(path) {
+            println!("{path}: {:?} and {:?}", ours.get(path), theirs.get(path));
+        }
+    }
+    assert_eq!(ours, theirs);
+    println!("{} paths are the same as buildah's", ours.len());
 }
 
 fn other_tools_read_the_image() {
