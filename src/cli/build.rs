@@ -88,16 +88,16 @@ fn services(place: &Workplace, named: &[String]) -> Result<BTreeSet<ServiceName>
 fn output(text: &str) -> Result<PathBuf, Failure> {
     match text.strip_prefix("oci:").filter(|path| !path.is_empty()) {
         Some(path) => Ok(PathBuf::from(path)),
-        None => Err(Failure::text(Exit::Usage, format!("read `--output {text}`"))
-            .hint("`oci:DIR` writes an OCI image layout")),
+        None => {
+            Err(Failure::text(Exit::Usage, format!("read `--output {text}`"))
+                .hint("`oci:DIR` writes an OCI image layout"))
+        }
     }
 }
 
 fn export(store: &jiji_store::Store, image: &jiji_model::image::Image, directory: &Path) -> Result<(), Failure> {
     // Readers such as umoci find an image in a layout by a name alone.
-    store
-        .export_layout(image, directory, Some("latest"))
-        .map_err(|error| Failure::new(Exit::Internal, &error))
+    store.export_layout(image, directory, Some("latest")).map_err(|error| Failure::new(Exit::Internal, &error))
 }
 
 fn line(text: &str) -> Result<(), Failure> {

@@ -105,8 +105,10 @@ fn installed(text: &str) -> Result<Source, Failure> {
     }
     match text.parse() {
         Ok(reference) => Ok(Source::Registry(reference)),
-        Err(error) => Err(Failure::new(Exit::Usage, &error)
-            .hint("name a `.wasm` file that is there, or `REGISTRY/REPOSITORY:TAG`")),
+        Err(error) => {
+            Err(Failure::new(Exit::Usage, &error)
+                .hint("name a `.wasm` file that is there, or `REGISTRY/REPOSITORY:TAG`"))
+        }
     }
 }
 
@@ -166,8 +168,7 @@ fn install(
             .hint("`--accept` accepts it without being asked"));
     }
     let before = place.lock.read().map_err(|error| lock_failure(&error))?.plugins.get(&name).cloned();
-    let (name, pin) =
-        candidate.accept(&place.store, before.as_ref()).map_err(|error| plugin_failure(&error))?;
+    let (name, pin) = candidate.accept(&place.store, before.as_ref()).map_err(|error| plugin_failure(&error))?;
     let digest = pin.digest;
     place
         .lock
@@ -253,11 +254,7 @@ struct Registry<'a> {
     artifact: Option<Artifact>,
 }
 
-fn registry<'a>(
-    place: &'a Workplace,
-    report: &Arc<dyn Report>,
-    runtime: &'a Runtime,
-) -> Registry<'a> {
+fn registry<'a>(place: &'a Workplace, report: &Arc<dyn Report>, runtime: &'a Runtime) -> Registry<'a> {
     // A project without its secrets can still install a plugin from a registry that wants no password.
     let secrets = ready::secrets(place).unwrap_or_default();
     Registry { client: ready::client(place, &secrets, report), store: &place.store, runtime, artifact: None }

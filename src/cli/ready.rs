@@ -42,8 +42,8 @@ pub fn ship(
     report: &Arc<dyn Report>,
 ) -> Result<Ship, Failure> {
     let secrets = secrets(place)?;
-    let run = apply::random_id()
-        .map_err(|error| Failure::text(Exit::Internal, format!("draw a random number: {error}")))?;
+    let run =
+        apply::random_id().map_err(|error| Failure::text(Exit::Internal, format!("draw a random number: {error}")))?;
     let at_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let options = apply::Options::new(run, &environment.who, command, at_s);
     #[cfg(feature = "abort-points")]

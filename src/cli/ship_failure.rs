@@ -55,9 +55,8 @@ fn plain(error: &ShipError) -> Failure {
         ShipError::Release { .. } => {
             Failure::new(Exit::Refused, error).hint("it was made by another version of jiji; ship anew instead")
         }
-        ShipError::SecretsMissing { .. } => {
-            Failure::new(Exit::Secret, error).hint("set them in the environment; hosts keep no secrets outside containers")
-        }
+        ShipError::SecretsMissing { .. } => Failure::new(Exit::Secret, error)
+            .hint("set them in the environment; hosts keep no secrets outside containers"),
         ShipError::Apply { error: cause, verdicts } => {
             let mut failure = Failure::new(exit(cause.exit_code()), error).detail(cause.evidence());
             for (host, verdict) in verdicts {

@@ -142,7 +142,9 @@ impl Ship {
             Some(registry) => pushed_to(registry, &repository),
             // No registry is asked: the store has it, or nobody has.
             None if self.store.has(digest)?.is_none() => return Err(ShipError::NotBuilt { service: service.clone() }),
-            None => Reference { registry: "localhost".to_owned(), repository: repository.clone(), tag: None, digest: None },
+            None => {
+                Reference { registry: "localhost".to_owned(), repository: repository.clone(), tag: None, digest: None }
+            }
         };
         let image = self.client.pull(&from, digest, platform, &self.store, Depth::ManifestOnly).await?;
         Ok(Image { repository: repository.to_string(), ..image })
@@ -267,7 +269,9 @@ impl Ship {
 /// Where a project's registry has a repository of jiji's.
 fn pushed_to(registry: &Registry, repository: &RepositoryName) -> Reference {
     let name = match &registry.namespace {
-        Some(namespace) => RepositoryName::new(format!("{namespace}/{repository}")).unwrap_or_else(|_| repository.clone()),
+        Some(namespace) => {
+            RepositoryName::new(format!("{namespace}/{repository}")).unwrap_or_else(|_| repository.clone())
+        }
         None => repository.clone(),
     };
     Reference { registry: registry.server.authority.clone(), repository: name, tag: None, digest: None }

@@ -28,7 +28,8 @@ pub(super) struct Ready {
 
 /// The platforms of connected hosts, each once.
 pub(super) fn platforms(fleet: &Fleet) -> Vec<Platform> {
-    let architectures: BTreeSet<_> = fleet.sessions.values().map(|session| session.hello().architecture.clone()).collect();
+    let architectures: BTreeSet<_> =
+        fleet.sessions.values().map(|session| session.hello().architecture.clone()).collect();
     architectures.into_iter().map(|architecture| Platform { os: "linux".to_owned(), architecture }).collect()
 }
 
@@ -70,7 +71,12 @@ impl Ship {
     }
 
     /// What plugins want to know before anything of the host is known.
-    pub(super) fn first_wants(&self, ready: &Ready, host: &HostName, architecture: &str) -> Result<Vec<Want>, ShipError> {
+    pub(super) fn first_wants(
+        &self,
+        ready: &Ready,
+        host: &HostName,
+        architecture: &str,
+    ) -> Result<Vec<Want>, ShipError> {
         let context = self.context(ready, host, architecture, 0);
         let nothing = BTreeMap::new();
         let mut wants = Vec::new();

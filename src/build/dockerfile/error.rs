@@ -28,7 +28,8 @@ impl Place {
         let margin = " ".repeat(number.len());
         let column = usize::try_from(self.column.saturating_sub(1)).unwrap_or(0);
         // What steers a terminal is no part of a line that is shown.
-        let text: String = self.text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
+        let text: String =
+            self.text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
         let before: String = text.chars().take(column).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
         format!("{margin}┌─ {self}\n{number}│ {text}\n{margin}│ {before}^")
     }

@@ -59,6 +59,13 @@ pub fn labels(spec: &ContainerSpec, digest: &Digest, secrets: Option<&str>) -> B
     labels
 }
 
+/// The hardware address that belongs to an address, as Docker makes it by itself. Podman draws a random one for each container: who spoke
+/// with the last holder of the address would then send to nobody until its neighbour table forgets.
+fn mac(address: std::net::Ipv4Addr) -> String {
+    let [a, b, c, d] = address.octets();
+    format!("02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+}
+
 /// The command that runs `spec` from `image`, a name or id that the engine knows.
 ///
 /// # Errors
@@ -76,6 +83,7 @@ pub fn command(
     option("--network", spec.network.clone());
     if let Some(address) = spec.address {
         option("--ip", address.to_string());
+        option("--mac-address", mac(address));
     }
     if spec.restart {
         option("--restart", "unless-stopped".to_owned());
@@ -255,7 +263,7 @@ mod tests {
         let text = format!("{:?}", command.expect("a command"));
         assert_eq!(
             text,
-            r#""/usr/bin/engine" ["run", "--detach", "--pull", "never", "--name", "shop-web-1", "--network", "jiji", "--ip", "10.210.0.140", "--restart", "unless-stopped", "--stop-timeout", "10", "--log-opt", "max-size=10m", "--log-opt", "max-file=3", "--label", "l=v", "--mount", "type=bind,source=/srv/a b,target=/data,readonly", "--publish", "127.0.0.1:8080:80", "--env", "A=b c", "--env", "KEY", "--env-file", "/dev/stdin", "jiji.local/shop/web:1", "serve", "--all; rm"]"#
+            r#""/usr/bin/engine" ["run", "--detach", "--pull", "never", "--name", "shop-web-1", "--network", "jiji", "--ip", "10.210.0.140", "--mac-address", "02:42:0a:d2:00:8c", "--restart", "unless-stopped", "--stop-timeout", "10", "--log-opt", "max-size=10m", "--log-opt", "max-file=3", "--label", "l=v", "--mount", "type=bind,source=/srv/a b,target=/data,readonly", "--publish", "127.0.0.1:8080:80", "--env", "A=b c", "--env", "KEY", "--env-file", "/dev/stdin", "jiji.local/shop/web:1", "serve", "--all; rm"]"#
         );
     }
 
