@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use jiji_model::event::{Record, Sink};
+use jiji_model::event::{Record, Sink, bytes};
 use jiji_model::name::{HostName, ServiceName};
 use jiji_model::plan::{Phase, Step};
 use jiji_model::protocol::HostEvent;
@@ -44,7 +44,7 @@ impl<'a> Watch<'a> {
     }
 
     pub(super) fn sending(&self, host: &HostName, progress: BlobProgress) {
-        let text = format!("sending {} of {} bytes", progress.sent, progress.bytes);
+        let text = format!("sending {} of {}", bytes(progress.sent), bytes(progress.bytes));
         let data = json!({"blobs": progress.blobs, "bytes": progress.bytes, "sent": progress.sent});
         self.sink.emit(Record::new("apply.sending", text).on(host).with(data));
     }
@@ -52,7 +52,8 @@ impl<'a> Watch<'a> {
     pub(super) fn sent(&self, host: &HostName, progress: BlobProgress) {
         let text = match progress.blobs {
             0 => String::new(),
-            blobs => format!("sent {} bytes in {blobs} blobs", progress.sent),
+            1 => format!("sent 1 blob, {}", bytes(progress.sent)),
+            blobs => format!("sent {blobs} blobs, {}", bytes(progress.sent)),
         };
         let data = json!({"blobs": progress.blobs, "bytes": progress.sent});
         self.sink.emit(Record::new("apply.sent", text).on(host).with(data));

@@ -1,6 +1,7 @@
 //! A plan, from the leases to the last record.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiji_model::digest::Digest;
 use jiji_model::event::Sink;
@@ -17,7 +18,10 @@ use super::fan::{all, split};
 use super::lease;
 use super::link::HostLink;
 use super::{Applied, Options, Seen, participants};
-use crate::fleet::FleetError;
+use crate::fleet::{BlobProgress, FleetError};
+
+/// Bytes between two events about a host that is being sent blobs.
+const TOLD_EVERY: u64 = 4 << 20;
 
 /// Drives the fleet through a plan. `seen` is what every host had recorded when the plan was made; a host where something happened
 /// since is not touched, and nor is any other.
@@ -158,7 +162,14 @@ async fn send_blobs<L: HostLink>(
     let ends = all(receivers.map(|(_, link)| *link), async |link| {
         let blobs: Vec<_> = needs[link.host()].iter().map(|(digest, size)| (*digest, *size)).collect();
         let host = link.host().clone();
-        let progress = |progress| watch.sending(&host, progress);
+        // A line for each piece would say the same a hundred times a second.
+        let told = AtomicU64::new(0);
+        let progress = |progress: BlobProgress| {
+            if progress.sent == progress.bytes || progress.sent >= told.load(Ordering::Relaxed) + TOLD_EVERY {
+                told.store(progress.sent, Ordering::Relaxed);
+                watch.sending(&host, progress);
+            }
+        };
         link.send_blobs(store, &blobs, &progress).await
     })
     .await;

@@ -60,10 +60,11 @@ mod tests {
     #[test]
     fn every_line_has_version_time_and_a_growing_number() {
         let mut out = Vec::new();
-        let ndjson = Ndjson::new(&mut out);
-        ndjson.emit(Record::new("build.started", "building web"));
-        ndjson.summary(&Summary { result: "unchanged".into(), ..Summary::default() });
-        drop(ndjson);
+        {
+            let ndjson = Ndjson::new(&mut out);
+            ndjson.emit(Record::new("build.started", "building web"));
+            ndjson.summary(&Summary { result: "unchanged".into(), ..Summary::default() });
+        }
         let lines: Vec<serde_json::Value> = String::from_utf8(out)
             .expect("UTF-8")
             .lines()

@@ -17,8 +17,8 @@ pub struct Terminal {
     started: Instant,
 }
 
-/// Events with this suffix say that something goes on; they move the last line and leave no line of their own unless `-v`.
-const PROGRESS: &str = ".progress";
+/// Events that say that something goes on and whose end is an event too: they move the last line and leave no line of their own.
+const MOVING: [&str; 4] = ["apply.sending", "apply.step-started", "apply.probed", "build.output"];
 
 impl Terminal {
     /// Shows on standard error; `moving` where that is a terminal.
@@ -65,8 +65,8 @@ impl Sink for Terminal {
         if self.quiet || record.text.is_empty() {
             return;
         }
-        let moving = record.event.ends_with(PROGRESS);
-        if !moving || self.verbose {
+        let moving = MOVING.contains(&record.event.as_str());
+        if !moving || (self.verbose && record.event != "apply.sending") {
             self.line(&self.format(&record));
         }
         self.bar.set_message(match &record.host {
