@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use wasmtime::component::{Component, HasSelf, Linker};
-use wasmtime::{Config, Engine, ResourceLimiter, Store, Trap};
+use wasmtime::{Config, Engine, OptLevel, ResourceLimiter, Store, Trap};
 
 use super::PluginError;
 use super::bindings::{health, proxy, types};
@@ -52,6 +52,8 @@ impl Runtime {
     pub(super) fn new() -> Result<Self, PluginError> {
         let mut config = Config::new();
         config
+            // A plugin runs for microseconds and is compiled for milliseconds.
+            .cranelift_opt_level(OptLevel::None)
             .consume_fuel(true)
             .epoch_interruption(true)
             .cranelift_nan_canonicalization(true)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use jiji_model::digest::Digest;
@@ -22,11 +23,17 @@ use crate::lockfile::PluginSection;
 
 const HOSTILE: &[u8] = include_bytes!("fixtures/hostile.wasm");
 
-/// Compiled code of all tests: what an unoptimized compiler takes seconds for.
+/// Compiled code of all tests: an unoptimized compiler takes seconds for it, so it does it once.
 fn compiled() -> Option<&'static Path> {
     static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let dir = DIR.get_or_init(|| tempfile::tempdir().expect("a directory"));
-    Some(dir.path())
+    let dir = DIR.get_or_init(|| {
+        let place = Place::new();
+        let cache = place.dir.path().join("compiled");
+        Plugins::load(&Choices::default(), &PluginSection::new(), &place.store, Some(&cache)).expect("compiled");
+        place.dir
+    });
+    static CACHE: OnceLock<PathBuf> = OnceLock::new();
+    Some(CACHE.get_or_init(|| dir.path().join("compiled")))
 }
 
 struct Place {
