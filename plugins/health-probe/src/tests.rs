@@ -1,1 +1,141 @@
-//! What a user sees, case by case.
+//! What a person reads, case by case.
+
+use crate::Plugin;
+use crate::bindings::exports::jiji::health::health::{Guest as _, JudgeInput, Probe, ProbesInput, Timeline, Verdict};
+use crate::bindings::exports::jiji::plan::meta::Guest as _;
+use crate::bindings::jiji::plan::types::*;
+use crate::probes;
+
+fn input(check: Option<Check>) -> ProbesInput {
+    ProbesInput {
+        host: Server { name: "one".to_owned(), architecture: "amd64".to_owned(), labels: Vec::new() },
+        service: "web".to_owned(),
+        settings: "{}".to_owned(),
+        check,
+        interval_ms: None,
+        timeout_ms: None,
+        deadline_ms: None,
+        app_port: Some(3000),
+        labels: Vec::new(),
+    }
+}
+
+fn up() -> Check {
+    Check::Http(HttpCheck { port: 3000, path: "/up".to_owned() })
+}
+
+fn judge_with(check: Check, results: &[(ProbeResult, bool)], log: &str) -> Verdict {
+    let input = input(Some(check));
+    let spec = Plugin::probes(input.clone()).expect("an answer").expect("a probe");
+    let probe = |(at, (result, healthy)): (usize, &(ProbeResult, bool))| Probe {
+        at_ms: u32::try_from(at).unwrap_or(0) * 250,
+        took_ms: 2_000,
+        result: result.clone(),
+        healthy: *healthy,
+    };
+    let timeline = Timeline {
+        healthy: false,
+        took_ms: 30_012,
+        made: u32::try_from(results.len()).unwrap_or(0),
+        probes: results.iter().enumerate().map(probe).collect(),
+    };
+    Plugin::judge(JudgeInput { input, spec, timeline, log: log.to_owned() }).expect("a verdict")
+}
+
+fn judge(result: ProbeResult) -> Verdict {
+    judge_with(up(), &[(result, false)], "")
+}
+
+fn http(status: u16, body: &str, location: Option<&str>) -> ProbeResult {
+    ProbeResult::Http(ProbeHttp { status, body: body.to_owned(), location: location.map(str::to_owned) })
+}
+
+fn ended(exit: Option<i32>, oom: bool) -> ProbeResult {
+    ProbeResult::NotRunning(ProbeNotRunning { exit, oom })
+}
+
+/// The explanation, and that the hint says `hint`.
+fn reads(verdict: &Verdict, explanation: &str, hint: &str) {
+    assert!(!verdict.healthy);
+    assert_eq!(verdict.explanation, explanation);
+    let said = verdict.hint.as_deref().unwrap_or_default();
+    assert!(said.contains(hint), "{said}");
+}
+
+#[test]
+fn answers_that_are_not_healthy_say_what_to_change() {
+    reads(&judge(http(404, "Not Found", None)), "`GET /up` on port 3000 answers 404: `Not Found`", "healthcheck.path");
+    reads(&judge(http(500, "\n no database\nmore", None)), "`GET /up` on port 3000 answers 500: `no database`", "log");
+    reads(&judge(http(401, "", None)), "`GET /up` on port 3000 answers 401", "login");
+    reads(&judge(http(400, "", None)), "`GET /up` on port 3000 answers 400", "Host header");
+    let https = http(301, "", Some("https://shop.example/up"));
+    reads(&judge(https), "`GET /up` on port 3000 redirects to `https://shop.example/up` (301)", "without TLS");
+    reads(&judge(http(302, "", Some("/login"))), "`GET /up` on port 3000 redirects to `/login` (302)", "answers by itself");
+}
+
+#[test]
+fn a_port_that_nothing_listens_on_is_compared_with_the_log() {
+    let refused = [(ProbeResult::Refused, false)];
+    let explanation = "nothing listens on port 3000 of the container after 30.0 s";
+    reads(&judge_with(up(), &refused, ""), explanation, "0.0.0.0");
+    let log = "booting\nListening on http://0.0.0.0:8000\nready";
+    reads(&judge_with(up(), &refused, log), explanation, "`Listening on http://0.0.0.0:8000`");
+    reads(&judge_with(up(), &refused, "Listening on 127.0.0.1:3000"), explanation, "`Listening on 127.0.0.1:3000`");
+    reads(&judge_with(up(), &refused, "Listening on 0.0.0.0:3000"), explanation, "healthcheck.deadline");
+    reads(&judge_with(Check::Tcp(3000), &refused, ""), explanation, "0.0.0.0");
+}
+
+#[test]
+fn a_container_that_ended_says_how() {
+    reads(&judge(ended(Some(1), false)), "the container ended with exit code 1", "environment");
+    reads(&judge(ended(Some(0), false)), "the container ended with exit code 0", "foreground");
+    reads(&judge(ended(Some(127), false)), "the container ended with exit code 127", "PATH");
+    reads(&judge(ended(Some(137), true)), "ended by the kernel: out of memory", "memory");
+    reads(&judge(ended(None, false)), "the container does not run", "");
+    let after = [(http(200, "", None), true), (ended(Some(3), false), false)];
+    reads(&judge_with(up(), &after, ""), "was healthy, then the container ended with exit code 3", "log");
+}
+
+#[test]
+fn slow_broken_and_unsteady_are_told_apart() {
+    reads(&judge(ProbeResult::TimedOut), "`GET /up` on port 3000 does not answer within 2.0 s", "busy");
+    reads(&judge(ProbeResult::Broken("not HTTP".to_owned())), "`GET /up` on port 3000 breaks off: not HTTP", "TLS");
+    let unsteady = [(http(200, "", None), true), (http(503, "", None), false)];
+    reads(&judge_with(up(), &unsteady, ""), "comes and goes: 1 of the 2 probes shown succeeded, 1 in a row are wanted", "log");
+    let command = Check::Exec(vec!["pg_isready".to_owned()]);
+    let exit = ProbeResult::Exit(ProbeExit { code: 2, output: "no response\n".to_owned() });
+    reads(&judge_with(command.clone(), &[(exit, false)], ""), "`pg_isready` ended with code 2: `no response`", "");
+    let absent = ProbeResult::Exit(ProbeExit { code: 127, output: String::new() });
+    reads(&judge_with(command, &[(absent, false)], ""), "`pg_isready` ended with code 127", "not in the image");
+    reads(&judge_with(up(), &[], ""), "not probed once in 30.0 s", "deadline");
+}
+
+#[test]
+fn a_healthy_timeline_is_healthy() {
+    let input = input(Some(up()));
+    let spec = Plugin::probes(input.clone()).expect("an answer").expect("a probe");
+    let timeline = Timeline { healthy: true, took_ms: 812, made: 4, probes: Vec::new() };
+    let verdict = Plugin::judge(JudgeInput { input, spec, timeline, log: String::new() }).expect("a verdict");
+    assert!(verdict.healthy);
+    assert_eq!(verdict.explanation, "healthy after 812 ms (4 probes)");
+}
+
+#[test]
+fn a_services_own_numbers_win_over_settings_and_settings_over_defaults() {
+    let mut asked = input(None);
+    let spec = |asked: &ProbesInput| Plugin::probes(asked.clone()).expect("an answer").expect("a probe");
+    assert_eq!((spec(&asked).check, spec(&asked).interval_ms), (Check::Tcp(3000), 250));
+    asked.settings = r#"{"interval_ms":500,"healthy_after":3}"#.to_owned();
+    assert_eq!((spec(&asked).interval_ms, spec(&asked).healthy_after), (500, 3));
+    asked.interval_ms = Some(100);
+    assert_eq!(spec(&asked).interval_ms, 100);
+    asked.app_port = None;
+    assert_eq!(Plugin::probes(asked), Ok(None));
+}
+
+#[test]
+fn bad_settings_are_refused_all_at_once() {
+    let faults = Plugin::check_settings(r#"{"interval_ms":1,"x":1,"healthy_after":"a"}"#.to_owned()).expect_err("bad");
+    assert_eq!(faults.len(), 3);
+    serde_json::from_str::<serde_json::Value>(probes::SCHEMA).expect("the schema is JSON");
+}

@@ -16,9 +16,9 @@ pub const LABEL_SETTINGS: &str = "proxy-kamal.settings";
 /// The container's label that says which image it was started from.
 pub const LABEL_IMAGE: &str = "proxy-kamal.image";
 
-/// The control socket lies in `$XDG_RUNTIME_DIR` (internal/server/config.go). After SIGKILL it stays, and the next start of the same
-/// container would fail with "address already in use" (internal/server/commands.go unlinks nothing before it listens): in memory it is
-/// gone with the process.
+/// The control socket lies in `$XDG_RUNTIME_DIR` (internal/server/config.go), which an image built from scratch need not have. In memory
+/// it is gone with the container; the proxy also removes one that a killed process left (`startCommandHandler` in
+/// internal/server/server.go).
 const RUNTIME: &str = "/run/kamal-proxy";
 
 pub fn boot(context: &Context, facts: &Facts<'_>) -> Result<Turn, Fault> {
@@ -148,8 +148,9 @@ fn specification(context: &Context, settings: &Settings) -> Result<ContainerSpec
             tmpfs("/tmp"),
         ],
         publish: vec![publish(settings.http_port, 80), publish(settings.https_port, 443)],
-        entrypoint: None,
-        command: Some(vec![PROGRAM.to_owned(), "run".to_owned()]),
+        // By its name on the image's PATH, whatever entry point the image has.
+        entrypoint: Some(PROGRAM.to_owned()),
+        command: Some(vec!["run".to_owned()]),
         // Upstream's image has a user of its own, whom a directory of the host does not belong to.
         user: Some("0:0".to_owned()),
         restart: true,

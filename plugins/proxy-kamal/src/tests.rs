@@ -1,1 +1,292 @@
-//! The logic, natively.
+//! The logic, natively, on what the real proxy prints and keeps (`fixtures/`, written by `tests/real.rs`).
+
+use crate::bindings::exports::jiji::plan::meta::Guest as _;
+use crate::bindings::exports::jiji::proxy::proxy::{Guest as _, HealthPath, RouteInput, RouteOptions, UnrouteInput};
+use crate::bindings::jiji::plan::types::*;
+use crate::{Plugin, boot, live, settings, state};
+
+const LIST: &str = include_str!("fixtures/list.txt");
+const STATE: &str = include_str!("fixtures/kamal-proxy.state");
+
+fn context(settings: &str) -> Context {
+    Context {
+        host: Server { name: "one".to_owned(), architecture: "amd64".to_owned(), labels: Vec::new() },
+        network: Network {
+            name: "jiji".to_owned(),
+            subnet: "10.210.0.128/25".to_owned(),
+            gateway: "10.210.0.129".to_owned(),
+        },
+        address: "10.210.0.130".to_owned(),
+        state_dir: "/var/lib/jiji/plugins/proxy-kamal".to_owned(),
+        settings: settings.to_owned(),
+        images: vec![ImageRef {
+            name: "kamal-proxy".to_owned(),
+            reference: format!("docker.io/basecamp/kamal-proxy@sha256:{}", "0".repeat(64)),
+        }],
+    }
+}
+
+/// `shop-web` as it is in the fixtures, but to another port.
+fn input(port: u16) -> RouteInput {
+    RouteInput {
+        context: context("{}"),
+        service: "shop-web".to_owned(),
+        options: RouteOptions {
+            hosts: vec!["shop-web.example".to_owned()],
+            path_prefix: "/".to_owned(),
+            ssl: false,
+            drain_timeout_ms: 30_000,
+            health: Some(HealthPath { port: 18001, path: "/up".to_owned() }),
+            labels: Vec::new(),
+        },
+        targets: vec![Instance { container: "c".to_owned(), address: "127.0.0.1".to_owned(), port }],
+        previous: Vec::new(),
+    }
+}
+
+fn fact(id: &str, answer: Answer) -> Fact {
+    Fact { id: id.to_owned(), answer }
+}
+
+fn command(exit: i32, stdout: &str) -> Answer {
+    Answer::Command(CommandFacts {
+        exit: Some(exit),
+        stdout: stdout.to_owned(),
+        stderr: String::new(),
+        truncated: false,
+    })
+}
+
+fn file(content: &str) -> Answer {
+    Answer::File(FileFacts {
+        sha256: String::new(),
+        mode: 0o600,
+        size: content.len() as u64,
+        content: Some(content.to_owned()),
+    })
+}
+
+fn running(labels: &[(String, String)], state: &str) -> Answer {
+    Answer::Container(ContainerFacts {
+        id: "1".to_owned(),
+        name: "kamal-proxy".to_owned(),
+        manifest: None,
+        config: None,
+        state: state.to_owned(),
+        exit: None,
+        oom: false,
+        started: None,
+        addresses: Vec::new(),
+        labels: labels.to_vec(),
+    })
+}
+
+fn steps(turn: Result<Turn, Fault>) -> Vec<Step> {
+    match turn {
+        Ok(Turn::Done(steps)) => steps,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn route(input: RouteInput, list: &str, state: &str) -> Vec<Step> {
+    steps(Plugin::route(input, vec![fact("list", command(0, list)), fact("state", file(state))]))
+}
+
+fn argv(action: &Action) -> Vec<String> {
+    let Action::ContainerExec(exec) = action else { panic!("{action:?}") };
+    let words = exec.argv.iter().map(|word| match word {
+        Word::Lit(text) => text.clone(),
+        word => panic!("{word:?}"),
+    });
+    words.collect()
+}
+
+#[test]
+fn the_list_is_read_with_its_colours_and_without() {
+    let bare = LIST.replace('\u{1b}', "");
+    let replaced = LIST.replace('\u{1b}', "\u{fffd}");
+    for text in [LIST, &bare, &replaced] {
+        let lives = live::read(&command(0, text)).expect("a table");
+        let all: Vec<_> = lives.iter().map(|live| (live.service.as_str(), live.hosts.len(), live.targets[0].as_str())).collect();
+        assert_eq!(all, [("api", 2, "127.0.0.1:18002"), ("rest", 0, "127.0.0.1:18002"), ("shop-web", 1, "127.0.0.1:18001")]);
+        assert_eq!(lives[0].paths, ["/api"]);
+    }
+    assert_eq!(live::read(&command(0, include_str!("fixtures/list-empty.txt"))), Some(Vec::new()));
+    assert_eq!(live::read(&command(1, LIST)), None);
+    assert_eq!(live::read(&Answer::Failed("no such container".to_owned())), None);
+}
+
+#[test]
+fn every_piece_of_the_state_file_is_read_or_the_whole_is_not() {
+    let saved = state::read(&file(STATE), "api").expect("an entry");
+    assert_eq!(saved.options.hosts, ["a.example", "b.example"]);
+    assert_eq!(state::read(&file(STATE), "rest").expect("an entry").options.hosts, Vec::<String>::new());
+    assert_eq!(state::read(&file(STATE), "nobody"), None);
+    for end in 0..STATE.trim_end().len() {
+        assert_eq!(state::read(&file(&STATE[..end]), "shop-web"), None, "torn at {end}");
+    }
+    let without = STATE.replace("\"forward_headers\":true", "\"forward_headers\":null");
+    assert_eq!(state::read(&file(&without), "shop-web"), None);
+}
+
+#[test]
+fn what_is_routed_already_needs_no_step() {
+    assert_eq!(route(input(18001), LIST, STATE), []);
+    assert_eq!(route(input(18002), LIST, STATE).len(), 1, "another target");
+    assert_eq!(route(input(18001), LIST, "").len(), 1, "a torn state file");
+    assert_eq!(route(input(18001), "", STATE).len(), 1, "a proxy that forgot it");
+    let mut options = input(18001);
+    options.options.health = None;
+    assert_eq!(route(options, LIST, STATE).len(), 1, "another option");
+}
+
+#[test]
+fn an_undo_goes_to_what_was_live_with_the_options_it_had() {
+    let mut wish = input(18002);
+    wish.options.hosts = vec!["new.example".to_owned()];
+    let steps = route(wish, LIST, STATE);
+    let undo = argv(steps[0].undo.as_ref().expect("an undo"));
+    assert!(undo.contains(&"--target=127.0.0.1:18001".to_owned()), "{undo:?}");
+    assert!(undo.contains(&"--host=shop-web.example".to_owned()), "{undo:?}");
+    assert!(argv(&steps[0].action).contains(&"--host=new.example".to_owned()));
+}
+
+#[test]
+fn an_undo_knows_the_previous_instances_where_the_proxy_forgot_them() {
+    let mut wish = input(18002);
+    assert_eq!(argv(route(wish.clone(), "", "")[0].undo.as_ref().expect("an undo")), ["kamal-proxy", "remove", "shop-web"]);
+    wish.previous = vec![Instance { container: "b".to_owned(), address: "127.0.0.9".to_owned(), port: 80 }];
+    let steps = route(wish, "", "");
+    assert!(argv(steps[0].undo.as_ref().expect("an undo")).contains(&"--target=127.0.0.9:80".to_owned()));
+}
+
+#[test]
+fn a_deploy_sends_every_option_and_never_forces() {
+    let steps = route(input(18002), LIST, STATE);
+    let argv = argv(&steps[0].action);
+    assert_eq!(
+        argv,
+        [
+            "kamal-proxy", "deploy", "shop-web", "--target=127.0.0.1:18002", "--deploy-timeout=3s", "--drain-timeout=30s",
+            "--host=shop-web.example", "--path-prefix=/", "--strip-path-prefix=true", "--tls=false",
+            "--writer-affinity-timeout=1s", "--read-target-websockets=false", "--health-check-path=/up",
+            "--health-check-port=18001", "--health-check-interval=500ms", "--health-check-timeout=2s", "--target-timeout=30s",
+            "--buffer-requests=false", "--buffer-responses=false", "--buffer-memory=1048576", "--forward-headers=true",
+            "--scope-cookie-paths=false",
+        ]
+    );
+    assert!(steps[0].timeout_ms > 40_000, "the command returns after the drain");
+}
+
+#[test]
+fn tls_needs_hosts_and_no_wildcards_and_hosts_need_no_quotes() {
+    let ask = |hosts: &[&str], ssl: bool| {
+        let mut wish = input(18002);
+        wish.options.hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+        wish.options.ssl = ssl;
+        Plugin::route(wish, vec![fact("list", command(0, "")), fact("state", Answer::Absent)])
+    };
+    for (hosts, ssl) in [(&[][..], true), (&["*.example"], true), (&["a,b"], false), (&["a b"], false), (&["\"a"], false), (&[""], false)] {
+        assert_eq!(ask(hosts, ssl).map_err(|fault| fault.code), Err("bad-route".to_owned()), "{hosts:?}");
+    }
+    assert!(ask(&["*.example"], false).is_ok());
+    let steps = steps(ask(&["a.example"], true));
+    let argv = argv(&steps[0].action);
+    assert!(argv.contains(&"--tls=true".to_owned()) && argv.contains(&"--forward-headers=false".to_owned()), "{argv:?}");
+}
+
+#[test]
+fn a_host_that_another_service_has_is_a_fault_before_any_step() {
+    let ask = |host: &str, path: &str| {
+        let mut wish = input(18002);
+        wish.options.hosts = vec![host.to_owned()];
+        wish.options.path_prefix = path.to_owned();
+        Plugin::route(wish, vec![fact("list", command(0, LIST)), fact("state", file(STATE))]).map(|_| ()).map_err(|fault| fault.code)
+    };
+    assert_eq!(ask("b.example", "/api/"), Err("route-taken".to_owned()));
+    assert_eq!(ask("b.example", "/"), Ok(()));
+    assert_eq!(ask("c.example", "/api"), Ok(()));
+}
+
+#[test]
+fn questions_come_first_and_without_targets_nothing_else() {
+    let Ok(Turn::Observe(wants)) = Plugin::route(input(1), Vec::new()) else { panic!("no questions") };
+    assert_eq!(wants.len(), 2);
+    let mut empty = input(1);
+    empty.targets.clear();
+    assert_eq!(route(empty, LIST, STATE), []);
+}
+
+#[test]
+fn unroute_asks_the_proxy_only_for_what_it_routes() {
+    let ask = |service: &str, list: Answer| {
+        let input = UnrouteInput { context: context("{}"), service: service.to_owned() };
+        steps(Plugin::unroute(input, vec![fact("list", list)]))
+    };
+    assert_eq!(ask("nobody", command(0, LIST)), []);
+    let known = ask("api", command(0, LIST));
+    assert_eq!((known.len(), known[0].phase), (1, Phase::Withdraw));
+    assert_eq!(ask("api", command(1, "")).len(), 1, "a proxy that does not answer may come back");
+}
+
+#[test]
+fn a_proxy_that_runs_is_left_alone_and_one_that_does_not_is_run() {
+    let boot_with = |settings: &str, container: Answer, list: Answer| {
+        Plugin::boot(context(settings), vec![fact("container", container), fact("list", list)])
+    };
+    let first = steps(boot_with("{}", Answer::Absent, Answer::Failed("absent".to_owned())));
+    let Action::ContainerRun(spec) = &first[1].action else { panic!("{first:?}") };
+    assert_eq!(spec.entrypoint.as_deref(), Some("kamal-proxy"));
+    assert!(matches!(spec.mounts[1].source, MountSource::Tmpfs), "a socket must not outlive its process");
+    let labels = spec.labels.clone();
+    let up = || command(0, LIST);
+
+    assert_eq!(steps(boot_with("{}", running(&labels, "running"), up())), []);
+    assert_eq!(steps(boot_with("{}", running(&labels, "running"), command(1, ""))).len(), 1, "only the wait");
+    assert_eq!(steps(boot_with("{}", running(&labels, "exited"), command(1, ""))).len(), 3);
+    let other_image = boot_with("{}", running(&labels[1..], "running"), up());
+    assert_eq!(steps(other_image), [], "an update of jiji interrupts nobody");
+
+    let code = |turn: Result<Turn, Fault>| turn.map(|_| ()).map_err(|fault| fault.code);
+    let other_port = boot_with(r#"{"http_port":8080}"#, running(&labels, "running"), up());
+    assert_eq!(code(other_port), Err("other-settings".to_owned()));
+    let stopped = boot_with(r#"{"http_port":8080}"#, running(&labels, "exited"), up());
+    assert_eq!(steps(stopped).len(), 3, "one that is stopped interrupts nobody");
+    let foreign = boot_with("{}", running(&[], "running"), up());
+    assert_eq!(code(foreign), Err("not-ours".to_owned()));
+    let blind = boot_with("{}", Answer::Failed("no engine".to_owned()), up());
+    assert_eq!(code(blind), Err("cannot-look".to_owned()));
+    assert!(labels.iter().any(|(key, _)| key == boot::LABEL_SETTINGS));
+}
+
+#[test]
+fn settings_change_what_is_needed() {
+    let needs = Plugin::check_settings(r#"{"http_port":8080,"image":"127.0.0.1:5000/kamal-proxy:lab"}"#.to_owned()).expect("good");
+    assert!(needs.grants.contains(&Grant::Port(8080)) && needs.grants.contains(&Grant::Image("127.0.0.1:5000/kamal-proxy".to_owned())));
+    assert_eq!(needs.images[0].reference, "127.0.0.1:5000/kamal-proxy:lab");
+    for (bad, faults) in [("[]", 1), (r#"{"a":1,"http_port":"x"}"#, 2), (r#"{"http_port":443}"#, 1), (r#"{"image":""}"#, 1)] {
+        assert_eq!(Plugin::check_settings(bad.to_owned()).map_err(|faults| faults.len()), Err(faults), "{bad}");
+    }
+    serde_json::from_str::<serde_json::Value>(settings::SCHEMA).expect("the schema is JSON");
+}
+
+#[test]
+fn a_repository_is_a_reference_without_tag_and_digest() {
+    for (reference, repository) in [
+        ("a", "a"),
+        ("a:1", "a"),
+        ("h:5/a", "h:5/a"),
+        ("h:5/a:1", "h:5/a"),
+        ("h:5/a:1@sha256:00", "h:5/a"),
+        ("docker.io/b/a@sha256:00", "docker.io/b/a"),
+    ] {
+        assert_eq!(settings::repository(reference), repository);
+    }
+}
+
+#[test]
+fn durations_are_what_go_reads() {
+    for (nanoseconds, text) in [(0, "0s"), (1_000_000_000, "1s"), (1_500_000_000, "1500ms"), (1, "1ns")] {
+        assert_eq!(state::duration(nanoseconds), text);
+    }
+}
