@@ -144,7 +144,7 @@ impl fmt::Display for Cause {
                 None => f.write_str("run a step"),
             },
             Self::Host(error) => error.fmt(f),
-            Self::Interrupted => f.write_str("finish: interrupted"),
+            Self::Interrupted => f.write_str("finish: somebody asked to stop"),
         }
     }
 }
@@ -253,9 +253,15 @@ impl Failure {
         if let Some(service) = &self.service {
             let _ = write!(text, " {service}");
         }
-        let _ = writeln!(text, ": {}{undo}: {}", self.title, self.found.cause);
-        if let Some(timeline) = &self.found.timeline {
-            describe_timeline(timeline, text);
+        match &self.found.timeline {
+            // It says the cause, and more.
+            Some(timeline) => {
+                let _ = writeln!(text, ": {}{undo}", self.title);
+                describe_timeline(timeline, text);
+            }
+            None => {
+                let _ = writeln!(text, ": {}{undo}: {}", self.title, self.found.cause);
+            }
         }
         for evidence in &self.found.evidence {
             let state = evidence.state.as_deref().unwrap_or("gone");
@@ -304,7 +310,7 @@ fn describe_result(result: &ProbeResult) -> String {
             if let Some(location) = location {
                 let _ = write!(text, " to {location}");
             }
-            let body = body.trim();
+            let body = one_line(body);
             if !body.is_empty() {
                 let _ = write!(text, ", body `{body}`");
             }
@@ -312,7 +318,7 @@ fn describe_result(result: &ProbeResult) -> String {
         }
         ProbeResult::Connected => "connected".to_owned(),
         ProbeResult::Exit { code, output } if output.trim().is_empty() => format!("exit code {code}"),
-        ProbeResult::Exit { code, output } => format!("exit code {code}, output `{}`", output.trim()),
+        ProbeResult::Exit { code, output } => format!("exit code {code}, output `{}`", one_line(output)),
         ProbeResult::Refused => "connection refused: nothing listens on the port".to_owned(),
         ProbeResult::TimedOut => "no answer in time".to_owned(),
         ProbeResult::Broken { cause } => format!("connection broken: {cause}"),
@@ -327,4 +333,16 @@ fn describe_result(result: &ProbeResult) -> String {
             text
         }
     }
+}
+
+/// The beginning of a text on one line.
+fn one_line(text: &str) -> String {
+    const LONGEST: usize = 160;
+    let words: Vec<_> = text.split_whitespace().collect();
+    let line = words.join(" ");
+    if line.chars().count() <= LONGEST {
+        return line;
+    }
+    let beginning: String = line.chars().take(LONGEST).collect();
+    format!("{beginning}…")
 }

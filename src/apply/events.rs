@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiji_model::event::{Record, Sink, bytes};
 use jiji_model::name::{HostName, ServiceName};
-use jiji_model::plan::{Phase, Step};
+use jiji_model::plan::{Action, Phase, Step};
 use jiji_model::protocol::HostEvent;
 use jiji_model::transaction::{Decision, Lease, Outcome};
 use serde_json::json;
@@ -18,6 +18,8 @@ use crate::fleet::BlobProgress;
 #[derive(Debug, Clone)]
 struct Known {
     title: String,
+    /// Milliseconds after which a container that is being stopped is killed.
+    killed_after_ms: Option<u32>,
     service: Option<ServiceName>,
     phase: Phase,
 }
@@ -127,7 +129,15 @@ impl Hearing {
             }));
         }
         let steps = steps.into_iter().map(|step| {
-            let known = Known { title: step.title.clone(), service: step.service.clone(), phase: step.phase };
+            let known = Known {
+                title: step.title.clone(),
+                killed_after_ms: match &step.action {
+                    Action::ContainerStop { timeout_s, .. } => Some(timeout_s.saturating_mul(1000)),
+                    _ => None,
+                },
+                service: step.service.clone(),
+                phase: step.phase,
+            };
             ((step.host.clone(), step.id.clone()), known)
         });
         Self { heard, steps: steps.collect() }
@@ -175,12 +185,17 @@ impl Hearing {
                     Outcome::Unchanged => ("unchanged", None),
                     Outcome::Failed { cause } => ("failed", Some(cause)),
                 };
-                let text = |title: &str| match cause {
-                    Some(cause) => format!("{title}: {cause}"),
-                    None if *undo => format!("took back: {title}"),
-                    None => title.to_owned(),
+                let known = self.steps.get(&(host.clone(), step.clone()));
+                let killed = known.and_then(|known| known.killed_after_ms).filter(|after| took_ms >= after && !undo);
+                let text = |title: &str| match (cause, killed) {
+                    (Some(cause), _) => format!("{title}: {cause}"),
+                    (None, Some(after)) => {
+                        format!("{title}: it did not end on SIGTERM and was killed after {}s", after / 1000)
+                    }
+                    (None, None) if *undo => format!("took back: {title}"),
+                    (None, None) => title.to_owned(),
                 };
-                let data = json!({"undo": undo, "outcome": word, "took_ms": took_ms, "cause": cause});
+                let data = json!({"undo": undo, "outcome": word, "took_ms": took_ms, "cause": cause, "killed": killed.is_some()});
                 record("apply.step-ended", step, &text, data)
             }
             HostEvent::Probed { step, probe } => {

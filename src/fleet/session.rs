@@ -31,7 +31,7 @@ const GREETING: Duration = Duration::from_secs(20);
 const LEAVE: Duration = Duration::from_secs(5);
 
 /// Time between two signs of life while a lease is held.
-const HEARTBEAT: Duration = Duration::from_secs(3);
+const HEARTBEAT: Duration = if cfg!(test) { Duration::from_millis(40) } else { Duration::from_secs(3) };
 
 /// Pieces of blobs that wait to be written: what a slow line makes this process hold in memory, for each host.
 const WAITING: usize = 4;

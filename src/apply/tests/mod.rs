@@ -276,7 +276,7 @@ async fn an_unhealthy_second_host_reverts_the_first_and_the_error_shows_what_it_
     let shown = format!("{error}\n{}\n{}", error.evidence(), error.hints().join("\n"));
     insta::assert_snapshot!(shown, @r"
     wait until web-new is healthy on `two`: not healthy within 5 seconds; all hosts were reverted
-    two web: wait until web-new is healthy: not healthy within 5 seconds
+    two web: wait until web-new is healthy
       10 probes in 5.0s
       at 0.0s status 503, body `not ready on two`
       container web-new is running
