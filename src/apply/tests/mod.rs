@@ -421,8 +421,8 @@ async fn steps_name_themselves_in_events_with_their_host_service_and_phase() {
         .collect();
     insta::assert_snapshot!(shown.join("\n"), @r"
     apply.leased||
-    apply.sending||sending 200 of 200 bytes
-    apply.sent||sent 200 bytes in 2 blobs
+    apply.sending||sending 200 B of 200 B
+    apply.sent||sent 2 blobs, 200 B
     apply.begun||
     apply.phase|boot|preparing the host
     apply.step-started|boot|boot
