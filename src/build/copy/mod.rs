@@ -106,6 +106,31 @@ impl CopyError {
     }
 }
 
+/// Which word of a COPY an error is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About<'a> {
+    /// The source that was written so.
+    Source(&'a str),
+    /// The destination.
+    Destination,
+    /// All of it.
+    All,
+}
+
+impl CopyError {
+    /// Which word it is about.
+    pub fn about(&self) -> About<'_> {
+        match self {
+            Self::NotFound { path, .. } | Self::Outside { path } | Self::Archive { path } => About::Source(path),
+            Self::Pattern { pattern } => About::Source(pattern),
+            Self::NotSaidDirectory { .. } | Self::NotADirectory { .. } | Self::Directory { .. } => About::Destination,
+            Self::NothingMatches { .. } | Self::Links { .. } | Self::Special { .. } | Self::Whiteout { .. } => {
+                About::All
+            }
+        }
+    }
+}
+
 impl From<TooManyLinks> for CopyError {
     fn from(TooManyLinks(path): TooManyLinks) -> Self {
         Self::Links { path }

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::{Evaluation, Result, State, keys, step_error};
 use crate::build::contents::Contents;
 use crate::build::context;
-use crate::build::copy::{self, CopyError, Ownership, Selected, Source};
-use crate::build::dockerfile::{self, Command, Healthcheck, Instruction, Problem, Run, Word};
+use crate::build::copy::{self, About, CopyError, Ownership, Selected, Source};
+use crate::build::dockerfile::{self, Command, Healthcheck, Instruction, Position, Problem, Run, Word};
 use crate::build::error::StepError;
 use crate::build::execute::{Ran, RunStep, Stream};
 use crate::build::image::Draft;
@@ -165,11 +165,20 @@ impl Evaluation<'_> {
             });
         }
         let destination = self.expand(&copy.destination, scope)?;
-        let at = copy.sources.iter().find_map(|source| match source {
-            dockerfile::Source::Path(word) => Some(word.at),
-            dockerfile::Source::Inline(_) => None,
-        });
-        let at = at.unwrap_or(instruction.at);
+        // The word that an error is about, or else the first that is copied.
+        let words: Vec<(Position, String)> = copy.sources.iter().zip(&sources).filter_map(place_of).collect();
+        let place = |cause: &StepError| {
+            let first = words.first().map_or(instruction.at, |(at, _)| *at);
+            match cause {
+                StepError::Copy(error) => match error.about() {
+                    About::Source(text) => words.iter().find(|(_, word)| word == text).map_or(first, |(at, _)| *at),
+                    About::Destination => copy.destination.at,
+                    About::All => first,
+                },
+                StepError::Owner { .. } => copy.chown.as_ref().map_or(first, |word| word.at),
+                _ => first,
+            }
+        };
         let to = json!({
             "path": destination,
             "workdir": state.draft.text("WorkingDir"),
@@ -177,7 +186,7 @@ impl Evaluation<'_> {
             "chmod": mode,
         });
         let put = Put { instruction, state, destination, chown, mode, to };
-        let failed = |cause: StepError| step_error(file, at, instruction.name, cause);
+        let failed = |cause: StepError| step_error(file, place(&cause), instruction.name, cause);
         match from {
             None => self.copy_context(&sources, copy.add, &put).map_err(failed),
             Some(name) => {
@@ -326,6 +335,14 @@ struct Put<'a> {
     mode: Option<u32>,
     /// All of it, for the key.
     to: Value,
+}
+
+/// Where a source stands, and what it became when variables were replaced.
+fn place_of((written, replaced): (&dockerfile::Source, &Source)) -> Option<(Position, String)> {
+    match (written, replaced) {
+        (dockerfile::Source::Path(word), Source::Path(text)) => Some((word.at, text.clone())),
+        _ => None,
+    }
 }
 
 fn digest_of(content: &Content, contents: &Contents) -> Option<Digest> {

@@ -223,8 +223,8 @@ fn what_others_wrote_into_the_lock_meanwhile_stays() {
 #[test]
 fn every_failure_names_its_place_and_a_way_out() {
     let cases: [(&str, &str, (u32, u32), &str); 12] = [
-        ("FROM scratch\nCOPY a gone /x/\n", "copy `gone`: it is not in the context", (2, 6), "relative to the context"),
-        ("FROM scratch\nCOPY --chown=me a /\n", "find user `me` in the image's `/etc/passwd`", (2, 17), "use a number"),
+        ("FROM scratch\nCOPY a gone /x/\n", "copy `gone`: it is not in the context", (2, 8), "relative to the context"),
+        ("FROM scratch\nCOPY --chown=me a /\n", "find user `me` in the image's `/etc/passwd`", (2, 14), "use a number"),
         ("FROM scratch\nCOPY --chmod=u+x a /\n", "", (2, 14), ""),
         ("FROM scratch\nADD a.tgz /\n", "add `a.tgz`: ADD would unpack this archive", (2, 5), "COPY takes it as it is"),
         ("FROM scratch\n\nRUN fail\n", "run `fail`: it exited with 3", (3, 1), ""),
