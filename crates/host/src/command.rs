@@ -10,6 +10,7 @@ use std::{fs, io};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::pipe;
 
 /// How long a pipe is read after its program ended: something it left behind may hold the other end forever.
 const AFTERGLOW: Duration = Duration::from_millis(500);
@@ -24,6 +25,7 @@ pub struct Command {
     timeout: Duration,
     stdout_limit: usize,
     stderr_limit: usize,
+    merged: bool,
 }
 
 impl std::fmt::Debug for Command {
@@ -126,6 +128,7 @@ impl Command {
             timeout: Duration::from_secs(60),
             stdout_limit: 1024 * 1024,
             stderr_limit: 16 * 1024,
+            merged: false,
         }
     }
 
@@ -164,26 +167,42 @@ impl Command {
         self
     }
 
+    /// Takes standard output and standard error as one stream, in the order in which they are written, and keeps the end of it.
+    #[must_use]
+    pub fn merged(mut self) -> Self {
+        self.merged = true;
+        self
+    }
+
     /// Runs it to its end. Dropping the future ends it.
     ///
     /// # Errors
     /// [`CommandError::Start`] when it cannot be started; how it ends is no error here.
     pub async fn run(self) -> Result<Output, CommandError> {
         let start = |source| CommandError::Start { program: self.program.clone(), source };
+        let (merged, outputs) = if self.merged {
+            let (reader, writer) = io::pipe().map_err(start)?;
+            let reader = pipe::Receiver::from_owned_fd(reader.into()).map_err(start)?;
+            (Some(reader), (Stdio::from(writer.try_clone().map_err(start)?), Stdio::from(writer)))
+        } else {
+            (None, (Stdio::piped(), Stdio::piped()))
+        };
+        // A statement of its own: its end closes this process's copies of the writing ends.
         let mut child = tokio::process::Command::new(&self.program)
             .args(&self.args)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .current_dir("/")
             .stdin(if self.stdin.is_empty() { Stdio::null() } else { Stdio::piped() })
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stdout(outputs.0)
+            .stderr(outputs.1)
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .map_err(start)?;
         let mut group = Group(child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)));
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (mut out, mut err) = (Kept::head(self.stdout_limit), Kept::tail(self.stderr_limit));
+        let mut out = if self.merged { Kept::tail(self.stdout_limit) } else { Kept::head(self.stdout_limit) };
+        let mut err = Kept::tail(self.stderr_limit);
         let (exit, timed_out) = {
             let feed = async {
                 if let Some(mut stdin) = stdin {
@@ -193,7 +212,15 @@ impl Command {
                 std::future::pending::<()>().await
             };
             let read = async {
-                tokio::join!(out.fill(stdout), err.fill(stderr));
+                tokio::join!(
+                    async {
+                        match merged {
+                            Some(merged) => out.fill(Some(merged)).await,
+                            None => out.fill(stdout).await,
+                        }
+                    },
+                    err.fill(stderr)
+                );
             };
             tokio::pin!(read);
             let mut read_all = false;
@@ -342,6 +369,15 @@ mod tests {
             (output.stdout.as_slice(), output.truncated, output.timed_out),
             (&b"y\ny\ny\ny\ny\n"[..], true, true)
         );
+    }
+
+    #[tokio::test]
+    async fn both_streams_as_one_keep_their_order_and_their_end() {
+        let script = "for i in 1 2 3; do echo out$i; echo err$i >&2; done";
+        let output = sh(script).merged().run().await.expect("it starts");
+        assert_eq!(output.text(), "out1\nerr1\nout2\nerr2\nout3\nerr3\n");
+        let output = sh(script).merged().limits(10, 0).run().await.expect("it starts");
+        assert_eq!((output.text().as_str(), output.truncated), ("out3\nerr3\n", true));
     }
 
     #[tokio::test]

@@ -313,15 +313,18 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub async fn logs(&self, container: &str, lines: u32, limit: usize) -> Result<String, EngineError> {
-        let command =
-            self.command(["logs", "--tail", &lines.to_string(), container]).limits(4 * 1024 * 1024, 4 * 1024 * 1024);
-        let output = command.run().await?;
+        let command = self.command(["logs", "--tail", &lines.to_string(), container]).merged();
+        let output = command.limits(limit, 0).run().await?;
         if !output.ok() {
-            return Err(self.failure("logs", &output));
+            return Err(EngineError::Failed {
+                kind: self.kind,
+                what: "logs".to_owned(),
+                ending: output.ending(),
+                complaint: command::one_line(&output.text()),
+            });
         }
-        // The engine keeps the streams apart; which line came first is not told without timestamps.
         let mut text = command::plain(&output.text());
-        text.push_str(&command::plain(&String::from_utf8_lossy(&output.stderr)));
+        // Bytes that are no text become three times as long.
         if text.len() > limit {
             let cut = text.len() - limit;
             let cut = (cut..text.len()).find(|index| text.is_char_boundary(*index)).unwrap_or(text.len());

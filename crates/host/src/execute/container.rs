@@ -32,6 +32,9 @@ impl Executor<'_> {
         let listed = image::listed(id, repository);
         let image = if found.names().any(|known| known == listed) { listed.as_str() } else { found.id.as_str() };
         let command = run::command(engine, spec, image, &env, &labels)?;
+        // What projects share (a proxy) is brought up by one of them at a time.
+        let shared = spec.labels.get(LABEL_SCOPE).is_some_and(|scope| scope == "*");
+        let _alone = if shared { Some(self.place.lock_engine().await?) } else { None };
         if let Some(old) = engine.inspect_container(name).await? {
             let scope = old.label(LABEL_SCOPE);
             if scope.is_none() || scope != spec.labels.get(LABEL_SCOPE).map(String::as_str) {

@@ -35,6 +35,9 @@ use receive::Receiver;
 /// How long what was told last may take to be written, when the session ends.
 const FLUSH: Duration = Duration::from_secs(10);
 
+/// How long another session may take to receive a blob that was sent to both.
+const BUSY: Duration = Duration::from_secs(120);
+
 /// Why a session did not end as it should.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -74,6 +77,8 @@ pub fn run(
     let (outbox, writer) = Outbox::over(output);
     let result = runtime.block_on(async {
         let session = Session::new(settings, outbox);
+        // sudo may give this program a terminal that goes with the connection. The input ends then, which is what counts.
+        let _hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
         let ended = async {
             match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
                 Ok(mut signal) => signal.recv().await,
@@ -397,7 +402,13 @@ impl Session {
                 let digests: Vec<_> = blobs.into_iter().map(|(digest, _)| digest).collect();
                 Ok(Reply::Blobs(self.receiver.borrow_mut().state(&digests)?))
             }
-            Request::Received { digests } => Ok(Reply::Blobs(self.receiver.borrow_mut().state(&digests)?)),
+            Request::Received { digests } => {
+                let begun = std::time::Instant::now();
+                while begun.elapsed() < BUSY && !self.closing.is_wanted() && self.receiver.borrow_mut().is_waiting()? {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Ok(Reply::Blobs(self.receiver.borrow_mut().state(&digests)?))
+            }
             Request::Acquire(request) => keeper.acquire(&request).await,
             Request::Begin(begin) => keeper.begin(*begin),
             Request::Run { phase } => keeper.run(phase).await,

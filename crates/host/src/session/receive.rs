@@ -19,13 +19,22 @@ pub(super) struct Receiver {
     /// Lengths of the blobs that were offered.
     expected: BTreeMap<Digest, u64>,
     open: BTreeMap<Digest, PartialBlob>,
+    /// Blobs that another session is receiving at the same time: what comes here of them is thrown away.
+    elsewhere: BTreeSet<Digest>,
     /// The first thing that went wrong since the last answer.
     trouble: Option<StoreError>,
 }
 
 impl Receiver {
     pub(super) fn new(place: Place) -> Self {
-        Self { place, store: None, expected: BTreeMap::new(), open: BTreeMap::new(), trouble: None }
+        Self {
+            place,
+            store: None,
+            expected: BTreeMap::new(),
+            open: BTreeMap::new(),
+            elsewhere: BTreeSet::new(),
+            trouble: None,
+        }
     }
 
     /// The store, opened now if it was not.
@@ -56,11 +65,20 @@ impl Receiver {
         let Some(size) = self.expected.get(digest).copied() else {
             return Err(StoreError::Missing { digest: *digest });
         };
+        if self.elsewhere.contains(digest) {
+            return Ok(());
+        }
         let store = self.store()?;
         let mut blob = match self.open.remove(digest) {
             Some(blob) => blob,
             None if store.has(digest)?.is_some() => return Ok(()),
-            None => store.receive(digest, size)?,
+            None => match store.receive(digest, size) {
+                Err(StoreError::Busy { .. }) => {
+                    self.elsewhere.insert(*digest);
+                    return Ok(());
+                }
+                other => other?,
+            },
         };
         // Pieces that came before are passed over; after a gap nothing fits until the sender begins again at the end.
         let skip = usize::try_from(blob.offset().saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -73,6 +91,21 @@ impl Receiver {
             self.open.insert(*digest, blob);
             Ok(())
         }
+    }
+
+    /// Whether another session is still receiving a blob that was sent here too.
+    pub(super) fn is_waiting(&mut self) -> Result<bool, StoreError> {
+        let store = self.store()?;
+        let mut still = BTreeSet::new();
+        for digest in std::mem::take(&mut self.elsewhere) {
+            let size = self.expected.get(&digest).copied().unwrap_or_default();
+            let busy = || matches!(store.receive(&digest, size), Err(StoreError::Busy { .. }));
+            if store.has(&digest)?.is_none() && busy() {
+                still.insert(digest);
+            }
+        }
+        self.elsewhere = still;
+        Ok(!self.elsewhere.is_empty())
     }
 
     /// How much of these blobs is here.
@@ -97,7 +130,11 @@ impl Receiver {
     /// Drops what is in the store and not in `keep`, and the beginnings of blobs that never came whole, unless another session has the
     /// store open. What cannot be dropped now is dropped the next time.
     pub(super) fn tidy(&mut self, keep: &BTreeSet<Digest>) {
-        let Some(store) = self.store.clone() else { return };
+        if !self.place.store().is_dir() {
+            return;
+        }
+        // A store that cannot be opened is told of when it is needed.
+        let Ok(store) = self.store() else { return };
         self.open.clear();
         if store.collect(keep).is_ok() {
             for (digest, _) in store.partials().into_iter().flatten().flatten() {

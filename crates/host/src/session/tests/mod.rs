@@ -265,6 +265,26 @@ fn blobs_come_in_parts_over_two_sessions_and_wrong_ones_are_told() {
 }
 
 #[test]
+fn a_blob_that_is_sent_to_two_sessions_at_once_is_whole_for_both() {
+    let machine = Machine::new();
+    let content = vec![7; 400_000];
+    let digest = Digest::of(&content);
+    let (mut one, mut two) = (machine.session(), machine.session());
+    let received = || Request::Received { digests: vec![digest] };
+    for operator in [&mut one, &mut two] {
+        operator.ask(Request::Offer { blobs: vec![(digest, 400_000)] });
+        operator.send(&encode_blob(&digest, 0, &content[..200_000]));
+        operator.ask(Request::Observe { wants: Vec::new() });
+    }
+    two.send(&encode_blob(&digest, 200_000, &content[200_000..]));
+    two.say(received());
+    one.send(&encode_blob(&digest, 200_000, &content[200_000..]));
+    for reply in [one.ask(received()), two.answer()] {
+        assert!(matches!(reply, Reply::Blobs(facts) if facts[0].complete));
+    }
+}
+
+#[test]
 fn bytes_that_are_no_frames_end_the_session() {
     let machine = Machine::new();
     let mut operator = machine.session();
