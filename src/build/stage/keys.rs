@@ -40,7 +40,6 @@ pub(super) fn run(step: &RunStep) -> Digest {
         "platform": step.platform,
         "network": "none",
         "sandbox": jiji_sandbox::VERSION,
-        "sandbox": jiji_sandbox::VERSION,
     });
     key("run", &step.layers, step.epoch, &body)
 }
