@@ -56,14 +56,16 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Digests of files below `root`, of which some may be remembered in the store.
+    /// Digests of files below `root`, of which some may be remembered in the store. Builds that copy other files from one root have
+    /// other names, so that they do not forget each other's.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn new(root: &Path, threads: usize, store: &Store) -> Result<Self, StoreError> {
+    pub fn new(root: &Path, name: &str, threads: usize, store: &Store) -> Result<Self, StoreError> {
         let key = Digest::of_json(&serde_json::json!({
             "file-digests": VERSION,
             "root": root.to_string_lossy(),
+            "name": name,
         }));
         let record = store.action(&key)?;
         let remembered = record.and_then(|record| serde_json::from_slice::<Remembered>(&record).ok());
@@ -185,11 +187,11 @@ mod tests {
         let file = root.join("file");
         fs::write(&file, "one").expect("written");
         let digest = || {
-            let mut contents = Contents::new(&root, 2, &store).expect("begun");
+            let mut contents = Contents::new(&root, "web", 2, &store).expect("begun");
             contents.learn(&[&file]).expect("learned");
             let digest = *contents.get(&file).expect("known");
             contents.remember().expect("remembered");
-            (digest, contents.learned, Contents::new(&root, 2, &store).expect("begun").remembered.len())
+            (digest, contents.learned, Contents::new(&root, "web", 2, &store).expect("begun").remembered.len())
         };
         assert_eq!(digest(), (Digest::of("one"), false, 0), "too young to be remembered");
         fs::write(&file, "two").expect("written");
@@ -199,7 +201,7 @@ mod tests {
         assert!(!quiet.is_quiet(quiet.3) && !quiet.is_quiet(quiet.3 + QUIET) && quiet.is_quiet(quiet.3 + QUIET + 1));
         // As if it had been quiet, with a digest that shows where it came from.
         let files = BTreeMap::from([(file.to_str().expect("UTF-8").to_owned(), (quiet, Digest::of("remembered")))]);
-        let key = Contents::new(&root, 2, &store).expect("begun").key;
+        let key = Contents::new(&root, "web", 2, &store).expect("begun").key;
         store.record_action(&key, &canonical_json(&Remembered { files })).expect("recorded");
         assert_eq!(digest().0, Digest::of("remembered"));
         fs::write(&file, "six").expect("written");

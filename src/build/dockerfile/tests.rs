@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn read(text: &str) -> Dockerfile {
@@ -213,4 +215,36 @@ fn variables_quotes_and_escapes_mean_what_the_reference_says() {
         expand("${u:?say it}", '\\', &environment),
         Err(Problem::Required { name: "u".to_owned(), message: "say it".to_owned() })
     );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_text_is_read_or_refused_at_a_place_in_it(
+        parts in prop::collection::vec(
+            prop::sample::select(vec![
+                "FROM x\n", "\nRUN ", "\nCOPY ", "\nENV ", "\nARG ", "\nLABEL ", "\nHEALTHCHECK ", "\nSHELL ", "\nEXPOSE ", "\nADD ",
+                " \\\n", "\\", "`", "\"", "'", "$", "${", "}", ":-", "<<E", "\nE\n", "--from=", "--", "=", "[", "]", ",", "é", "\u{3000}", "#",
+                "\t", " ", "a", "1s", "/", "\r\n", "# escape=`\n", "CMD", "NONE", "*", "%", "as b",
+            ]),
+            0..24,
+        ),
+    ) {
+        let text = parts.concat();
+        match parse("Dockerfile", text.as_bytes()) {
+            Ok(file) => {
+                for step in file.stages.iter().flat_map(|stage| &stage.instructions) {
+                    let lines = text.split('\n').count() as u32;
+                    prop_assert!(step.at.line >= 1 && step.at.line <= lines);
+                }
+            }
+            Err(error) => {
+                prop_assert!(error.place.line >= 1 && error.place.line <= text.split('\n').count() as u32, "{error}");
+                prop_assert!(error.place.column >= 1 && error.place.column <= error.place.text.chars().count() as u32 + 1, "{error}");
+            }
+        }
+        let environment = BTreeMap::from([("a".to_owned(), "é$a".to_owned())]);
+        let _ = expand(&text, '\\', &environment);
+    }
 }

@@ -216,7 +216,12 @@ impl Evaluation<'_> {
             Some(context) => context,
             None => (
                 context::read(&self.request.context, &self.request.dockerfile)?,
-                Contents::new(&self.request.context, self.request.threads, self.builder.store)?,
+                Contents::new(
+                    &self.request.context,
+                    &self.request.target.to_string(),
+                    self.request.threads,
+                    self.builder.store,
+                )?,
             ),
         };
         let selected = copy::select(sources, &tree, "the context")?;
