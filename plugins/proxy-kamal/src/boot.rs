@@ -28,10 +28,12 @@ pub fn boot(context: &Context, facts: &Facts<'_>) -> Result<Turn, Fault> {
     };
     let answers = matches!(list, Answer::Command(command) if command.exit == Some(0));
     let spec = specification(context, &settings)?;
-    let running = match container {
+    // One that runs and does not answer serves nobody: it may be starting, or failing again and again under another specification.
+    let serving = match container {
         Answer::Container(container) => {
-            check_ours(container, &spec)?;
-            container.state == "running"
+            let serving = container.state == "running" && answers;
+            check_ours(container, &spec, serving)?;
+            serving
         }
         Answer::Absent => false,
         Answer::Failed(reason) => {
@@ -44,7 +46,7 @@ pub fn boot(context: &Context, facts: &Facts<'_>) -> Result<Turn, Fault> {
         _ => return Err(fault("bad-fact", format!("unexpected answer about container `{CONTAINER}`"), "report this")),
     };
     let mut steps = Vec::new();
-    if !running {
+    if !serving {
         steps.push(step(
             format!("make `{}`", context.state_dir),
             Action::Directory(Directory {
@@ -53,8 +55,6 @@ pub fn boot(context: &Context, facts: &Facts<'_>) -> Result<Turn, Fault> {
             }),
         ));
         steps.push(step(format!("run {CONTAINER}"), Action::ContainerRun(spec)));
-    }
-    if !running || !answers {
         steps.push(step(
             format!("wait until {CONTAINER} answers"),
             Action::WaitProbe(WaitProbe {
@@ -75,7 +75,7 @@ pub fn boot(context: &Context, facts: &Facts<'_>) -> Result<Turn, Fault> {
     Ok(Turn::Done(steps))
 }
 
-fn check_ours(container: &ContainerFacts, spec: &ContainerSpec) -> Result<(), Fault> {
+fn check_ours(container: &ContainerFacts, spec: &ContainerSpec, serving: bool) -> Result<(), Fault> {
     let have = |key: &str| label(&container.labels, key);
     let want = |key: &str| label(&spec.labels, key);
     let Some(started_with) = have(LABEL_SETTINGS) else {
@@ -85,7 +85,7 @@ fn check_ours(container: &ContainerFacts, spec: &ContainerSpec) -> Result<(), Fa
             "another tool manages it; let one of the two go, or remove the container at a time when requests may fail",
         ));
     };
-    if container.state != "running" {
+    if !serving {
         return Ok(());
     }
     if Some(started_with) != want(LABEL_SETTINGS) {
