@@ -197,6 +197,20 @@ mod tests {
     }
 
     #[test]
+    fn records_of_version_1_are_read_as_they_were_written() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/v1");
+        let transaction = journal::read(&fixtures.join("journal")).expect("readable").expect("a transaction");
+        assert!(transaction.concluded && transaction.begin.fencing == 32 && transaction.begin.steps.len() == 7);
+        assert!(transaction.to_undo().is_empty());
+        let lease: jiji_model::transaction::Lease =
+            place::read_record(&fixtures.join("lease.json"), 1).expect("readable").expect("there");
+        assert_eq!((lease.fencing, canonical_json(&lease)), (32, fs::read(fixtures.join("lease.json")).expect("read")));
+        let release: Release = place::read_record(&fixtures.join("release.json"), 1).expect("readable").expect("there");
+        assert_eq!(canonical_json(&release), fs::read(fixtures.join("release.json")).expect("read"));
+        assert_eq!(verify(&fs::read(fixtures.join("audit.jsonl")).expect("read")), Ok(3));
+    }
+
+    #[test]
     fn looking_at_a_project_that_was_never_here_creates_nothing() {
         let (_dir, place, _) = project();
         assert_eq!(observe(&place, "shop").expect("looked"), HostRecords::default());
