@@ -80,7 +80,7 @@ fn summary(ship: &Ship, shipped: &Shipped, done: &str) -> Summary {
         .iter()
         .flat_map(|(service, images)| images.iter().map(move |image| format!("{service}@{}", image.manifest.digest)))
         .collect();
-    let what = if images.is_empty() { format!("release {}", shipped.number) } else { images.join(", ") };
+    let what = if images.is_empty() { "nothing".to_owned() } else { images.join(", ") };
     let hosts = match shipped.hosts.len() {
         1 => "1 host".to_owned(),
         count => format!("{count} hosts"),

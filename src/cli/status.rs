@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 
+use jiji_model::digest::Digest;
 use jiji_model::name::HostName;
 use jiji_model::observation::{Answer, ContainerFacts, HostFacts, Observation, Query, Want};
 use jiji_model::plan::{LABEL_SCOPE, LABEL_SERVICE, NETWORK};
@@ -79,6 +80,15 @@ fn engine(facts: Option<&HostFacts>) -> String {
     }
 }
 
+/// The manifest of the image that a container runs. Docker's classic store knows an image by its configuration alone; the release that made
+/// the container says which manifest that was.
+fn manifest(container: &ContainerFacts, records: Option<&HostRecords>) -> Option<Digest> {
+    let releases = records.map_or(&[][..], |records| &records.releases);
+    let images = releases.iter().flat_map(|release| release.services.values()).map(|service| &service.image);
+    let mut of_config = images.filter(|image| Some(image.config.digest) == container.config);
+    container.manifest.or_else(|| of_config.next().map(|image| image.manifest.digest))
+}
+
 fn table(observation: &Observation) -> String {
     let mut out = String::new();
     // Writing to a String does not fail.
@@ -91,7 +101,7 @@ fn table(observation: &Observation) -> String {
         }
         for container in containers {
             let service = container.labels.get(LABEL_SERVICE).map_or("-", String::as_str);
-            let image = container.manifest.or(container.config).map_or_else(|| "-".to_owned(), |digest| digest.short());
+            let image = manifest(container, records).map_or_else(|| "-".to_owned(), |digest| digest.short());
             let address = container.addresses.get(NETWORK).map_or_else(|| "-".to_owned(), ToString::to_string);
             let state = match container.exit {
                 Some(code) if !container.running() => format!("{} ({code})", container.state),

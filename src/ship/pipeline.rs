@@ -224,7 +224,16 @@ impl Ship {
         let answers = self.answers(fleet, &ready, &desired, &mut observation, Wish::Release).await?;
         let assembled = deploy::assemble(&desired, &ready.seeds, &answers, &observation)?;
         durations.insert("look", since(start));
-        self.apply(fleet, &ready, Looked { observation, desired, assembled, settled }, durations).await
+        let mut images = Images::new();
+        let services = desired.hosts.values().flat_map(|host| &host.services);
+        for (name, serving) in services.filter_map(|(name, service)| Some((name, service.change.serving()?))) {
+            let known = images.entry(name.clone()).or_default();
+            if known.iter().all(|image| image.id() != serving.image.id()) {
+                known.push(serving.image.clone());
+            }
+        }
+        let shipped = self.apply(fleet, &ready, Looked { observation, desired, assembled, settled }, durations).await?;
+        Ok(Shipped { images, ..shipped })
     }
 
     async fn apply(
