@@ -13,6 +13,8 @@ pub mod hosts;
 mod plan;
 mod plugin;
 pub mod ready;
+#[cfg(test)]
+mod reference;
 mod ship;
 mod ship_failure;
 
