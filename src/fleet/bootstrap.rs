@@ -216,20 +216,60 @@ mod tests {
         }
     }
 
-    /// Runs a line as sshd would: through a shell, with this input.
-    fn run(line: &str, input: &[u8]) -> (String, String) {
+    /// Runs a line as sshd would: through a shell, with this input, and with `programs` before all others.
+    fn run_with(line: &str, input: &[u8], programs: Option<&std::path::Path>) -> (String, String) {
         use std::io::Write as _;
+        let path = std::env::var("PATH").unwrap_or_default();
+        let path = programs.map_or(path.clone(), |programs| format!("{}:{path}", programs.display()));
         let mut child = std::process::Command::new("sh")
             .args(["-c", line])
+            .env("PATH", path)
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::piped())
             .spawn()
             .expect("sh runs");
-        child.stdin.take().expect("piped").write_all(input).expect("the line reads its input");
+        // A line that refuses reads nothing.
+        let _ = child.stdin.take().expect("piped").write_all(input);
         let output = child.wait_with_output().expect("it ends");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
         (text(output.stdout), text(output.stderr))
+    }
+
+    fn run(line: &str, input: &[u8]) -> (String, String) {
+        run_with(line, input, None)
+    }
+
+    #[test]
+    fn a_user_who_is_not_root_goes_through_sudo_or_is_told() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().expect("a directory");
+        let bin = dir.path().join("programs");
+        std::fs::create_dir(&bin).expect("made");
+        let program = |name: &str, text: &str| {
+            let path = bin.join(name);
+            std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("written");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("set");
+        };
+        let there = |line: String| line.replace(DIRECTORY, &dir.path().join("bin").display().to_string());
+        let script = b"#!/bin/sh\necho started $@; cat\n";
+        let programs = Programs::default().with("amd64", &script[..]).with("arm64", &script[..]);
+        let build = programs.for_machine("x86_64").expect("a build");
+        let (first, second) = (there(first_line(&programs, None)), there(second_line(build, false, None)));
+
+        program("id", "echo 1000");
+        program("sudo", "echo 'sudo: a password is required' >&2; exit 1");
+        let (out, _) = run_with(&first, b"", Some(&bin));
+        assert!(out.starts_with("jiji-bootstrap 1 no-sudo "), "{out}");
+
+        program("sudo", "[ \"$1\" = -n ] || exit 1; shift; echo \"sudo $1\" >&2; exec \"$@\"");
+        let (out, _) = run_with(&first, b"", Some(&bin));
+        assert!(out.starts_with("jiji-bootstrap 1 missing ") && out.ends_with(" 1000\n"), "{out}");
+        let (out, err) = run_with(&second, script, Some(&bin));
+        assert_eq!((out.as_str(), err.as_str()), ("jiji-bootstrap 1 ready\nstarted exec\n", "sudo sh\n"));
+        let (out, err) = run_with(&first, b"frames", Some(&bin));
+        assert!(out.ends_with("started exec\nframes"), "{out}{err}");
+        assert_eq!(err.lines().count(), 2, "the look and the program: {err}");
     }
 
     #[test]
