@@ -4,8 +4,9 @@ use std::cell::Cell;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use jiji_model::probe::{Probe, ProbeResult, ProbeSpec, Timeline};
-use jiji_model::project::Check;
+use jiji_model::project::{Check, Engine as Kind};
 use jiji_model::transaction::Outcome;
 
 use super::{ActionError, DONE, Executor};
@@ -119,23 +120,69 @@ impl Executor<'_> {
 /// Waits until the container ends, or was started again by the engine since `first`: what does not stay up is not healthy. Looks only
 /// while probes fail, because a look costs more than a probe.
 async fn ended(engine: &Engine, name: &str, first: &ContainerInspect, failing: &Cell<bool>) -> ProbeResult {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        if !failing.get() {
-            continue;
+    while !failing.get() {
+        tokio::time::sleep(LOOK / 8).await;
+    }
+    // A container that runs again no longer tells with which code it ended. In Docker, whoever waited for its end knows. Podman's `wait`
+    // looks only now and then and misses a quick new start, but Podman keeps a list of what happened.
+    let code = async {
+        if engine.kind == Kind::Podman {
+            return None;
         }
-        match engine.inspect_container(name).await {
-            Ok(Some(now)) => {
-                let same = (now.restart_count, now.state.pid) == (first.restart_count, first.state.pid);
-                if !(now.running() && same) {
-                    return not_running(&now);
-                }
+        let output = engine.command(["wait", name]).timeout(Duration::MAX).run().await.ok()?;
+        output.ok().then(|| output.text().trim().parse().ok())?
+    };
+    let code = code.fuse();
+    tokio::pin!(code);
+    let looking = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if !failing.get() {
+                continue;
             }
-            Ok(None) => return ProbeResult::NotRunning { exit: None, oom: false },
-            // An engine that does not answer for a moment says nothing about the container.
-            Err(_) => {}
+            match engine.inspect_container(name).await {
+                Ok(Some(now)) => {
+                    let same = (now.restart_count, now.state.pid) == (first.restart_count, first.state.pid);
+                    if !(now.running() && same) {
+                        return Some(now);
+                    }
+                }
+                Ok(None) => return None,
+                // An engine that does not answer for a moment says nothing about the container.
+                Err(_) => {}
+            }
+        }
+    };
+    tokio::select! {
+        exit = async {
+            match code.as_mut().await {
+                Some(exit) => exit,
+                None => std::future::pending().await,
+            }
+        } => {
+            let oom = engine.inspect_container(name).await.ok().flatten().is_some_and(|now| now.state.oom_killed);
+            ProbeResult::NotRunning { exit: Some(exit), oom }
+        }
+        now = looking => match now {
+            Some(now) if !now.running() => not_running(&now),
+            Some(now) => ProbeResult::NotRunning {
+                exit: match engine.kind {
+                    Kind::Docker => tokio::time::timeout(LOOK, code).await.ok().flatten(),
+                    Kind::Podman => last_exit(engine, &first.id).await,
+                },
+                oom: now.state.oom_killed,
+            },
+            None => ProbeResult::NotRunning { exit: None, oom: false },
         }
     }
+}
+
+/// With which code a container ended last, as Podman's events tell; none where it keeps no events.
+async fn last_exit(engine: &Engine, id: &str) -> Option<i32> {
+    let container = format!("container={id}");
+    let since = ["events", "--stream=false", "--since", "1h", "--filter", "event=died", "--filter", &container];
+    let command = engine.command(since).args(["--format", "{{.ContainerExitCode}}"]);
+    command.run().await.ok()?.text().lines().last()?.trim().parse().ok()
 }
 
 fn not_running(container: &ContainerInspect) -> ProbeResult {
@@ -170,7 +217,7 @@ fn verdict(what: &str, timeline: &Timeline) -> String {
         Some(ProbeResult::Broken { cause }) => cause.clone(),
         Some(ProbeResult::NotRunning { oom: true, .. }) => "the container was ended for memory".to_owned(),
         Some(ProbeResult::NotRunning { exit: Some(exit), .. }) => format!("the container ended with exit code {exit}"),
-        Some(ProbeResult::NotRunning { exit: None, .. }) => "the container is gone".to_owned(),
+        Some(ProbeResult::NotRunning { exit: None, .. }) => "the container ended or is gone".to_owned(),
     };
     let probes = if timeline.made == 1 { "probe" } else { "probes" };
     format!("find {what} healthy: {met} ({} {probes} in {} ms)", timeline.made, timeline.took_ms)

@@ -40,6 +40,7 @@ case "$1 $2" in
 "stop -t") sed -i 's/"running","Pid":7/"exited","ExitCode":0/' "$here/container/$4" ;;
 "rm --force") rm "$here/container/$4" ;;
 "exec "*) if [ "$3" = slow ]; then sleep 1; else shift 2; exec "$@"; fi ;;
+"wait "*) exec sleep 60 ;;
 "logs "*) echo "the application says $(cat "$here/value")" ;;
 *) echo "what is '$*'?" >&2; exit 1 ;;
 esac
