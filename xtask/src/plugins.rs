@@ -5,7 +5,7 @@
 //! bytes; the same compiler gives the same bytes.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::process::{cargo, command, output, root, run, target};
@@ -19,6 +19,9 @@ const GUESTS: [(&str, &str); 3] = [
     ("proxy-kamal", "plugins/dist/proxy-kamal.wasm"),
     ("hostile", "src/plugin/fixtures/hostile.wasm"),
 ];
+
+/// Guests that are no part of the plugins' workspace, each in `examples/` with its own lock file.
+const APART: [(&str, &str); 1] = [("proxy-caddy", "examples/proxy-caddy/dist/proxy-caddy.wasm")];
 
 /// The digests of what is in `plugins/dist/`.
 const SUMS: &str = "plugins/dist/SHA256SUMS";
@@ -61,15 +64,21 @@ pub fn build(args: &Args) -> Result<(), Error> {
     }
     let manifest = root().join("plugins/Cargo.toml");
     let place = target().join("plugins");
-    let mut guests = cargo();
-    guests.args(["build", "--release", "--locked", "--target", TARGET, "--manifest-path"]).arg(&manifest);
-    for (name, _) in GUESTS {
-        guests.args(["--package", name]);
+    let compile = |manifest: &Path, names: &[(&str, &str)]| {
+        let mut guests = cargo();
+        guests.args(["build", "--release", "--locked", "--target", TARGET, "--manifest-path"]).arg(manifest);
+        for (name, _) in names {
+            guests.args(["--package", name]);
+        }
+        guests.env("CARGO_TARGET_DIR", &place).env("CARGO_ENCODED_RUSTFLAGS", remapped());
+        run(&mut guests)
+    };
+    compile(&manifest, &GUESTS)?;
+    for (name, committed) in APART {
+        compile(&root().join("examples").join(name).join("Cargo.toml"), &[(name, committed)])?;
     }
-    guests.env("CARGO_TARGET_DIR", &place).env("CARGO_ENCODED_RUSTFLAGS", remapped());
-    run(&mut guests)?;
     let mut differing = Vec::new();
-    for (name, committed) in GUESTS {
+    for (name, committed) in GUESTS.into_iter().chain(APART) {
         let module = place.join(TARGET).join("release").join(format!("{}.wasm", name.replace('-', "_")));
         let fresh = place.join(format!("{name}.wasm"));
         let mut encode = cargo();
