@@ -513,6 +513,31 @@ fn compiled_code_is_kept_for_the_user_alone_and_anything_odd_is_compiled_again()
     load().expect("compiled without the cache");
 }
 
+#[test]
+fn a_plugin_by_somebody_else_is_installed_from_a_file_and_fills_the_role() {
+    let place = Place::new();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/proxy-caddy/dist/proxy-caddy.wasm");
+    let none = PluginSection::new();
+    let candidate = fetch(&Source::File(file), &mut NoRegistry, &none, None, false, compiled()).expect("read");
+    assert_eq!((candidate.name.as_str(), candidate.role), ("proxy-caddy", Role::Proxy));
+    let (name, pin) = candidate.accept(&place.store, None).expect("kept");
+    let pins = PluginSection::from([(name.clone(), pin)]);
+    let mut choices = Choices::default();
+    choices.proxy.name = name;
+    let plugins = Plugins::load(&choices, &pins, &place.store, compiled()).expect("loaded");
+    let context = context(&plugins);
+    let (boot, _) = settle(|facts| plugins.proxy.boot(&context, facts), nothing).expect("an answer");
+    assert!(boot.iter().any(|step| matches!(step.action, Action::ContainerRun(_))));
+    let wish = route(&["10.210.3.140"], &[]);
+    let (steps, _) = settle(|facts| plugins.proxy.route(&context, &wish, facts), nothing).expect("an answer");
+    assert_eq!(steps.iter().filter(|step| step.undo.is_some()).count(), 3);
+
+    // With a port that was not accepted it is not used.
+    choices.proxy.settings = json!({"http_port": 8080});
+    let error = Plugins::load(&choices, &pins, &place.store, compiled()).expect_err("another port");
+    assert!(matches!(&error, PluginError::NotAccepted { beyond, .. } if beyond == &["publish port 8080"]), "{error}");
+}
+
 fn component(text: &str) -> Vec<u8> {
     wat::parse_str(text).expect("a component")
 }
