@@ -119,7 +119,9 @@ impl proxy::Guest for Plugin {
                 if label.is_none_or(|(_, value)| *value != ports) {
                     return Err(fault(
                         "not-ours",
-                        format!("a container `{CONTAINER}` runs with other settings, or was not started by this plugin"),
+                        format!(
+                            "a container `{CONTAINER}` runs with other settings, or was not started by this plugin"
+                        ),
                     ));
                 }
                 true
@@ -179,7 +181,11 @@ impl proxy::Guest for Plugin {
         };
         // Undone from the last to the first: the copy goes, the file comes back, and the first step's undo makes Caddy read it.
         let first = with_undo(
-            step(Phase::Cutover, "check the configuration".to_owned(), exec(&["caddy", "validate", "--config", &caddyfile()])),
+            step(
+                Phase::Cutover,
+                "check the configuration".to_owned(),
+                exec(&["caddy", "validate", "--config", &caddyfile()]),
+            ),
             reload(),
         );
         let second = with_undo(step(Phase::Cutover, format!("write `{path}`"), write(&path, &site)), before);
@@ -225,7 +231,8 @@ fn site(input: &RouteInput) -> Result<String, Fault> {
     if options.path_prefix != "/" {
         return Err(fault("bad-route", "this plugin routes whole hosts, not paths".to_owned()));
     }
-    let plain = |host: &String| !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.*".contains(&b));
+    let plain =
+        |host: &String| !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.*".contains(&b));
     if let Some(host) = options.hosts.iter().find(|host| !plain(host)) {
         return Err(fault("bad-route", format!("`{host}` is no host name")));
     }
@@ -235,7 +242,8 @@ fn site(input: &RouteInput) -> Result<String, Fault> {
         [] => scheme.to_owned(),
         hosts => hosts.iter().map(|host| format!("{scheme}{host}")).collect::<Vec<_>>().join(", "),
     };
-    let targets: Vec<String> = input.targets.iter().map(|target| format!("{}:{}", target.address, target.port)).collect();
+    let targets: Vec<String> =
+        input.targets.iter().map(|target| format!("{}:{}", target.address, target.port)).collect();
     Ok(format!("{addresses} {{\n\treverse_proxy {}\n}}\n", targets.join(" ")))
 }
 

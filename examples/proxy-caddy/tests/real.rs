@@ -31,7 +31,12 @@ impl Caddy {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("caddy");
         let dir = self.dir.join("etc");
-        command.args(args).current_dir(&dir).env("HOME", &self.dir).env("XDG_CONFIG_HOME", &self.dir).env("XDG_DATA_HOME", &self.dir);
+        command
+            .args(args)
+            .current_dir(&dir)
+            .env("HOME", &self.dir)
+            .env("XDG_CONFIG_HOME", &self.dir)
+            .env("XDG_DATA_HOME", &self.dir);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
@@ -44,7 +49,8 @@ impl Caddy {
                 let Word::Lit(text) = &file.content[0] else { panic!("{file:?}") };
                 // Ports that a test may have, which the container's own network gives.
                 let ports = format!("{{\n\tadmin 127.0.0.1:{}\n\thttp_port {}\n", self.admin, self.http);
-                let text = if file.path.ends_with("Caddyfile") { text.replacen("{\n", &ports, 1) } else { text.clone() };
+                let text =
+                    if file.path.ends_with("Caddyfile") { text.replacen("{\n", &ports, 1) } else { text.clone() };
                 std::fs::write(self.here(&file.path), text).is_ok()
             }
             Action::Remove(path) => {
@@ -104,7 +110,9 @@ impl Caddy {
                     id: want.id.clone(),
                     answer: match &want.query {
                         Query::File(file) => match std::fs::read_to_string(self.here(&file.path)) {
-                            Ok(text) => Answer::File(FileFacts { sha256: String::new(), mode: 0, size: 0, content: Some(text) }),
+                            Ok(text) => {
+                                Answer::File(FileFacts { sha256: String::new(), mode: 0, size: 0, content: Some(text) })
+                            }
                             Err(_) => Answer::Absent,
                         },
                         _ => Answer::Absent,
@@ -176,7 +184,8 @@ fn application(name: &'static str) -> u16 {
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let _ = stream.read(&mut [0; 4096]);
-            let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{name}", name.len());
+            let _ =
+                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{name}", name.len());
         }
     });
     port

@@ -28,7 +28,10 @@ pub fn verdict(input: &JudgeInput) -> Verdict {
         ProbeResult::TimedOut => timed_out(last, input),
         ProbeResult::Broken(cause) => unhealthy(
             format!("{} breaks off: {cause}", target(&input.spec.check)),
-            Some("does it speak plain HTTP there? TLS is the proxy's work, and the port must be the one for HTTP".to_owned()),
+            Some(
+                "does it speak plain HTTP there? TLS is the proxy's work, and the port must be the one for HTTP"
+                    .to_owned(),
+            ),
         ),
         ProbeResult::Exit(exit) => unhealthy(
             format!("{} ended with code {}{}", target(&input.spec.check), exit.code, quoted(": ", &exit.output)),
@@ -78,7 +81,9 @@ fn not_running(ended: &ProbeNotRunning) -> Verdict {
     };
     let hint = match code {
         0 => "its command must stay in the foreground for as long as the service runs",
-        126 => "the image's command cannot be executed: is it a program for this architecture, with its executable bit set?",
+        126 => {
+            "the image's command cannot be executed: is it a program for this architecture, with its executable bit set?"
+        }
         127 => "the image's command was not found: is it in the image and on its PATH?",
         137 => "it was killed from outside (SIGKILL), often for memory",
         139 => "it crashed (segmentation fault)",
@@ -137,7 +142,9 @@ fn refused(input: &JudgeInput) -> Verdict {
 fn timed_out(last: &Probe, input: &JudgeInput) -> Verdict {
     unhealthy(
         format!("{} does not answer within {}", target(&input.spec.check), time(last.took_ms.max(1))),
-        Some("it listens but is busy or waits for something, often a database; its last log lines tell more".to_owned()),
+        Some(
+            "it listens but is busy or waits for something, often a database; its last log lines tell more".to_owned(),
+        ),
     )
 }
 
@@ -169,11 +176,7 @@ fn target(check: &Check) -> String {
 }
 
 fn unhealthy(explanation: String, hint: Option<String>) -> Verdict {
-    Verdict {
-        healthy: false,
-        explanation,
-        hint,
-    }
+    Verdict { healthy: false, explanation, hint }
 }
 
 fn count(probes: u32) -> String {

@@ -59,10 +59,7 @@ bindings::export!(Plugin with_types_in bindings);
 
 /// It changes nothing and looks at nothing by itself.
 fn nothing() -> Needs {
-    Needs {
-        grants: Vec::new(),
-        images: Vec::new(),
-    }
+    Needs { grants: Vec::new(), images: Vec::new() }
 }
 
 #[cfg(test)]

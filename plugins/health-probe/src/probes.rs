@@ -23,12 +23,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            interval_ms: 250,
-            timeout_ms: 2_000,
-            deadline_ms: 30_000,
-            healthy_after: 1,
-        }
+        Self { interval_ms: 250, timeout_ms: 2_000, deadline_ms: 30_000, healthy_after: 1 }
     }
 }
 
@@ -47,7 +42,8 @@ impl Settings {
                 "deadline_ms" => (&mut settings.deadline_ms, 100, 600_000),
                 "healthy_after" => (&mut settings.healthy_after, 1, 100),
                 _ => {
-                    let known = "unknown setting; known are `deadline_ms`, `healthy_after`, `interval_ms` and `timeout_ms`";
+                    let known =
+                        "unknown setting; known are `deadline_ms`, `healthy_after`, `interval_ms` and `timeout_ms`";
                     faults.push(bad(key, known.to_owned()));
                     continue;
                 }
@@ -66,7 +62,11 @@ fn bad(key: &str, reason: String) -> Fault {
         code: "bad-setting".to_owned(),
         message: if key.is_empty() { reason } else { format!("`{key}`: {reason}") },
         hint: None,
-        path: Some(if key.is_empty() { String::new() } else { format!("/{}", key.replace('~', "~0").replace('/', "~1")) }),
+        path: Some(if key.is_empty() {
+            String::new()
+        } else {
+            format!("/{}", key.replace('~', "~0").replace('/', "~1"))
+        }),
     }
 }
 

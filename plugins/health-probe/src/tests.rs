@@ -70,7 +70,11 @@ fn answers_that_are_not_healthy_say_what_to_change() {
     reads(&judge(http(400, "", None)), "`GET /up` on port 3000 answers 400", "Host header");
     let https = http(301, "", Some("https://shop.example/up"));
     reads(&judge(https), "`GET /up` on port 3000 redirects to `https://shop.example/up` (301)", "without TLS");
-    reads(&judge(http(302, "", Some("/login"))), "`GET /up` on port 3000 redirects to `/login` (302)", "answers by itself");
+    reads(
+        &judge(http(302, "", Some("/login"))),
+        "`GET /up` on port 3000 redirects to `/login` (302)",
+        "answers by itself",
+    );
 }
 
 #[test]
@@ -101,7 +105,11 @@ fn slow_broken_and_unsteady_are_told_apart() {
     reads(&judge(ProbeResult::TimedOut), "`GET /up` on port 3000 does not answer within 2.0 s", "busy");
     reads(&judge(ProbeResult::Broken("not HTTP".to_owned())), "`GET /up` on port 3000 breaks off: not HTTP", "TLS");
     let unsteady = [(http(200, "", None), true), (http(503, "", None), false)];
-    reads(&judge_with(up(), &unsteady, ""), "comes and goes: 1 of the 2 probes shown succeeded, 1 in a row are wanted", "log");
+    reads(
+        &judge_with(up(), &unsteady, ""),
+        "comes and goes: 1 of the 2 probes shown succeeded, 1 in a row are wanted",
+        "log",
+    );
     let command = Check::Exec(vec!["pg_isready".to_owned()]);
     let exit = ProbeResult::Exit(ProbeExit { code: 2, output: "no response\n".to_owned() });
     reads(&judge_with(command.clone(), &[(exit, false)], ""), "`pg_isready` ended with code 2: `no response`", "");

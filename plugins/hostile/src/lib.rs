@@ -16,8 +16,8 @@ mod bindings {
 use bindings::exports::jiji::plan::meta;
 use bindings::exports::jiji::proxy::proxy;
 use bindings::jiji::plan::types::{
-    Action, ContainerExec, Context, Description, ExecGrant, Fact, Fault, Grant, Needs, Other, Phase, Query, Step, Turn, Want,
-    Word,
+    Action, ContainerExec, Context, Description, ExecGrant, Fact, Fault, Grant, Needs, Other, Phase, Query, Step, Turn,
+    Want, Word,
 };
 
 struct Hostile;
@@ -61,7 +61,10 @@ impl proxy::Guest for Hostile {
             "outside" => Ok(Turn::Done(vec![step("reach out", exec(&["sh", "-c", "id"]), None)])),
             "undo-outside" => Ok(Turn::Done(vec![step("take", exec(&["tool", "take"]), Some(exec(&["sh"])))])),
             "want-outside" => Ok(Turn::Observe(vec![want("secrets", Query::File(file("/etc/shadow")))])),
-            "rounds" => Ok(Turn::Observe(vec![want(&format!("want-{}", facts.len()), Query::Container(format!("c{}", facts.len())))])),
+            "rounds" => Ok(Turn::Observe(vec![want(
+                &format!("want-{}", facts.len()),
+                Query::Container(format!("c{}", facts.len())),
+            )])),
             "same" => Ok(Turn::Observe(vec![want("same", Query::Host)])),
             "colours" => Err(fault("\u{1b}[31mred\u{1b}[0m\nline")),
             "flood" => {
@@ -70,10 +73,7 @@ impl proxy::Guest for Hostile {
             }
             "more" => Ok(Turn::Done(vec![step(
                 "something new",
-                Action::Other(Other {
-                    kind: "reboot".to_owned(),
-                    content: "{}".to_owned(),
-                }),
+                Action::Other(Other { kind: "reboot".to_owned(), content: "{}".to_owned() }),
                 None,
             )])),
             _ => Ok(Turn::Done(vec![step("take", exec(&["tool", "take"]), None)])),
@@ -94,41 +94,24 @@ bindings::export!(Hostile with_types_in bindings);
 fn needs(more: bool) -> Needs {
     let mut grants = vec![
         Grant::Container("tool".to_owned()),
-        Grant::Exec(ExecGrant {
-            container: "tool".to_owned(),
-            argv: vec!["tool".to_owned()],
-        }),
+        Grant::Exec(ExecGrant { container: "tool".to_owned(), argv: vec!["tool".to_owned()] }),
     ];
     if more {
         grants.push(Grant::Run(vec!["rm".to_owned()]));
     }
-    Needs {
-        grants,
-        images: Vec::new(),
-    }
+    Needs { grants, images: Vec::new() }
 }
 
 fn fault(message: &str) -> Fault {
-    Fault {
-        code: "no".to_owned(),
-        message: message.to_owned(),
-        hint: None,
-        path: None,
-    }
+    Fault { code: "no".to_owned(), message: message.to_owned(), hint: None, path: None }
 }
 
 fn want(id: &str, query: Query) -> Want {
-    Want {
-        id: id.to_owned(),
-        query,
-    }
+    Want { id: id.to_owned(), query }
 }
 
 fn file(path: &str) -> bindings::jiji::plan::types::FileQuery {
-    bindings::jiji::plan::types::FileQuery {
-        path: path.to_owned(),
-        limit: 1,
-    }
+    bindings::jiji::plan::types::FileQuery { path: path.to_owned(), limit: 1 }
 }
 
 fn exec(argv: &[&str]) -> Action {

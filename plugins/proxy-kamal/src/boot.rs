@@ -1,8 +1,8 @@
 //! Making the proxy run: one container that is never touched while it runs as it should.
 
 use crate::bindings::jiji::plan::types::{
-    Action, Answer, Check, ContainerFacts, ContainerSpec, Context, Directory, Evidence, Fault, Mount, MountSource, Phase,
-    ProbeSpec, Publish, Step, Turn, WaitProbe, Word,
+    Action, Answer, Check, ContainerFacts, ContainerSpec, Context, Directory, Evidence, Fault, Mount, MountSource,
+    Phase, ProbeSpec, Publish, Step, Turn, WaitProbe, Word,
 };
 use crate::settings::Settings;
 use crate::{
@@ -49,10 +49,7 @@ pub fn boot(context: &Context, facts: &Facts<'_>) -> Result<Turn, Fault> {
     if !serving {
         steps.push(step(
             format!("make `{}`", context.state_dir),
-            Action::Directory(Directory {
-                path: context.state_dir.clone(),
-                mode: 0o700,
-            }),
+            Action::Directory(Directory { path: context.state_dir.clone(), mode: 0o700 }),
         ));
         steps.push(step(format!("run {CONTAINER}"), Action::ContainerRun(spec)));
         steps.push(step(
@@ -91,7 +88,10 @@ fn check_ours(container: &ContainerFacts, spec: &ContainerSpec, serving: bool) -
     if Some(started_with) != want(LABEL_SETTINGS) {
         return Err(fault(
             "other-settings",
-            format!("`{CONTAINER}` runs with {started_with}, and the settings say {}", want(LABEL_SETTINGS).unwrap_or("nothing")),
+            format!(
+                "`{CONTAINER}` runs with {started_with}, and the settings say {}",
+                want(LABEL_SETTINGS).unwrap_or("nothing")
+            ),
             "replacing it interrupts requests of every project on the host: remove the container when that is fine, and ship again",
         ));
     }
@@ -111,25 +111,14 @@ fn specification(context: &Context, settings: &Settings) -> Result<ContainerSpec
         return Err(fault("no-image", format!("the image `{IMAGE}` was not resolved"), "report this"));
     };
     let lit = |text: &str| Word::Lit(text.to_owned());
-    let publish = |host_port, container_port| Publish {
-        address: None,
-        host_port,
-        container_port,
-    };
-    let tmpfs = |target: &str| Mount {
-        source: MountSource::Tmpfs,
-        target: target.to_owned(),
-        read_only: false,
-    };
+    let publish = |host_port, container_port| Publish { address: None, host_port, container_port };
+    let tmpfs = |target: &str| Mount { source: MountSource::Tmpfs, target: target.to_owned(), read_only: false };
     Ok(ContainerSpec {
         name: CONTAINER.to_owned(),
         image: image.reference.clone(),
         network: context.network.name.clone(),
         address: Some(context.address.clone()),
-        env: vec![
-            ("HOME".to_owned(), lit("/home/kamal-proxy")),
-            ("XDG_RUNTIME_DIR".to_owned(), lit(RUNTIME)),
-        ],
+        env: vec![("HOME".to_owned(), lit("/home/kamal-proxy")), ("XDG_RUNTIME_DIR".to_owned(), lit(RUNTIME))],
         labels: vec![
             (LABEL_IMAGE.to_owned(), image.reference.clone()),
             (

@@ -83,10 +83,7 @@ bindings::export!(Plugin with_types_in bindings);
 
 fn needs(settings: &Settings) -> Needs {
     let exec = |command: &str| {
-        Grant::Exec(ExecGrant {
-            container: CONTAINER.to_owned(),
-            argv: vec![PROGRAM.to_owned(), command.to_owned()],
-        })
+        Grant::Exec(ExecGrant { container: CONTAINER.to_owned(), argv: vec![PROGRAM.to_owned(), command.to_owned()] })
     };
     Needs {
         grants: vec![
@@ -99,10 +96,7 @@ fn needs(settings: &Settings) -> Needs {
             Grant::Port(settings.https_port),
             Grant::Path("/var/lib/jiji/plugins/proxy-kamal".to_owned()),
         ],
-        images: vec![ImageRef {
-            name: IMAGE.to_owned(),
-            reference: settings.image.clone(),
-        }],
+        images: vec![ImageRef { name: IMAGE.to_owned(), reference: settings.image.clone() }],
     }
 }
 
@@ -112,12 +106,7 @@ fn settings_of(context: &Context) -> Result<Settings, Fault> {
 }
 
 fn fault(code: &str, message: String, hint: &str) -> Fault {
-    Fault {
-        code: code.to_owned(),
-        message,
-        hint: Some(hint.to_owned()),
-        path: None,
-    }
+    Fault { code: code.to_owned(), message, hint: Some(hint.to_owned()), path: None }
 }
 
 /// Says something to those who look for the reason of an answer.
@@ -165,10 +154,7 @@ fn want_state(context: &Context) -> Want {
 }
 
 fn want_container() -> Want {
-    Want {
-        id: WANT_CONTAINER.to_owned(),
-        query: Query::Container(CONTAINER.to_owned()),
-    }
+    Want { id: WANT_CONTAINER.to_owned(), query: Query::Container(CONTAINER.to_owned()) }
 }
 
 #[cfg(test)]

@@ -49,10 +49,7 @@ fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find('[') {
-        let length = rest[start + 1..]
-            .bytes()
-            .take_while(|b| b.is_ascii_digit() || *b == b';')
-            .count();
+        let length = rest[start + 1..].bytes().take_while(|b| b.is_ascii_digit() || *b == b';').count();
         let end = start + 1 + length;
         if rest.as_bytes().get(end) == Some(&b'm') {
             out.push_str(rest[..start].trim_end_matches(['\u{1b}', '\u{fffd}']));

@@ -10,15 +10,11 @@
 //!   over; after that its outcome no longer changes.
 
 use crate::bindings::exports::jiji::proxy::proxy::{RouteInput, RouteOptions, UnrouteInput};
-use crate::bindings::jiji::plan::types::{
-    Action, ContainerExec, Evidence, Fault, Instance, Phase, Step, Turn, Word,
-};
+use crate::bindings::jiji::plan::types::{Action, ContainerExec, Evidence, Fault, Instance, Phase, Step, Turn, Word};
 use crate::live::{self, Live};
 use crate::settings::Settings;
 use crate::state::{self, Options, Saved, duration, milliseconds};
-use crate::{
-    CONTAINER, Facts, PROGRAM, WANT_LIST, WANT_STATE, fault, settings_of, want_list, want_state,
-};
+use crate::{CONTAINER, Facts, PROGRAM, WANT_LIST, WANT_STATE, fault, settings_of, want_list, want_state};
 
 /// How long the proxy itself waits for a target that jiji's probes have found healthy.
 const DEPLOY_TIMEOUT_MS: u32 = 3_000;
@@ -110,10 +106,7 @@ fn deploy(input: &RouteInput, targets: &[String], options: &Options, timeout_ms:
 }
 
 fn remove(service: &str) -> Action {
-    exec(
-        vec![PROGRAM.to_owned(), "remove".to_owned(), service.to_owned()],
-        vec![NOT_FOUND.to_owned()],
-    )
+    exec(vec![PROGRAM.to_owned(), "remove".to_owned(), service.to_owned()], vec![NOT_FOUND.to_owned()])
 }
 
 fn exec(argv: Vec<String>, tolerate: Vec<String>) -> Action {

@@ -54,10 +54,8 @@ impl Settings {
                 "response_timeout" => seconds(value).map(|seconds| settings.response_timeout = seconds),
                 "strip_path_prefix" => boolean(value).map(|strip| settings.strip_path_prefix = strip),
                 "forward_headers" => boolean(value).map(|forward| settings.forward_headers = Some(forward)),
-                _ => Err(
-                    "unknown setting; known are `forward_headers`, `http_port`, `https_port`, `image`, \
-                     `response_timeout` and `strip_path_prefix`",
-                ),
+                _ => Err("unknown setting; known are `forward_headers`, `http_port`, `https_port`, `image`, \
+                     `response_timeout` and `strip_path_prefix`"),
             };
             if let Err(reason) = result {
                 faults.push(bad(key, reason));
@@ -85,7 +83,11 @@ fn bad(key: &str, reason: &str) -> Fault {
         code: "bad-setting".to_owned(),
         message: if key.is_empty() { reason.to_owned() } else { format!("`{key}`: {reason}") },
         hint: None,
-        path: Some(if key.is_empty() { String::new() } else { format!("/{}", key.replace('~', "~0").replace('/', "~1")) }),
+        path: Some(if key.is_empty() {
+            String::new()
+        } else {
+            format!("/{}", key.replace('~', "~0").replace('/', "~1"))
+        }),
     }
 }
 

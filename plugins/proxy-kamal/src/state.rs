@@ -191,11 +191,8 @@ pub fn read(answer: &Answer, service: &str) -> Option<Saved> {
     };
     let services: Value = serde_json::from_str(file.content.as_deref()?).ok()?;
     let entry = services.as_array()?.iter().find(|entry| entry["name"] == service)?;
-    let (options, target, health) = (
-        &entry["options"],
-        &entry["target_options"],
-        &entry["target_options"]["health_check_config"],
-    );
+    let (options, target, health) =
+        (&entry["options"], &entry["target_options"], &entry["target_options"]["health_check_config"]);
     Some(Saved {
         targets: texts(&entry["active_targets"])?,
         options: Options {

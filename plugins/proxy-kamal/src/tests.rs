@@ -107,8 +107,12 @@ fn the_list_is_read_with_its_colours_and_without() {
     let replaced = LIST.replace('\u{1b}', "\u{fffd}");
     for text in [LIST, &bare, &replaced] {
         let lives = live::read(&command(0, text)).expect("a table");
-        let all: Vec<_> = lives.iter().map(|live| (live.service.as_str(), live.hosts.len(), live.targets[0].as_str())).collect();
-        assert_eq!(all, [("api", 2, "127.0.0.1:18002"), ("rest", 0, "127.0.0.1:18002"), ("shop-web", 1, "127.0.0.1:18001")]);
+        let all: Vec<_> =
+            lives.iter().map(|live| (live.service.as_str(), live.hosts.len(), live.targets[0].as_str())).collect();
+        assert_eq!(
+            all,
+            [("api", 2, "127.0.0.1:18002"), ("rest", 0, "127.0.0.1:18002"), ("shop-web", 1, "127.0.0.1:18001")]
+        );
         assert_eq!(lives[0].paths, ["/api"]);
     }
     assert_eq!(live::read(&command(0, include_str!("fixtures/list-empty.txt"))), Some(Vec::new()));
@@ -154,7 +158,10 @@ fn an_undo_goes_to_what_was_live_with_the_options_it_had() {
 #[test]
 fn an_undo_knows_the_previous_instances_where_the_proxy_forgot_them() {
     let mut wish = input(18002);
-    assert_eq!(argv(route(wish.clone(), "", "")[0].undo.as_ref().expect("an undo")), ["kamal-proxy", "remove", "shop-web"]);
+    assert_eq!(
+        argv(route(wish.clone(), "", "")[0].undo.as_ref().expect("an undo")),
+        ["kamal-proxy", "remove", "shop-web"]
+    );
     wish.previous = vec![Instance { container: "b".to_owned(), address: "127.0.0.9".to_owned(), port: 80 }];
     let steps = route(wish, "", "");
     assert!(argv(steps[0].undo.as_ref().expect("an undo")).contains(&"--target=127.0.0.9:80".to_owned()));
@@ -167,11 +174,27 @@ fn a_deploy_sends_every_option_and_never_forces() {
     assert_eq!(
         argv,
         [
-            "kamal-proxy", "deploy", "shop-web", "--target=127.0.0.1:18002", "--deploy-timeout=3s", "--drain-timeout=30s",
-            "--host=shop-web.example", "--path-prefix=/", "--strip-path-prefix=true", "--tls=false",
-            "--writer-affinity-timeout=1s", "--read-target-websockets=false", "--health-check-path=/up",
-            "--health-check-port=18001", "--health-check-interval=500ms", "--health-check-timeout=2s", "--target-timeout=30s",
-            "--buffer-requests=false", "--buffer-responses=false", "--buffer-memory=1048576", "--forward-headers=true",
+            "kamal-proxy",
+            "deploy",
+            "shop-web",
+            "--target=127.0.0.1:18002",
+            "--deploy-timeout=3s",
+            "--drain-timeout=30s",
+            "--host=shop-web.example",
+            "--path-prefix=/",
+            "--strip-path-prefix=true",
+            "--tls=false",
+            "--writer-affinity-timeout=1s",
+            "--read-target-websockets=false",
+            "--health-check-path=/up",
+            "--health-check-port=18001",
+            "--health-check-interval=500ms",
+            "--health-check-timeout=2s",
+            "--target-timeout=30s",
+            "--buffer-requests=false",
+            "--buffer-responses=false",
+            "--buffer-memory=1048576",
+            "--forward-headers=true",
             "--scope-cookie-paths=false",
         ]
     );
@@ -186,13 +209,23 @@ fn tls_needs_hosts_and_no_wildcards_and_hosts_need_no_quotes() {
         wish.options.ssl = ssl;
         Plugin::route(wish, vec![fact("list", command(0, "")), fact("state", Answer::Absent)])
     };
-    for (hosts, ssl) in [(&[][..], true), (&["*.example"], true), (&["a,b"], false), (&["a b"], false), (&["\"a"], false), (&[""], false)] {
+    for (hosts, ssl) in [
+        (&[][..], true),
+        (&["*.example"], true),
+        (&["a,b"], false),
+        (&["a b"], false),
+        (&["\"a"], false),
+        (&[""], false),
+    ] {
         assert_eq!(ask(hosts, ssl).map_err(|fault| fault.code), Err("bad-route".to_owned()), "{hosts:?}");
     }
     assert!(ask(&["*.example"], false).is_ok());
     let steps = steps(ask(&["a.example"], true));
     let argv = argv(&steps[0].action);
-    assert!(argv.contains(&"--tls=true".to_owned()) && argv.contains(&"--forward-headers=false".to_owned()), "{argv:?}");
+    assert!(
+        argv.contains(&"--tls=true".to_owned()) && argv.contains(&"--forward-headers=false".to_owned()),
+        "{argv:?}"
+    );
 }
 
 #[test]
@@ -201,7 +234,9 @@ fn a_host_that_another_service_has_is_a_fault_before_any_step() {
         let mut wish = input(18002);
         wish.options.hosts = vec![host.to_owned()];
         wish.options.path_prefix = path.to_owned();
-        Plugin::route(wish, vec![fact("list", command(0, LIST)), fact("state", file(STATE))]).map(|_| ()).map_err(|fault| fault.code)
+        Plugin::route(wish, vec![fact("list", command(0, LIST)), fact("state", file(STATE))])
+            .map(|_| ())
+            .map_err(|fault| fault.code)
     };
     assert_eq!(ask("b.example", "/api/"), Err("route-taken".to_owned()));
     assert_eq!(ask("b.example", "/"), Ok(()));
@@ -262,10 +297,16 @@ fn a_proxy_that_runs_is_left_alone_and_one_that_does_not_is_run() {
 
 #[test]
 fn settings_change_what_is_needed() {
-    let needs = Plugin::check_settings(r#"{"http_port":8080,"image":"127.0.0.1:5000/kamal-proxy:lab"}"#.to_owned()).expect("good");
-    assert!(needs.grants.contains(&Grant::Port(8080)) && needs.grants.contains(&Grant::Image("127.0.0.1:5000/kamal-proxy".to_owned())));
+    let needs = Plugin::check_settings(r#"{"http_port":8080,"image":"127.0.0.1:5000/kamal-proxy:lab"}"#.to_owned())
+        .expect("good");
+    assert!(
+        needs.grants.contains(&Grant::Port(8080))
+            && needs.grants.contains(&Grant::Image("127.0.0.1:5000/kamal-proxy".to_owned()))
+    );
     assert_eq!(needs.images[0].reference, "127.0.0.1:5000/kamal-proxy:lab");
-    for (bad, faults) in [("[]", 1), (r#"{"a":1,"http_port":"x"}"#, 2), (r#"{"http_port":443}"#, 1), (r#"{"image":""}"#, 1)] {
+    for (bad, faults) in
+        [("[]", 1), (r#"{"a":1,"http_port":"x"}"#, 2), (r#"{"http_port":443}"#, 1), (r#"{"image":""}"#, 1)]
+    {
         assert_eq!(Plugin::check_settings(bad.to_owned()).map_err(|faults| faults.len()), Err(faults), "{bad}");
     }
     serde_json::from_str::<serde_json::Value>(settings::SCHEMA).expect("the schema is JSON");

@@ -134,10 +134,8 @@ impl Proxy {
         loop {
             match ask(facts.clone())? {
                 Turn::Done(steps) => return Ok(steps),
-                Turn::Observe(wants) => facts.extend(wants.iter().map(|want| Fact {
-                    id: want.id.clone(),
-                    answer: self.answer(&want.query),
-                })),
+                Turn::Observe(wants) => facts
+                    .extend(wants.iter().map(|want| Fact { id: want.id.clone(), answer: self.answer(&want.query) })),
             }
         }
     }
@@ -151,7 +149,12 @@ impl Proxy {
         let mut steps = self.route(input).expect("an answer");
         assert_eq!(steps.len(), 1, "{steps:?}");
         self.perform(&steps[0].action).expect("deployed");
-        assert_eq!(self.route(input).expect("an answer"), [], "what was deployed is what was wanted:\n{}", self.state());
+        assert_eq!(
+            self.route(input).expect("an answer"),
+            [],
+            "what was deployed is what was wanted:\n{}",
+            self.state()
+        );
         steps.remove(0)
     }
 
@@ -262,11 +265,28 @@ fn an_undo_brings_back_options_that_somebody_set_by_hand() {
     let (old, new) = (application("old", true), application("new", true));
     let target = format!("--target=127.0.0.1:{old}");
     let ran = proxy.run(&[
-        "deploy", "web", &target, "--host=web.example", "--host=www.example", "--buffer-requests", "--buffer-responses",
-        "--max-request-body=1000", "--max-response-body=2000", "--buffer-memory=5000", "--log-request-header=X-One",
-        "--log-response-header=X-Two", "--target-timeout=1500ms", "--writer-affinity-timeout=3s", "--canonical-host=www.example",
-        "--health-check-interval=300ms", "--health-check-timeout=400ms", "--health-check-host=probe.example",
-        "--read-target-websockets", "--scope-cookie-paths", "--forward-headers=false", "--strip-path-prefix=false",
+        "deploy",
+        "web",
+        &target,
+        "--host=web.example",
+        "--host=www.example",
+        "--buffer-requests",
+        "--buffer-responses",
+        "--max-request-body=1000",
+        "--max-response-body=2000",
+        "--buffer-memory=5000",
+        "--log-request-header=X-One",
+        "--log-response-header=X-Two",
+        "--target-timeout=1500ms",
+        "--writer-affinity-timeout=3s",
+        "--canonical-host=www.example",
+        "--health-check-interval=300ms",
+        "--health-check-timeout=400ms",
+        "--health-check-host=probe.example",
+        "--read-target-websockets",
+        "--scope-cookie-paths",
+        "--forward-headers=false",
+        "--strip-path-prefix=false",
     ]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let before = proxy.state();
