@@ -1,7 +1,7 @@
 //! A proxy plugin that does what its settings say a plugin must not do, so that jiji's tests can watch it be stopped.
 //!
-//! The settings are one JSON string: `"loop"`, `"memory"`, `"panic"`, `"outside"`, `"undo-outside"`, `"want-outside"`, `"rounds"`,
-//! `"same"`, `"colours"`, `"flood"`, `"more"`, `"settings"`. Anything else: it behaves.
+//! The settings are one word, as a JSON string or as deploy.yml can say it (`{"do":"loop"}`): `loop`, `memory`, `panic`, `outside`,
+//! `undo-outside`, `want-outside`, `rounds`, `same`, `colours`, `flood`, `more`, `settings`. Anything else: it behaves.
 
 /// The contract's types. Generated: see `wit/next`.
 #[expect(clippy::all, reason = "generated from the WIT, which has the documentation")]
@@ -34,7 +34,7 @@ impl meta::Guest for Hostile {
     }
 
     fn check_settings(settings: String) -> Result<Needs, Vec<Fault>> {
-        match settings.trim_matches('"') {
+        match what(&settings) {
             "settings" => Err(vec![fault("bad \u{1b}[2Jsetting")]),
             what => Ok(needs(what == "more")),
         }
@@ -43,7 +43,7 @@ impl meta::Guest for Hostile {
 
 impl proxy::Guest for Hostile {
     fn boot(context: Context, facts: Vec<Fact>) -> Result<Turn, Fault> {
-        match context.settings.trim_matches('"') {
+        match what(&context.settings) {
             "loop" => {
                 let mut x = 1_u64;
                 while x != 0 {
@@ -90,6 +90,11 @@ impl proxy::Guest for Hostile {
 }
 
 bindings::export!(Hostile with_types_in bindings);
+
+/// The word in the settings.
+fn what(settings: &str) -> &str {
+    settings.trim_start_matches(r#"{"do":"#).trim_end_matches('}').trim_matches('"')
+}
 
 fn needs(more: bool) -> Needs {
     let mut grants = vec![
