@@ -1,0 +1,182 @@
+//! The command line without hosts: what was typed wrong, what is missing, what cannot be reached.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use jiji_e2e::{Outcome, Run, jiji_bin};
+
+/// A directory with an operator's home and a project in it.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    /// A project with this deploy.yml, whose one image needs nothing but a file.
+    fn new(deploy: &str) -> Outcome<Self> {
+        let place = Self(tempfile::Builder::new().prefix("e2e-").tempdir()?);
+        std::fs::create_dir_all(place.root().join(".jiji"))?;
+        std::fs::write(place.root().join(".jiji/deploy.yml"), deploy)?;
+        std::fs::write(place.root().join("Dockerfile"), "FROM scratch\nCOPY word /word\nCMD [\"/word\"]\n")?;
+        std::fs::write(place.root().join("word"), "word\n")?;
+        Ok(place)
+    }
+
+    fn root(&self) -> PathBuf {
+        self.0.path().join("project")
+    }
+
+    fn command(&self, args: &[&str]) -> Outcome<Command> {
+        let mut command = Command::new(jiji_bin()?);
+        command.args(args).current_dir(self.root()).env_clear();
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", self.0.path()).env("CI", "true");
+        command.env("XDG_RUNTIME_DIR", self.0.path());
+        Ok(command)
+    }
+
+    fn run(&self, args: &[&str]) -> Outcome<Run> {
+        Run::of(&mut self.command(args)?)
+    }
+
+    /// Whether anything was written into the project's directory.
+    fn untouched(&self) -> bool {
+        !self.root().join("jiji.lock").exists()
+    }
+}
+
+const PROJECT: &str = "project: small
+servers:
+  one:
+    host: one.invalid
+services:
+  web:
+    build: .
+    hosts: [one]
+";
+
+fn says(run: &Run, due: &[&str]) {
+    for due in due {
+        assert!(run.stderr.contains(due), "`{due}` is to be said: {run}");
+    }
+}
+
+#[test]
+fn the_version_is_one_line_and_with_json_an_object() -> Outcome {
+    let place = Place::new(PROJECT)?;
+    let run = place.run(&["version"])?.expect(0)?;
+    assert_eq!(run.stdout, format!("jiji {}\n", env!("CARGO_PKG_VERSION")));
+    let run = place.run(&["version", "--json"])?.expect(0)?;
+    assert_eq!(run.events[0]["version"], env!("CARGO_PKG_VERSION"));
+    assert!(run.events[0]["protocol"].is_number(), "{run}");
+    Ok(())
+}
+
+#[test]
+fn what_was_typed_wrong_is_exit_2_and_nothing_on_standard_output() -> Outcome {
+    let place = Place::new(PROJECT)?;
+    for (args, due) in [
+        (&["shipp"][..], "shipp"),
+        (&["ship", "--no-such-option"], "--no-such-option"),
+        (&[], "Usage"),
+        (&["build", "no-such-service"], "no-such-service"),
+        (&["build", "--output", "tar:x"], "oci:DIR"),
+        (&["-C", "/no/such/directory", "ship"], "/no/such/directory"),
+        (&["-e", "no-such-environment", "plan"], "no-such-environment"),
+    ] {
+        let run = place.run(args)?.expect(2)?;
+        says(&run, &[due]);
+        assert_eq!(run.stdout, "", "{run}");
+    }
+    assert!(place.untouched());
+    Ok(())
+}
+
+#[test]
+fn help_is_an_answer_on_standard_output() -> Outcome {
+    let place = Place::new(PROJECT)?;
+    for args in [&["--help"][..], &["ship", "--help"], &["plugin", "install", "--help"]] {
+        let run = place.run(args)?.expect(0)?;
+        assert!(run.stdout.contains("Usage: jiji"), "{run}");
+        assert_eq!(run.stderr, "", "{run}");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_mistake_in_the_configuration_is_shown_at_its_place_with_a_hint() -> Outcome {
+    let place = Place::new(
+        "project: small
+servers:
+  one:
+    hots: one.invalid
+services:
+  web:
+    build: .
+    hosts: [two]
+    retain: none
+",
+    )?;
+    let run = place.run(&["ship"])?.expect(2)?;
+    says(&run, &["deploy.yml:4:5", "hots", "deploy.yml:8", "two", "deploy.yml:9", "retain", "hint: "]);
+    let json = place.run(&["ship", "--json"])?.expect(2)?;
+    assert_eq!(json.summary()?["exit"], 2, "{json}");
+    assert!(place.untouched());
+    Ok(())
+}
+
+#[test]
+fn an_unset_variable_is_named_with_its_place() -> Outcome {
+    let place = Place::new(&PROJECT.replace("one.invalid", "${NO_SUCH_VARIABLE}"))?;
+    let run = place.run(&["ship"])?.expect(2)?;
+    says(&run, &["NO_SUCH_VARIABLE", "deploy.yml:4:"]);
+    Ok(())
+}
+
+#[test]
+fn a_missing_secret_is_exit_12_and_says_who_asks_for_it() -> Outcome {
+    let place = Place::new(&format!("{PROJECT}    environment:\n      secrets: [FIRST_KEY, SECOND_KEY]\n"))?;
+    let run = place.run(&["ship"])?.expect(12)?;
+    says(&run, &["FIRST_KEY", "SECOND_KEY", "web", "hint: "]);
+    assert!(place.untouched(), "nothing was built for it");
+    Ok(())
+}
+
+#[test]
+fn a_host_that_refuses_the_connection_is_exit_6_and_is_named() -> Outcome {
+    let place = Place::new(&format!("ssh:\n  config: ssh_config\n{PROJECT}"))?;
+    // A port that was free a moment ago refuses connections.
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let config =
+        format!("Host one.invalid\n  HostName 127.0.0.1\n  Port {port}\n  BatchMode yes\n  ConnectTimeout 5\n");
+    std::fs::write(place.root().join("ssh_config"), config)?;
+    for command in ["status", "ship", "plan"] {
+        let run = place.run(&[command])?.expect(6)?;
+        says(&run, &["`one`", "refused"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_instruction_that_is_not_known_is_exit_3_at_its_line() -> Outcome {
+    let place = Place::new(PROJECT)?;
+    std::fs::write(place.root().join("Dockerfile"), "FROM scratch\nCOPY word /word\nONBUILD RUN true\n")?;
+    let run = place.run(&["build"])?.expect(3)?;
+    says(&run, &["Dockerfile:3", "ONBUILD"]);
+    Ok(())
+}
+
+#[test]
+fn a_build_prints_the_image_and_writes_a_layout_that_others_read() -> Outcome {
+    let place = Place::new(PROJECT)?;
+    let run = place.run(&["build", "--output", "oci:layout"])?.expect(0)?;
+    let digest = run.stdout.trim().strip_prefix("web@").ok_or(format!("the image's name is due: {run}"))?.to_owned();
+    let layout = format!("oci:{}", place.root().join("layout").display());
+    let seen = Run::of(Command::new("skopeo").args(["inspect", "--format", "{{.Digest}}", &layout]))?.expect(0)?;
+    assert_eq!(seen.stdout.trim(), digest);
+    let again = place.run(&["build", "--locked"])?.expect(0)?;
+    assert_eq!(again.stdout, run.stdout, "the same again");
+
+    std::fs::write(place.root().join("word"), "another\n")?;
+    let other = place.run(&["build", "--locked"])?.expect(4)?;
+    says(&other, &["jiji.lock"]);
+    assert!(Path::new(&place.root().join("jiji.lock")).exists());
+    Ok(())
+}
