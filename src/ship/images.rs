@@ -1,6 +1,7 @@
 //! Images of services and plugins: built, taken from a registry by what the lock says, and pushed.
 
 use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use jiji_model::event::Record;
@@ -82,10 +83,11 @@ impl Ship {
             target: self.target(service, platform),
             repository: self.repository(service),
             dockerfile: context.join(&build.dockerfile),
-            dockerfile_name: std::path::Path::new(&build.context)
+            dockerfile_name: Path::new(&build.context)
                 .join(&build.dockerfile)
                 .components()
-                .collect::<std::path::PathBuf>()
+                .filter(|part| *part != Component::CurDir)
+                .collect::<PathBuf>()
                 .display()
                 .to_string(),
             context,
@@ -168,7 +170,10 @@ impl Ship {
         if let Some(digest) = reference.digest {
             return Ok(digest);
         }
-        let key = BaseKey { reference: reference.to_string(), platform: platform.clone() };
+        // As builds spell it: no tag means `latest`.
+        let latest = || TagName::new("latest").expect("it is a tag");
+        let spelled = Reference { tag: Some(reference.tag.clone().unwrap_or_else(latest)), ..reference.clone() };
+        let key = BaseKey { reference: spelled.to_string(), platform: platform.clone() };
         if let Some(digest) = self.lock.read()?.build.bases.get(&key) {
             return Ok(*digest);
         }
