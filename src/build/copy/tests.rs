@@ -43,7 +43,7 @@ fn copied_as(
 ) -> Result<Vec<String>, String> {
     let sources: Vec<Source> = sources.iter().map(|text| Source::Path((*text).to_owned())).collect();
     let selected = select(&sources, &tree(context), "the context").map_err(|error| error.to_string())?;
-    let placed = place(&selected, destination, &path("work"), ownership, &tree(onto));
+    let placed = place(&selected, destination, &path("srv"), ownership, &tree(onto));
     let line = |(path, found): (&TarPath, &Found)| {
         let entry = &found.entry;
         let what = match (&entry.node, &found.content) {
@@ -65,8 +65,8 @@ fn a_file_goes_to_a_name_into_a_directory_or_into_one_that_is_made() {
     assert_eq!(to("/x", &[]), Ok(vec!["/x 644 0 a".to_owned()]));
     assert_eq!(to("/x", &["d x:700:5"]), Ok(vec!["/x 700 5 /".to_owned(), "/x/a 644 0 a".to_owned()]));
     assert_eq!(to("/x/", &[]), Ok(vec!["/x 755 0 /".to_owned(), "/x/a 644 0 a".to_owned()]));
-    assert_eq!(to("x", &[]), Ok(vec!["/work 755 0 /".to_owned(), "/work/x 644 0 a".to_owned()]));
-    assert_eq!(to(".", &[]), Ok(vec!["/work 755 0 /".to_owned(), "/work/a 644 0 a".to_owned()]));
+    assert_eq!(to("x", &[]), Ok(vec!["/srv 755 0 /".to_owned(), "/srv/x 644 0 a".to_owned()]));
+    assert_eq!(to(".", &[]), Ok(vec!["/srv 755 0 /".to_owned(), "/srv/a 644 0 a".to_owned()]));
     assert_eq!(to("/", &[]), Ok(vec!["/a 644 0 a".to_owned()]));
     assert_eq!(to("/x", &["f x:600:7"]), Ok(vec!["/x 644 0 a".to_owned()]));
 }

@@ -273,7 +273,7 @@ fn last_layer(project: &Project, built: &Built) -> Vec<String> {
 fn a_step_sees_the_same_machine_everywhere() {
     let dir = tempfile::tempdir().expect("a directory");
     let steps = concat!(
-        "FROM base\nWORKDIR /work\nENV ONE=1\nARG TWO=2\n",
+        "FROM base\nWORKDIR /srv\nENV ONE=1\nARG TWO=2\n",
         "RUN (hostname; umask; id -u; pwd; echo $ONE$TWO $HOME $TZ $LANG $SOURCE_DATE_EPOCH; nproc; ls /sys/class/net; \\\n",
         "    cat /etc/resolv.conf; stat -c %Y /bin/busybox) > /seen 2>&1\n",
     );
@@ -282,7 +282,7 @@ fn a_step_sees_the_same_machine_everywhere() {
     assert_eq!(
         seen,
         format!(
-            "localhost\n0022\n0\n/work\n12 /root UTC C.UTF-8 {DEFAULT_EPOCH}\n1\nlo\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n{DEFAULT_EPOCH}\n"
+            "localhost\n0022\n0\n/srv\n12 /root UTC C.UTF-8 {DEFAULT_EPOCH}\n1\nlo\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n{DEFAULT_EPOCH}\n"
         )
     );
 }
