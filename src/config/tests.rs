@@ -320,7 +320,7 @@ services:
     let sources = || vec![source(FILE, SMALL), source(&overlay_file("staging"), overlay)];
     let project = load(sources(), &nothing, Some("staging")).expect("base and overlay fit").project;
     let web = project.services.values().next().expect("the service is there");
-    assert_eq!(project.scope(), "hello-staging");
+    assert_eq!(project.scope(), "hello.staging");
     assert_eq!(project.servers.len(), 2, "maps merge");
     assert_eq!(web.hosts.iter().map(|host| host.as_str()).collect::<Vec<_>>(), ["two"], "lists replace");
     assert_eq!(web.proxy.as_ref().map(|proxy| proxy.app_port), Some(9090), "scalars replace");

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
     /// A scope that is no directory's name.
-    #[error("use scope `{scope}`: expected 1 to 120 of a-z, 0-9, `-` and `_`, beginning with a letter or digit")]
+    #[error("use scope `{scope}`: expected 1 to 120 of a-z, 0-9, `-`, `_` and `.`, beginning with a letter or digit")]
     Scope {
         /// The scope.
         scope: String,
@@ -122,7 +122,7 @@ impl Place {
         let bytes = scope.as_bytes();
         if (1..=120).contains(&bytes.len())
             && named(bytes[0])
-            && bytes.iter().all(|b| named(*b) || matches!(b, b'-' | b'_'))
+            && bytes.iter().all(|b| named(*b) || matches!(b, b'-' | b'_' | b'.'))
         {
             Ok(Project { dir: self.projects().join(scope) })
         } else {
@@ -343,7 +343,7 @@ mod tests {
         for scope in ["", ".", "..", "a/b", "../a", "A", "-a", "a\n", &"a".repeat(121)] {
             assert!(place.project(scope).is_err(), "{scope:?}");
         }
-        assert_eq!(place.project("shop-prod").expect("a scope").dir(), Path::new("/x/projects/shop-prod"));
+        assert_eq!(place.project("shop.prod").expect("a scope").dir(), Path::new("/x/projects/shop.prod"));
     }
 
     #[test]

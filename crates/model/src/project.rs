@@ -29,10 +29,11 @@ pub struct Project {
 }
 
 impl Project {
-    /// The name under which hosts keep this project's records: `NAME` or `NAME-ENVIRONMENT`.
+    /// The name under which hosts keep this project's records: `NAME` or `NAME.ENVIRONMENT`. A project's name has no dot, so no project
+    /// of another name has the same scope.
     pub fn scope(&self) -> String {
         match &self.environment {
-            Some(environment) => format!("{}-{environment}", self.name),
+            Some(environment) => format!("{}.{environment}", self.name),
             None => self.name.to_string(),
         }
     }
