@@ -187,5 +187,8 @@ fn the_load_fails_where_the_old_one_is_stopped_before_the_route() -> Outcome {
         Ok(())
     })?;
     println!("negative control, the old one stopped before the route: {control}");
+    for target in &control.targets {
+        assert!(target.failed() > 0, "{}", target.name);
+    }
     Ok(())
 }
