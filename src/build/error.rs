@@ -202,7 +202,6 @@ impl StepError {
             Self::Copy(error) => error.hint(),
             Self::Context(error) => error.hint(),
             Self::Layer(error) => error.hint(),
-            Self::Base(error) => error.hint(),
             Self::Registry(error) => error.hint(),
             Self::Execute(error) => error.hint(),
             Self::NotLocked { .. } => Some("build without `--locked` and commit jiji.lock if the change is meant"),

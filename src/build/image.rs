@@ -26,23 +26,12 @@ pub enum BaseError {
         /// What is wrong with it.
         reason: String,
     },
-    /// It has triggers, which would run instructions that no Dockerfile here shows.
-    #[error("build from this image: it has ONBUILD triggers, which are not supported")]
-    OnBuild,
     /// A layer that its manifest only points to.
     #[error("build from this image: its layer has the media type `{media_type}`")]
     Layer {
         /// The media type.
         media_type: String,
     },
-}
-
-impl BaseError {
-    /// What a person can do about it.
-    pub fn hint(&self) -> Option<&'static str> {
-        matches!(self, Self::OnBuild)
-            .then_some("write the triggers' instructions into the Dockerfile, after FROM an image without them")
-    }
 }
 
 /// An image while it is put together.
@@ -86,9 +75,6 @@ impl Draft {
             .ok_or_else(|| wrong("`rootfs.diff_ids` is not a list of digests"))?;
         if diff_ids.len() != image.layers.len() {
             return Err(wrong("it has not as many layers as its manifest"));
-        }
-        if config.get("OnBuild").and_then(Value::as_array).is_some_and(|triggers| !triggers.is_empty()) {
-            return Err(BaseError::OnBuild);
         }
         let layers = diff_ids.into_iter().zip(&image.layers);
         let layers = layers
@@ -173,6 +159,20 @@ impl Draft {
         if let Some(object) = entry.as_object_mut() {
             object.insert(key.to_owned(), value);
         }
+    }
+
+    /// Adds a trigger for the images that begin from this one.
+    pub fn add_trigger(&mut self, text: &str) {
+        let mut triggers = self.texts("OnBuild").unwrap_or_default();
+        triggers.push(text.to_owned());
+        self.config.insert("OnBuild".to_owned(), json!(triggers));
+    }
+
+    /// Takes the triggers away: they are for this image's successors, and not for theirs.
+    pub fn take_triggers(&mut self) -> Vec<String> {
+        let triggers = self.texts("OnBuild").unwrap_or_default();
+        self.config.remove("OnBuild");
+        triggers
     }
 
     /// A text of the configuration; empty where there is none.
@@ -318,7 +318,9 @@ mod tests {
         assert!(config.get("container").is_none() && config.get("docker_version").is_none());
 
         let triggers = image(json!({"config": {"OnBuild": ["RUN x"]}, "rootfs": {"diff_ids": [diff_id]}}));
-        assert!(matches!(Draft::from_base(&triggers, &store), Err(BaseError::OnBuild)));
+        let mut draft = Draft::from_base(&triggers, &store).expect("a base");
+        assert_eq!(draft.take_triggers(), ["RUN x"]);
+        assert!(draft.config.is_empty(), "they are not for the successors' successors");
         let short = image(json!({"rootfs": {"diff_ids": []}}));
         assert!(matches!(Draft::from_base(&short, &store), Err(BaseError::Config { .. })));
     }

@@ -125,11 +125,11 @@ impl Builder<'_> {
             .map_err(|source| BuildError::NoDockerfile { path: request.dockerfile.clone(), source })?;
         let file = dockerfile::parse(&request.dockerfile_name, &content).map_err(BuildError::Dockerfile)?;
         let mut evaluation = Evaluation::new(self, request, &file, lock)?;
+        let draft = evaluation.target()?;
         for name in evaluation.undeclared() {
             let text = format!("build argument `{name}` is declared by no ARG of {}", request.dockerfile_name);
             self.events.emit(Record::new("build.warning", text).service(&request.target.service));
         }
-        let draft = evaluation.target()?;
         let Evaluation { runs, steps, .. } = evaluation;
         let image = draft.finish(&request.repository, request.epoch, self.store)?;
         let actual = image.manifest.digest;

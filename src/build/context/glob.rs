@@ -6,6 +6,8 @@ use crate::build::layer::TarPath;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Glob {
     tokens: Vec<Token>,
+    /// `**` and plain text: what the path ends with, be it within a name.
+    end: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,7 @@ impl Glob {
     /// [`BadPattern`].
     pub fn parse(text: &str, deep: bool) -> Result<Self, BadPattern> {
         let mut tokens = Vec::new();
+        let end = text.strip_prefix("**").filter(|rest| deep && !rest.is_empty() && !Self::is_pattern(rest));
         let mut chars = text.chars().peekable();
         while let Some(ch) = chars.next() {
             tokens.push(match ch {
@@ -45,12 +48,12 @@ impl Glob {
                 }
                 '*' => Token::Any,
                 '?' => Token::One,
-                '[' => class(&mut chars)?,
+                '[' => class(&mut chars, deep)?,
                 '\\' => Token::Char(chars.next().ok_or(BadPattern)?),
                 ch => Token::Char(ch),
             });
         }
-        Ok(Self { tokens })
+        Ok(Self { tokens, end: end.map(str::to_owned) })
     }
 
     /// Whether a COPY source is a pattern and not a plain path.
@@ -61,12 +64,17 @@ impl Glob {
     /// Whether the pattern matches the whole path.
     pub fn matches(&self, path: &TarPath) -> bool {
         // Bytes that are no UTF-8 match `?` and `*`, and nothing else.
-        let text: Vec<char> = String::from_utf8_lossy(path.as_bytes()).chars().collect();
+        let text = String::from_utf8_lossy(path.as_bytes());
+        if let Some(end) = &self.end {
+            return text.ends_with(end.as_str()) || end.strip_prefix('/') == Some(&text);
+        }
+        let text: Vec<char> = text.chars().collect();
         matches(&self.tokens, &text)
     }
 }
 
-fn class(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<Token, BadPattern> {
+/// `ordered` refuses a range whose end lies before its beginning, as `.dockerignore` does.
+fn class(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, ordered: bool) -> Result<Token, BadPattern> {
     let negated = chars.next_if_eq(&'^').is_some();
     let mut ranges = Vec::new();
     loop {
@@ -84,6 +92,9 @@ fn class(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<Token, 
                 ch => ch,
             },
         };
+        if ordered && high < low {
+            return Err(BadPattern);
+        }
         ranges.push((low, high));
     }
 }

@@ -9,12 +9,12 @@ use super::glob::{BadPattern, Glob};
 const NEVER: [&[u8]; 3] = [b".git", b".jiji", b"jiji.lock"];
 
 /// The rules of one context.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ignore {
     rules: Vec<Rule>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Rule {
     glob: Glob,
     /// The rule began with `!`: it brings back what a rule before it left out.
@@ -78,15 +78,17 @@ impl Ignore {
     }
 }
 
-/// A pattern's path without `.`, `..` and slashes at its ends, as Go's `filepath.Clean` makes it.
+/// A pattern's path without `.`, `..` and slashes at its ends, as Go's `filepath.Clean` makes it. What leads out of the context stays,
+/// and matches nothing in it.
 fn clean(pattern: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in pattern.split('/') {
         match part {
             "" | "." => {}
-            ".." => {
+            ".." if parts.last().is_some_and(|last| *last != "..") => {
                 parts.pop();
             }
+            ".." if pattern.starts_with('/') => {}
             part => parts.push(part),
         }
     }

@@ -46,6 +46,9 @@ fn ignore_rules_mean_what_they_mean_in_docker() {
         ("", ".jiji/deploy.yml", true),
         ("", ".gitignore", false),
         (".", "a", false),
+        ("../a", "a", false),
+        ("/../a", "a", true),
+        ("**a", "x/ya", true),
     ];
     for (rules, text, expected) in cases {
         let ignore = Ignore::parse(rules).unwrap_or_else(|bad| panic!("{bad:?}"));
@@ -53,6 +56,39 @@ fn ignore_rules_mean_what_they_mean_in_docker() {
     }
     assert_eq!(Ignore::parse("a\n[b").map(|_| ()), Err(BadRule { line: 2, text: "[b".to_owned() }));
     assert_eq!(Ignore::parse("!").map(|_| ()), Err(BadRule { line: 1, text: "!".to_owned() }));
+}
+
+/// moby/patternmatcher's cases, kept as data.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Golden {
+    cases: Vec<(Vec<String>, String, bool)>,
+    refused: Vec<String>,
+    file: GoldenFile,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GoldenFile {
+    text: String,
+    rules: Vec<String>,
+}
+
+#[test]
+fn ignore_rules_leave_out_what_they_leave_out_in_docker() {
+    let Golden { cases, refused, file } =
+        toml::from_str(include_str!("golden/ignore.toml")).unwrap_or_else(|error| panic!("{error}"));
+    assert!(cases.len() > 90, "{} cases", cases.len());
+    for (rules, text, expected) in cases {
+        let ignore = Ignore::parse(&rules.join("\n")).unwrap_or_else(|bad| panic!("{bad:?}"));
+        assert_eq!(ignore.leaves_out(&path(&text)), expected, "{rules:?} and {text}");
+    }
+    for rule in refused {
+        assert!(Ignore::parse(&rule).is_err(), "{rule}");
+    }
+    let read = Ignore::parse(&file.text).expect("rules");
+    assert_eq!(read, Ignore::parse(&file.rules.join("\n")).expect("rules"));
+    assert!(read.leaves_out(&path("a/file/here/x")) && !read.leaves_out(&path("here")));
 }
 
 #[test]

@@ -99,11 +99,17 @@ pub enum Problem {
         /// The word.
         name: String,
     },
-    /// An instruction that Docker knows and jiji does not build.
-    #[error("`{name}` is not supported")]
-    UnsupportedInstruction {
+    /// ONBUILD of an instruction that cannot be a trigger.
+    #[error("`{instruction}` cannot stand after ONBUILD")]
+    Trigger {
         /// The instruction.
-        name: &'static str,
+        instruction: &'static str,
+    },
+    /// A trigger of a base image that cannot be one.
+    #[error("the image's trigger `{text}` is not one instruction")]
+    NotATrigger {
+        /// The trigger.
+        text: String,
     },
     /// A flag that the instruction does not have.
     #[error("unknown flag `--{flag}` of {instruction}")]
@@ -217,9 +223,6 @@ impl Problem {
                 "jiji reads the language of docker/dockerfile itself; remove the `syntax` line if that is meant"
             }
             Self::UnknownInstruction { .. } => "a line that goes on needs a backslash at the end of the line before it",
-            Self::UnsupportedInstruction { name: "ONBUILD" } => {
-                "write the instruction into the Dockerfile that uses this image"
-            }
             Self::UnsupportedFlag { flag, .. } if flag.starts_with("--network") => {
                 "RUN has no network, so that the same input gives the same image; copy what it needs into the context"
             }

@@ -73,6 +73,8 @@ pub enum Kind {
     Shell(Vec<String>),
     /// HEALTHCHECK; none for `HEALTHCHECK NONE`.
     Healthcheck(Option<Healthcheck>),
+    /// ONBUILD: an instruction for the images that begin from this one, as text. It can be read.
+    Onbuild(String),
 }
 
 /// One name of an ARG.
@@ -196,19 +198,20 @@ const NAMES: [&str; 18] = [
     "WORKDIR",
 ];
 
+/// Flags that may stand there more than once.
+const REPEATED: [&str; 2] = ["mount", "exclude"];
+
 /// Reads one logical line.
 pub(super) fn read(line: &Line, escape: char) -> Found<Item> {
-    let word = line.text.split_whitespace().next().unwrap_or_default();
+    let word = line.text.split(words::is_blank).next().unwrap_or_default();
     let at = line.position(0);
     let Some(name) = NAMES.into_iter().find(|name| word.eq_ignore_ascii_case(name)) else {
         return Err((at, Problem::UnknownInstruction { name: word.to_owned() }));
     };
     let mut reader = Reader { line, escape, name, offset: word.len(), flags: Vec::new() };
-    if name == "ONBUILD" {
-        return Err((at, Problem::UnsupportedInstruction { name }));
-    }
-    if matches!(name, "FROM" | "COPY" | "ADD" | "RUN" | "HEALTHCHECK") {
-        reader.take_flags()?;
+    reader.take_flags()?;
+    if !matches!(name, "FROM" | "COPY" | "ADD" | "RUN" | "HEALTHCHECK") {
+        reader.flags(&[], &[])?;
     }
     let kind = match name {
         "FROM" => return reader.from().map(Item::From),
@@ -224,11 +227,11 @@ pub(super) fn read(line: &Line, escape: char) -> Found<Item> {
         "MAINTAINER" => Kind::Maintainer(reader.single("a name")?.text),
         "EXPOSE" => Kind::Expose(reader.list("a port")?),
         "VOLUME" => Kind::Volume(reader.json_or_list("a path")?),
-        "CMD" => Kind::Cmd(reader.command()),
-        "ENTRYPOINT" => Kind::Entrypoint(reader.command()),
+        "CMD" => Kind::Cmd(reader.command()?),
+        "ENTRYPOINT" => Kind::Entrypoint(reader.command()?),
         "SHELL" => Kind::Shell(reader.shell()?),
-        "HEALTHCHECK" => Kind::Healthcheck(reader.healthcheck()?),
-        _ => return Err((at, Problem::UnsupportedInstruction { name })),
+        "ONBUILD" => Kind::Onbuild(reader.trigger()?),
+        _ => Kind::Healthcheck(reader.healthcheck()?),
     };
     let text = line.text.clone();
     Ok(Item::Step(Instruction { at, name, text, kind }))
@@ -266,25 +269,22 @@ impl<'a> Reader<'a> {
     fn take_flags(&mut self) -> Found<()> {
         loop {
             let rest = self.rest();
-            let Some((at, word)) = words::quoted(rest, self.escape).into_iter().next() else {
+            let text = rest.trim_start();
+            if !text.starts_with("--") {
+                return Ok(());
+            }
+            self.offset += rest.len() - text.len();
+            let position = self.line.position(self.offset);
+            let (word, length) = words::flag(text, self.escape).map_err(|problem| (position, problem))?;
+            self.offset += length;
+            let Some(word) = word.strip_prefix("--").filter(|word| !word.is_empty()) else {
                 return Ok(());
             };
-            if !word.starts_with("--") {
-                return Ok(());
-            }
-            let length = rest[at..].find(char::is_whitespace).unwrap_or(rest.len() - at);
-            // A flag whose value has quoted blanks is longer than its first part.
-            let length = length.max(word.len()).min(rest.len() - at);
-            let position = self.line.position(self.offset + at);
-            self.offset += at + length;
-            if word == "--" {
-                return Ok(());
-            }
-            let (name, value) = match word[2..].split_once('=') {
+            let (name, value) = match word.split_once('=') {
                 Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
-                None => (word[2..].to_owned(), None),
+                None => (word.to_owned(), None),
             };
-            if name != "mount" && self.flags.iter().any(|flag| flag.name == name) {
+            if !REPEATED.contains(&name.as_str()) && self.flags.iter().any(|flag| flag.name == name) {
                 return Err((position, Problem::FlagTwice { flag: name }));
             }
             self.flags.push(Flag { name, value, at: position });
@@ -319,14 +319,30 @@ impl<'a> Reader<'a> {
         if list.is_empty() { Err(self.missing(what)) } else { Ok(list) }
     }
 
-    /// A JSON array of strings, where the rest of the line is one.
-    fn json(&self) -> Option<Vec<String>> {
+    /// A JSON array of strings, where the rest of the line is one. What is no JSON is meant for the shell.
+    fn json(&self) -> Found<Option<Vec<String>>> {
         let rest = self.rest().trim();
-        if rest.starts_with('[') { serde_json::from_str(rest).ok() } else { None }
+        if !rest.starts_with('[') {
+            return Ok(None);
+        }
+        match serde_json::from_str::<Vec<serde_json::Value>>(rest) {
+            Err(_) => Ok(None),
+            Ok(list) => {
+                let strings = list.into_iter().map(|value| match value {
+                    serde_json::Value::String(text) => Ok(text),
+                    other => {
+                        let expected = "strings alone in an array";
+                        let (instruction, word) = (self.name, other.to_string());
+                        Err((self.here(), Problem::Unexpected { instruction, word, expected }))
+                    }
+                });
+                strings.collect::<Found<Vec<String>>>().map(Some)
+            }
+        }
     }
 
     fn json_or_list(&self, what: &'static str) -> Found<Vec<Word>> {
-        match self.json() {
+        match self.json()? {
             Some(list) if list.is_empty() => Err(self.missing(what)),
             Some(list) => {
                 let at = self.here();
@@ -376,11 +392,8 @@ impl<'a> Reader<'a> {
                     Some((name, value)) => (name, Some(after(&word, name.chars().count() + 1, value))),
                     None => (word.text.as_str(), None),
                 };
-                let good = |ch: char| ch.is_ascii_alphanumeric() || ch == '_';
-                if name.is_empty() || !name.chars().all(good) || name.starts_with(|ch: char| ch.is_ascii_digit()) {
-                    let expected = "a name of letters, digits and `_`, and after it `=value` or nothing";
-                    let unexpected = Problem::Unexpected { instruction: self.name, word: word.text.clone(), expected };
-                    return Err((word.at, unexpected));
+                if name.is_empty() {
+                    return Err((word.at, Problem::NotAPair { word: word.text }));
                 }
                 Ok(Declaration { name: name.to_owned(), default, at: word.at })
             })
@@ -416,15 +429,15 @@ impl<'a> Reader<'a> {
             .collect()
     }
 
-    fn command(&self) -> Command {
-        match self.json() {
+    fn command(&self) -> Found<Command> {
+        Ok(match self.json()? {
             Some(list) => Command::Exec(list),
             None => Command::Shell(self.rest().trim().to_owned()),
-        }
+        })
     }
 
     fn shell(&self) -> Found<Vec<String>> {
-        match self.json() {
+        match self.json()? {
             Some(list) if !list.is_empty() => Ok(list),
             _ => Err(self.missing("a JSON array, such as `[\"/bin/bash\", \"-c\"]`")),
         }
@@ -439,7 +452,7 @@ impl<'a> Reader<'a> {
             }
         }
         self.flags(&["network", "security"], &["mount", "device"])?;
-        let mut command = self.command();
+        let mut command = self.command()?;
         match &mut command {
             Command::Exec(list) if list.is_empty() => return Err(self.missing("a command")),
             Command::Shell(text) if text.is_empty() => return Err(self.missing("a command")),
@@ -453,7 +466,7 @@ impl<'a> Reader<'a> {
     fn append_heredocs(&self, text: &mut String) -> Found<()> {
         match self.line.heredocs.as_slice() {
             [] => {}
-            [only] if words::heredoc(text).is_some() => {
+            [only] if self.heredoc(text)?.is_some() => {
                 *text = only.content();
                 if text.starts_with("#!") {
                     let expected = "a here-document for the shell; `#!` is not supported";
@@ -469,6 +482,10 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(())
+    }
+
+    fn heredoc(&self, word: &str) -> Found<Option<words::Opening>> {
+        words::heredoc(word).map_err(|problem| (self.line.position(0), problem))
     }
 
     fn copy(&mut self, add: bool) -> Found<Copy> {
@@ -489,10 +506,15 @@ impl<'a> Reader<'a> {
         if list.is_empty() {
             return Err(self.missing("a source and a destination"));
         }
+        if self.heredoc(&destination.text)?.is_some() {
+            let expected = "a path as its last word";
+            let problem = Problem::Unexpected { instruction: self.name, word: destination.text, expected };
+            return Err((destination.at, problem));
+        }
         let mut heredocs = self.line.heredocs.iter();
         let mut sources = Vec::with_capacity(list.len());
         for word in list {
-            if words::heredoc(&word.text).is_some()
+            if self.heredoc(&word.text)?.is_some()
                 && let Some(heredoc) = heredocs.next()
             {
                 sources.push(Source::Inline(Inline {
@@ -517,6 +539,24 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// The instruction of an ONBUILD, which must be one that a stage can have.
+    fn trigger(&self) -> Found<String> {
+        let line = self.line.after(self.offset);
+        if line.text.is_empty() {
+            return Err(self.missing("an instruction"));
+        }
+        match read(&line, self.escape)? {
+            Item::Step(Instruction { kind: Kind::Onbuild(_) | Kind::Maintainer(_), name, at, .. }) => {
+                Err((at, Problem::Trigger { instruction: name }))
+            }
+            Item::From(_) => Err((line.position(0), Problem::Trigger { instruction: "FROM" })),
+            Item::Step(_) => {
+                let heredocs = line.heredocs.iter().map(|heredoc| format!("\n{}{}", heredoc.raw, heredoc.end));
+                Ok(std::iter::once(line.text.clone()).chain(heredocs).collect())
+            }
+        }
+    }
+
     fn healthcheck(&mut self) -> Found<Option<Healthcheck>> {
         let names = ["interval", "timeout", "start-period", "start-interval", "retries"];
         let flags = self.flags(&names, &[])?;
@@ -531,13 +571,13 @@ impl<'a> Reader<'a> {
             return Err((first.at, problem));
         }
         self.offset += self.rest().find(first.text.as_str()).unwrap_or_default() + first.text.len();
-        let command = self.command();
+        let command = self.command()?;
         if matches!(&command, Command::Shell(text) if text.is_empty()) {
             return Err(self.missing("a command after `CMD`"));
         }
         let duration = |flag: &'static str| {
             let value = |word: &Word| {
-                let expected = "a duration, such as `1m30s` or `500ms`";
+                let expected = "a duration of 1ms or more, such as `1m30s`, or 0";
                 let bad = || (word.at, Problem::FlagValue { flag, value: word.text.clone(), expected });
                 duration(&word.text).map(Deadline).ok_or_else(bad)
             };
@@ -570,6 +610,9 @@ fn duration(text: &str) -> Option<u64> {
     }
     let mut total = 0.0_f64;
     let mut rest = text;
+    if text.is_empty() {
+        return None;
+    }
     while !rest.is_empty() {
         let end = rest.find(|ch: char| !ch.is_ascii_digit() && ch != '.')?;
         let number: f64 = rest[..end].parse().ok()?;
@@ -587,7 +630,7 @@ fn duration(text: &str) -> Option<u64> {
         rest = &rest[end..];
         total += number * unit;
     }
-    (total > 0.0 && total < 9e18).then_some(total as u64)
+    (total == 0.0 || (1e6..9e18).contains(&total)).then_some(total as u64)
 }
 
 /// The platform that a `--platform` word says after its variables were replaced.

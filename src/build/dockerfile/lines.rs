@@ -11,6 +11,8 @@ pub(super) struct Line {
     parts: Vec<(usize, Position)>,
     /// The here-documents that follow the line.
     pub(super) heredocs: Vec<Heredoc>,
+    /// Where all of it stands, if that is one place.
+    all_at: Option<Position>,
 }
 
 /// A here-document: `<<NAME` and the lines up to `NAME`.
@@ -43,10 +45,34 @@ impl Heredoc {
 impl Line {
     /// Where the byte at `offset` of the text stands in the file.
     pub(super) fn position(&self, offset: usize) -> Position {
+        if let Some(at) = self.all_at {
+            return at;
+        }
         let part = self.parts.partition_point(|(start, _)| *start <= offset).saturating_sub(1);
         let (start, at) = self.parts[part];
         let offset = offset.min(self.text.len());
         Position { line: at.line, column: at.column + self.text[start..offset].chars().count() as u32 }
+    }
+}
+
+impl Line {
+    /// What follows an offset, as a line of its own.
+    pub(super) fn after(&self, offset: usize) -> Self {
+        let rest = &self.text[offset..];
+        let text = rest.trim();
+        let start = offset + rest.len() - rest.trim_start().len();
+        let first = (0, self.position(start));
+        let later = self.parts.iter().filter(|(at, _)| *at > start).map(|(at, place)| (at - start, *place));
+        Self { text: text.to_owned(), parts: std::iter::once(first).chain(later).collect(), ..self.clone() }
+    }
+
+    /// The same line, of which everything stands at one place of another file.
+    pub(super) fn placed(mut self, at: Position) -> Self {
+        for heredoc in &mut self.heredocs {
+            heredoc.at = at;
+        }
+        self.parts = Vec::new();
+        Self { all_at: Some(at), ..self }
     }
 }
 
@@ -61,7 +87,7 @@ pub(super) fn split(content: &str) -> Found<(char, Vec<Line>)> {
             continue;
         }
         let column = (first[..first.len() - trimmed.len()].chars().count() + 1) as u32;
-        let mut line = Line { text: String::new(), parts: Vec::new(), heredocs: Vec::new() };
+        let mut line = Line { text: String::new(), parts: Vec::new(), heredocs: Vec::new(), all_at: None };
         let mut more = line.push(trimmed, Position { line: number, column }, escape);
         while more {
             let Some((number, next)) = physical.next() else { break };
@@ -73,10 +99,10 @@ pub(super) fn split(content: &str) -> Found<(char, Vec<Line>)> {
             more = line.push(next, Position { line: number, column: 1 }, escape);
         }
         line.text.truncate(line.text.trim_end().len());
-        let word = line.text.split_whitespace().next().unwrap_or_default();
-        if ["RUN", "COPY", "ADD"].iter().any(|name| word.eq_ignore_ascii_case(name)) {
-            for (name, strip_tabs, expand) in words::heredocs(&line.text, escape) {
-                let heredoc = heredoc(&line, name, strip_tabs, expand, &mut physical)?;
+        if takes_heredocs(&line.text) {
+            let openings = words::heredocs(&line.text).map_err(|problem| (line.position(0), problem))?;
+            for opening in openings {
+                let heredoc = heredoc(&line, opening, &mut physical)?;
                 line.heredocs.push(heredoc);
             }
         }
@@ -85,11 +111,16 @@ pub(super) fn split(content: &str) -> Found<(char, Vec<Line>)> {
     Ok((escape, lines))
 }
 
+/// Whether lines that follow can belong to this one: those of RUN, COPY and ADD, also as a trigger.
+fn takes_heredocs(text: &str) -> bool {
+    let mut words = text.split(words::is_blank).filter(|word| !word.is_empty());
+    let name = words.next().filter(|name| !name.eq_ignore_ascii_case("ONBUILD")).or_else(|| words.next());
+    name.is_some_and(|name| ["RUN", "COPY", "ADD"].iter().any(|known| name.eq_ignore_ascii_case(known)))
+}
+
 fn heredoc<'a>(
     line: &Line,
-    name: String,
-    strip_tabs: bool,
-    expand: bool,
+    words::Opening { name, strip_tabs, expand }: words::Opening,
     physical: &mut impl Iterator<Item = (u32, &'a str)>,
 ) -> Found<Heredoc> {
     let mut raw = String::new();
@@ -123,26 +154,25 @@ impl Line {
 fn directives<'a>(lines: impl Iterator<Item = (u32, &'a str)>) -> Found<char> {
     let mut seen: Vec<&'static str> = Vec::new();
     let mut escape = '\\';
+    let mut lines = lines.peekable();
+    // After `#!` only what chooses a frontend is looked for, and it is another tool that looks.
+    let script = lines.next_if(|(_, line)| line.starts_with("#!")).is_some();
     for (number, line) in lines {
         let Some((name, value)) = line.trim_start().strip_prefix('#').and_then(|comment| comment.split_once('='))
         else {
             break;
         };
         let (name, value) = (name.trim(), value.trim());
-        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric()) || value.is_empty() {
-            break;
-        }
+        let known = ["escape", "syntax", "check"].into_iter().find(|known| name.eq_ignore_ascii_case(known));
+        let Some(name) = known.filter(|_| !value.is_empty()) else { break };
         let at = Position { line: number, column: 1 };
-        let Some(name) = ["escape", "syntax", "check"].into_iter().find(|known| name.eq_ignore_ascii_case(known))
-        else {
-            continue;
-        };
         if seen.contains(&name) {
             return Err((at, Problem::DirectiveTwice { name }));
         }
         seen.push(name);
         match name {
             "escape" => match value {
+                _ if script => {}
                 "\\" => escape = '\\',
                 "`" => escape = '`',
                 _ => {
@@ -150,9 +180,11 @@ fn directives<'a>(lines: impl Iterator<Item = (u32, &'a str)>) -> Found<char> {
                 }
             },
             "syntax" => {
-                let image = value.strip_prefix("docker.io/").unwrap_or(value);
+                // What follows the first word are options of the frontend.
+                let image = value.split(' ').next().unwrap_or_default();
+                let image = image.strip_prefix("docker.io/").unwrap_or(image);
                 let repository = image.split([':', '@']).next().unwrap_or_default();
-                if repository != "docker/dockerfile" {
+                if !matches!(repository, "docker/dockerfile" | "docker/dockerfile-upstream") {
                     return Err((at, Problem::Frontend { name: value.to_owned() }));
                 }
             }

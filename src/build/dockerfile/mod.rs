@@ -10,6 +10,7 @@
 mod error;
 mod instruction;
 mod lines;
+mod pattern;
 mod words;
 
 pub use error::{DockerfileError, Place, Problem};
@@ -17,7 +18,7 @@ pub use instruction::{
     Command, Copy, Deadline, Declaration, From, Healthcheck, Inline, Instruction, Kind, Pair, Run, Source, Word,
     platform,
 };
-pub use words::{Environment, expand, expand_words};
+pub use words::{Environment, expand, expand_text, expand_words};
 
 /// A place in a Dockerfile's text, both counted from 1. Columns count characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,6 +97,22 @@ pub fn parse(name: &str, content: &[u8]) -> Result<Dockerfile, Box<DockerfileErr
     }
 }
 
+/// Reads the trigger of an image (`ONBUILD`), to be carried out as if it stood at `at`: at the FROM that names the image.
+///
+/// # Errors
+/// When it is not one instruction that a stage can have.
+pub fn trigger(text: &str, at: Position) -> Result<Instruction, Problem> {
+    let not_one = || Problem::NotATrigger { text: text.to_owned() };
+    let (escape, mut lines) = lines::split(text).map_err(|(_, problem)| problem)?;
+    let line = lines.pop().filter(|_| lines.is_empty()).ok_or_else(not_one)?;
+    match instruction::read(&line.placed(at), escape) {
+        Ok(instruction::Item::Step(Instruction { kind: Kind::Onbuild(_) | Kind::Maintainer(_), .. }))
+        | Ok(instruction::Item::From(_)) => Err(not_one()),
+        Ok(instruction::Item::Step(step)) => Ok(step),
+        Err((_, problem)) => Err(problem),
+    }
+}
+
 /// A problem before it knows the text it stands in.
 type Found<T> = Result<T, (Position, Problem)>;
 
@@ -121,5 +138,7 @@ fn stages_of(content: &str) -> Found<(char, Vec<Instruction>, Vec<Stage>)> {
     Ok((escape, globals, stages))
 }
 
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 mod tests;

@@ -108,8 +108,14 @@ fn here_documents_are_scripts_files_or_input() {
 
 #[test]
 fn what_is_not_built_is_refused_with_its_place_and_its_line() {
-    let cases: [(&str, u32, u32, Problem); 10] = [
-        ("FROM scratch\n  ONBUILD RUN x\n", 2, 3, Problem::UnsupportedInstruction { name: "ONBUILD" }),
+    let cases: [(&str, u32, u32, Problem); 11] = [
+        ("FROM scratch\n  ONBUILD FROM x\n", 2, 11, Problem::Trigger { instruction: "FROM" }),
+        (
+            "FROM scratch\nONBUILD \\\n  RUN --wrong x\n",
+            3,
+            7,
+            Problem::UnknownFlag { instruction: "RUN", flag: "wrong".to_owned() },
+        ),
         ("FROM scratch\nRUNN x\n", 2, 1, Problem::UnknownInstruction { name: "RUNN".to_owned() }),
         (
             "FROM scratch\nRUN --mount=type=cache,target=/x y\n",
@@ -208,7 +214,7 @@ fn variables_quotes_and_escapes_mean_what_the_reference_says() {
         assert_eq!(expand(text, '\\', &environment).as_deref(), Ok(expected), "{text}");
     }
     assert_eq!(expand("`$v \\", '`', &environment).as_deref(), Ok("$v \\"));
-    for text in ["${", "${}", "${v", "${v:x}", "${v^}", "'a", "\"a", "${u:?needed}"] {
+    for text in ["${", "${}", "${v", "${v:x}", "${v^}", "'a", "\"a", "${u:?needed}", "${v#\\x}"] {
         assert!(expand(text, '\\', &environment).is_err(), "{text}");
     }
     assert_eq!(

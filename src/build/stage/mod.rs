@@ -42,6 +42,8 @@ pub(super) struct Evaluation<'a> {
     stages: BTreeMap<usize, Rc<Done>>,
     /// The context, once something was copied from it.
     context: Option<(Tree, Contents)>,
+    /// Names that triggers of base images declare.
+    trigger_args: BTreeSet<String>,
     /// RUN steps gone through, and what they gave.
     pub(super) runs: BTreeMap<Digest, Digest>,
     /// Counts.
@@ -113,6 +115,7 @@ impl<'a> Evaluation<'a> {
             lock,
             stages: BTreeMap::new(),
             context: None,
+            trigger_args: BTreeSet::new(),
             runs: BTreeMap::new(),
             steps: Steps::default(),
         })
@@ -134,7 +137,7 @@ impl<'a> Evaluation<'a> {
         Ok(Rc::unwrap_or_clone(done).draft)
     }
 
-    /// Names of arguments that were given and that no ARG of the file declares.
+    /// Names of arguments that were given and that no ARG declares: of the file, or of a trigger that was carried out.
     pub(super) fn undeclared(&self) -> Vec<&'a str> {
         let stages = self.file.stages.iter().flat_map(|stage| &stage.instructions);
         let declared: BTreeSet<&str> = stages
@@ -145,6 +148,7 @@ impl<'a> Evaluation<'a> {
             })
             .flatten()
             .map(|declaration| declaration.name.as_str())
+            .chain(self.trigger_args.iter().map(String::as_str))
             .collect();
         self.request.args.keys().map(String::as_str).filter(|name| !declared.contains(name)).collect()
     }
@@ -163,9 +167,10 @@ impl<'a> Evaluation<'a> {
         }
         let file = self.file;
         let stage = &file.stages[number];
-        let Done { draft, scope } = self.base(number)?;
+        let Done { mut draft, scope } = self.base(number)?;
+        let triggers = self.triggers(stage, draft.take_triggers())?;
         let mut state = State { draft, scope, cmd_here: false };
-        for instruction in &stage.instructions {
+        for instruction in triggers.iter().chain(&stage.instructions) {
             self.instruction(number, instruction, &mut state)?;
         }
         let done = Rc::new(Done { draft: state.draft, scope: state.scope });
@@ -193,10 +198,26 @@ impl<'a> Evaluation<'a> {
             .iter()
             .rposition(|stage| stage.from.name.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(&name)));
         if let Some(stage) = stage {
-            return Ok(Rc::unwrap_or_clone(self.stage(stage)?));
+            let mut done = Rc::unwrap_or_clone(self.stage(stage)?);
+            // As in BuildKit, what a stage of this file says with ONBUILD is for images that begin from the finished one.
+            done.draft.take_triggers();
+            return Ok(done);
         }
         let draft = self.image(&name, &platform);
         draft.map(Done::begin).map_err(|cause| step_error(file, from.base.at, "FROM", cause))
+    }
+
+    /// The instructions that a base image has for those who begin from it.
+    fn triggers(&mut self, stage: &dockerfile::Stage, texts: Vec<String>) -> Result<Vec<Instruction>> {
+        let at = stage.from.base.at;
+        let read = |text: &String| dockerfile::trigger(text, at).map_err(|problem| error(self.file, at, problem));
+        let triggers = texts.iter().map(read).collect::<Result<Vec<_>>>()?;
+        for trigger in &triggers {
+            if let Kind::Arg(declarations) = &trigger.kind {
+                self.trigger_args.extend(declarations.iter().map(|declaration| declaration.name.clone()));
+            }
+        }
+        Ok(triggers)
     }
 
     /// An image of a registry, by a digest that the reference or the lock says.
@@ -296,6 +317,7 @@ impl<'a> Evaluation<'a> {
                 let check = steps::healthcheck(check.as_ref(), state);
                 state.draft.config.insert("Healthcheck".to_owned(), check);
             }
+            Kind::Onbuild(text) => state.draft.add_trigger(text),
             Kind::Run(_) | Kind::Copy(_) | Kind::Workdir(_) => {}
         }
         Ok(())

@@ -158,8 +158,9 @@ impl Evaluation<'_> {
             sources.push(match source {
                 dockerfile::Source::Path(word) => Source::Path(self.expand(word, scope)?),
                 dockerfile::Source::Inline(inline) => {
-                    let text =
-                        if inline.expand { self.heredoc(&inline.content, scope)? } else { inline.content.text.clone() };
+                    let Word { text, at } = &inline.content;
+                    let replaced = if inline.expand { dockerfile::expand_text(text, scope) } else { Ok(text.clone()) };
+                    let text = replaced.map_err(|problem| super::error(file, *at, problem))?;
                     Source::Inline(inline.name.clone(), text.into_bytes())
                 }
             });
@@ -197,18 +198,6 @@ impl Evaluation<'_> {
                 self.copy_layers(&sources, &name, &from, &put).map_err(failed)
             }
         }
-    }
-
-    /// A here-document's variables are replaced as in a word, but quotes in it are text.
-    fn heredoc(&self, content: &Word, scope: &super::Scope) -> Result<String> {
-        let mut quoted = String::with_capacity(content.text.len() + 2);
-        for ch in content.text.chars() {
-            if matches!(ch, '"' | '\'') {
-                quoted.push(self.file.escape);
-            }
-            quoted.push(ch);
-        }
-        self.expand(&Word { text: quoted, at: content.at }, scope)
     }
 
     fn copy_context(&mut self, sources: &[Source], add: bool, put: &Put<'_>) -> Stepped<Option<Layer>> {
@@ -431,11 +420,11 @@ pub(super) fn healthcheck(check: Option<&Healthcheck>, state: &State) -> Value {
         ("StartPeriod", check.start_period),
         ("StartInterval", check.start_interval),
     ] {
-        if let Some(duration) = duration {
+        if let Some(duration) = duration.filter(|duration| duration.0 > 0) {
             value[name] = json!(duration.0);
         }
     }
-    if let Some(retries) = check.retries {
+    if let Some(retries) = check.retries.filter(|retries| *retries > 0) {
         value["Retries"] = json!(retries);
     }
     value

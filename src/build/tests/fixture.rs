@@ -32,6 +32,7 @@ pub(super) struct Fixture {
     args: RefCell<BTreeMap<String, String>>,
     stage: RefCell<Option<String>>,
     locked: Cell<bool>,
+    base: RefCell<Value>,
     ran: RefCell<Vec<RunStep>>,
     asked: RefCell<Vec<String>>,
     events: Mutex<Vec<Record>>,
@@ -49,6 +50,7 @@ impl Fixture {
             args: RefCell::default(),
             stage: RefCell::default(),
             locked: Cell::new(false),
+            base: RefCell::new(json!({"Env": ["BASE=yes"], "Cmd": ["base"]})),
             ran: RefCell::default(),
             asked: RefCell::default(),
             events: Mutex::default(),
@@ -95,6 +97,11 @@ impl Fixture {
 
     pub(super) fn stage(&self, name: &str) {
         *self.stage.borrow_mut() = Some(name.to_owned());
+    }
+
+    /// Sets what the configuration of the one image that the registry has says of containers.
+    pub(super) fn base(&self, config: Value) {
+        *self.base.borrow_mut() = config;
     }
 
     pub(super) fn locked(&self, locked: bool) {
@@ -255,7 +262,7 @@ impl Sources for Fixture {
         ]);
         let config = canonical_json(&json!({
             "architecture": "amd64", "os": "linux",
-            "config": {"Env": ["BASE=yes"], "Cmd": ["base"]},
+            "config": *self.base.borrow(),
             "history": [{"created_by": "base"}],
             "rootfs": {"type": "layers", "diff_ids": [layer.diff_id]},
         }));

@@ -264,6 +264,32 @@ fn an_argument_that_no_arg_declares_is_told() {
 }
 
 #[test]
+fn triggers_are_carried_out_by_the_image_that_begins_from_this_one() {
+    let fixture = Fixture::new("FROM scratch\nONBUILD ARG V=1\nONBUILD RUN step $V\nonbuild copy <<f /\n$V\nf\n", &[]);
+    let built = fixture.built();
+    assert_eq!(fixture.ran().len(), 0, "not by this one");
+    assert_eq!(fixture.config(&built)["config"]["OnBuild"], json!(["ARG V=1", "RUN step $V", "copy <<f /\n$V\nf"]));
+    fixture.base(json!({"OnBuild": ["ARG V=1", "RUN step", "COPY <<f /\n$V\nf"]}));
+    fixture.dockerfile("FROM base:1\nRUN after\n");
+    fixture.arg("V", "2");
+    let built = fixture.built();
+    assert_eq!(fixture.ran().iter().map(|step| step.argv[2].clone()).collect::<Vec<_>>(), ["step", "after"]);
+    assert_eq!(fixture.file(&built, 2, "f"), "2\n");
+    assert_eq!(fixture.config(&built)["config"].get("OnBuild"), None, "and not by those that begin from it");
+    assert!(!fixture.events().iter().any(|event| event == "build.warning"), "a trigger declares the argument");
+
+    fixture.base(json!({"OnBuild": ["RUN ok", "COPY gone /"]}));
+    let error = fixture.fails();
+    assert_eq!(error.place().map(|place| (place.line, place.column)), Some((1, 6)), "{error}");
+    fixture.base(json!({"OnBuild": ["FROM x"]}));
+    assert_eq!(fixture.fails().place().map(|place| place.line), Some(1));
+    fixture.ran();
+    fixture.dockerfile("FROM scratch AS a\nONBUILD RUN x\nFROM a\n");
+    fixture.built();
+    assert_eq!(fixture.ran().len(), 0, "a stage of the same file does not trigger it");
+}
+
+#[test]
 fn here_documents_become_files_with_their_variables_replaced() {
     let fixture = Fixture::new(
         "FROM scratch\nARG A=1\nCOPY <<f <<\"g\" /etc/\n$A \"q\" \\$A\nf\n$A\ng\nCOPY <<EOF /one\n${A}x\nEOF\n",
