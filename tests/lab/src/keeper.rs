@@ -279,6 +279,7 @@ impl Keeper {
                 .record
                 .hosts
                 .iter()
+                .filter(|host| host.ssh_address != host.address)
                 .map(|host| relay::Line {
                     listen: (host.ssh_address, 22).into(),
                     target: (host.address, 22).into(),
@@ -292,7 +293,7 @@ impl Keeper {
         let mut command = self.on_bridge("relay")?;
         command.arg(&self.record.program).arg("relay").arg(&path);
         self.spawn(command)?;
-        for host in &self.record.hosts {
+        for host in self.record.hosts.iter().filter(|host| host.ssh_address != host.address) {
             self.listens("the relay", &format!("{}:22", host.ssh_address))?;
         }
         Ok(())
@@ -340,6 +341,9 @@ impl Keeper {
                 message: format!("host `{}` says `{first}` where its process number was due", host.name),
             })?;
         net::attach(self.record.bridge_pid, pid, host.address)?;
+        if host.through.is_some() {
+            net::refuse_ssh(pid, self.record.operator.address)?;
+        }
         writeln!(stdin, "go").map_err(LabError::system("tell a host to go on"))?;
         let entry = &mut self.record.hosts[index];
         entry.pid = pid;
@@ -369,6 +373,7 @@ impl Keeper {
         let orders = Orders {
             name: host.name.clone(),
             engine: host.engine,
+            user: host.user.clone(),
             dir: host.dir.clone(),
             state: self.record.dir.parent().unwrap_or(&self.record.dir).to_owned(),
             authorized_key: fs::read_to_string(&key).map_err(LabError::file("read", &key))?,

@@ -34,5 +34,5 @@ pub use error::LabError;
 pub use handle::{Host, Lab};
 pub use record::{HostRecord, OperatorRecord, Owner, Record, RegistryRecord};
 pub use relay::Traffic;
-pub use spec::{Engine, Engines, Spec, parse_duration};
+pub use spec::{Engine, Engines, Spec, parse_behind, parse_duration};
 pub use ssh::Sessions;

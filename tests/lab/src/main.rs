@@ -11,7 +11,7 @@ use jiji_lab::{
     Engines, Lab, LabError, Record, Spec,
     images::Image,
     load::{LEAST_RATE, LoadSpec, Target},
-    parse_duration,
+    parse_behind, parse_duration,
 };
 
 /// Several real hosts on one machine.
@@ -44,6 +44,12 @@ enum Order {
         /// A directory that hosts see as it is; may be given several times
         #[arg(long, value_name = "DIR")]
         bind: Vec<PathBuf>,
+        /// The number of a host that lets in no root, but a user with sudo; may be given several times
+        #[arg(long, value_name = "N")]
+        sudo: Vec<usize>,
+        /// A host that ssh reaches through another alone, like 3=1; may be given several times
+        #[arg(long, value_name = "N=M", value_parser = parse_behind)]
+        behind: Vec<(usize, usize)>,
         /// Leave the registry empty instead of putting the lab's images into it
         #[arg(long)]
         bare: bool,
@@ -144,8 +150,8 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode, LabError> {
     let state = args.state.as_deref();
     match args.command {
-        Order::Up { hosts, engine, rtt, name, bind, bare, json } => {
-            let spec = Spec { name, rtt, state: args.state, binds: bind, ..Spec::new(hosts, engine) };
+        Order::Up { hosts, engine, rtt, name, bind, sudo, behind, bare, json } => {
+            let spec = Spec { name, rtt, state: args.state, binds: bind, sudo, behind, ..Spec::new(hosts, engine) };
             let lab = Lab::up_detached(&spec)?;
             let images = if bare { Vec::new() } else { fill(&lab)? };
             if json {
@@ -242,7 +248,8 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), LabError> {
 fn print_up(record: &Record, images: &[Image]) {
     println!("lab {} is up", record.name);
     for host in &record.hosts {
-        println!("  {:12} {:15} {}", host.name, host.address, host.engine.name());
+        let through = host.through.as_ref().map_or_else(String::new, |name| format!(", through {name}"));
+        println!("  {:12} {:15} {:6} {}{through}", host.name, host.address, host.engine.name(), host.user);
     }
     if let Some(registry) = &record.registry {
         println!("  {:12} {}", "registry", registry.address);

@@ -38,6 +38,13 @@ pub(crate) fn attach(bridge: u32, pid: u32, address: Ipv4Addr) -> Result<(), Lab
     ip(pid, "link set eth0 up")
 }
 
+/// Refuses connections to the sshd of `pid`'s namespace that come from this address.
+pub(crate) fn refuse_ssh(pid: u32, from: Ipv4Addr) -> Result<(), LabError> {
+    let net = format!("--net=/proc/{pid}/ns/net");
+    let rule = format!("-A INPUT -p tcp --dport 22 -s {from} -j REJECT --reject-with tcp-reset");
+    run(command("nsenter", [net.as_str(), "--", "iptables", "--wait"]).args(rule.split(' '))).map(drop)
+}
+
 /// Cuts or restores the line of an address at the bridge's end: packets are lost in both directions, nobody is told.
 pub(crate) fn set_link(bridge: u32, address: Ipv4Addr, up: bool) -> Result<(), LabError> {
     // Leaving the bridge loses packets without a carrier change on the host's side, as a cut further away would.

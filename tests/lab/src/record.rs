@@ -114,12 +114,23 @@ pub struct HostRecord {
     pub address: Ipv4Addr,
     /// Where ssh reaches it: its own address, or its relay's.
     pub ssh_address: Ipv4Addr,
+    /// Whom ssh logs in as.
+    #[serde(default = "root")]
+    pub user: String,
+    /// The host through which alone ssh reaches it, if there is one.
+    #[serde(default)]
+    pub through: Option<String>,
     /// Its first process, as the machine numbers it; 0 while the host is off.
     pub pid: u32,
     /// How often it was booted.
     pub boots: u32,
     /// The lab's directory about this host: disk image, logs, keys.
     pub dir: PathBuf,
+}
+
+/// Whom ssh logged in as before there was a choice.
+fn root() -> String {
+    "root".to_owned()
 }
 
 /// The independent registry of a lab.

@@ -93,6 +93,10 @@ pub struct Spec {
     pub binds: Vec<PathBuf>,
     /// The size of each host's disk in bytes. It is a sparse file, so only what is written takes room.
     pub disk: u64,
+    /// The places of hosts, counted from 1, that let in no root: the operator is the user `deploy` there and has `sudo`.
+    pub sudo: Vec<usize>,
+    /// Hosts that the operator's ssh reaches through another host alone, by place, with that host's place.
+    pub behind: Vec<(usize, usize)>,
 }
 
 /// The largest number of hosts in a lab: addresses .11 to .100 of the lab's /24.
@@ -110,7 +114,21 @@ impl Spec {
             program: None,
             binds: Vec::new(),
             disk: 8 << 30,
+            sudo: Vec::new(),
+            behind: Vec::new(),
         }
+    }
+
+    /// The host of this place, counted from 1, lets in no root, but a user who has `sudo`.
+    pub fn sudo(mut self, place: usize) -> Self {
+        self.sudo.push(place);
+        self
+    }
+
+    /// The first of these hosts, counted from 1, is reached by ssh through the second alone.
+    pub fn behind(mut self, place: usize, through: usize) -> Self {
+        self.behind.push((place, through));
+        self
     }
 
     /// The lab's name.
@@ -162,6 +180,16 @@ impl Spec {
         if self.binds.iter().any(|path| !path.is_absolute()) {
             return refuse("a bind that is not an absolute path".to_owned());
         }
+        let here = |place: usize| (1..=self.hosts.len()).contains(&place);
+        if let Some(place) = self.sudo.iter().find(|place| !here(**place)) {
+            return refuse(format!("`sudo` on host {place}; there are {} hosts", self.hosts.len()));
+        }
+        let jumps = |place: usize| self.behind.iter().any(|(hidden, _)| *hidden == place);
+        for (place, through) in &self.behind {
+            if !here(*place) || !here(*through) || place == through || jumps(*through) {
+                return refuse(format!("host {place} behind host {through}; the second must be one that is seen"));
+            }
+        }
         Ok(())
     }
 }
@@ -171,6 +199,13 @@ pub(crate) fn state_dir(chosen: Option<&Path>) -> PathBuf {
     chosen.map(Path::to_owned).unwrap_or_else(|| {
         std::env::var_os("JIJI_LAB_STATE").map_or_else(|| PathBuf::from("/var/tmp/jiji-lab"), PathBuf::from)
     })
+}
+
+/// Reads which host is behind which, as people type it: `3=1`.
+pub fn parse_behind(text: &str) -> Result<(usize, usize), LabError> {
+    let bad = || LabError::Spec { reason: format!("`{text}`; write it like 3=1, host 3 behind host 1") };
+    let (place, through) = text.split_once('=').ok_or_else(bad)?;
+    Ok((place.parse().map_err(|_| bad())?, through.parse().map_err(|_| bad())?))
 }
 
 /// Reads a duration as people type it: `50ms`, `1.5s`, `2m`.
@@ -217,5 +252,11 @@ mod tests {
         assert!(Spec::new(1, Engines::Podman).name("../up").check().is_err());
         assert!(Spec::new(1, Engines::Podman).bind("relative").check().is_err());
         assert!(Spec::new(1, Engines::Podman).name("demo").check().is_ok());
+        assert!(Spec::new(2, Engines::Podman).sudo(2).behind(2, 1).check().is_ok());
+        assert!(Spec::new(2, Engines::Podman).sudo(3).check().is_err());
+        assert!(Spec::new(2, Engines::Podman).behind(1, 1).check().is_err());
+        assert!(Spec::new(3, Engines::Podman).behind(2, 1).behind(3, 2).check().is_err());
+        assert_eq!(parse_behind("3=1").expect("valid"), (3, 1));
+        assert!(parse_behind("3").is_err());
     }
 }

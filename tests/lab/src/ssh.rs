@@ -9,7 +9,7 @@ use crate::{
     command::{command, run},
 };
 
-/// The user besides root that every host has; it may use `sudo -n` where sudo is installed.
+/// The user besides root that every host has; it may use `sudo -n`.
 pub(crate) const USER: &str = "deploy";
 
 /// What an sshd saw since its host was made.
@@ -52,13 +52,17 @@ pub(crate) fn write_files(record: &Record) -> Result<(), LabError> {
         let (kind, blob) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         known.push_str(&format!("{},{} {kind} {blob}\n", host.name, host.ssh_address));
         config.push_str(&format!(
-            "\nHost {name}\n    HostName {address}\n    HostKeyAlias {name}\n",
+            "\nHost {name}\n    HostName {address}\n    HostKeyAlias {name}\n    User {user}\n",
             name = host.name,
-            address = host.ssh_address
+            address = host.ssh_address,
+            user = host.user
         ));
+        if let Some(through) = &host.through {
+            config.push_str(&format!("    ProxyJump {through}\n"));
+        }
     }
     config.push_str(&format!(
-        "\nHost *\n    User root\n    IdentityFile {dir}/id_ed25519\n    IdentitiesOnly yes\n    UserKnownHostsFile \
+        "\nHost *\n    IdentityFile {dir}/id_ed25519\n    IdentitiesOnly yes\n    UserKnownHostsFile \
          {dir}/known_hosts\n    GlobalKnownHostsFile none\n    StrictHostKeyChecking yes\n    PasswordAuthentication no\n    \
          BatchMode yes\n    ConnectTimeout 10\n",
         dir = dir.display()
@@ -82,14 +86,18 @@ pub(crate) fn write(path: &Path, text: &str, mode: u32) -> Result<(), LabError> 
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(LabError::file("set the mode of", path))
 }
 
-/// What a host's sshd reads.
-pub(crate) const SSHD_CONFIG: &str = "\
+/// What the sshd of a host reads that lets in this user alone, and root only by that name.
+pub(crate) fn sshd_config(user: &str) -> String {
+    let root = if user == "root" { "prohibit-password" } else { "no" };
+    format!("{SSHD_CONFIG}PermitRootLogin {root}\n")
+}
+
+const SSHD_CONFIG: &str = "\
 # Written by the laboratory.
 Port 22
 HostKey /etc/ssh/lab_host_key
 AuthorizedKeysFile /etc/ssh/lab_authorized_keys
 PidFile none
-PermitRootLogin prohibit-password
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 UsePAM no

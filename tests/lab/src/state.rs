@@ -13,6 +13,7 @@ use crate::{
     Engine, HostRecord, LabError, OperatorRecord, Owner, Record, RegistryRecord, Spec, cgroup,
     command::{command, run},
     record::VERSION,
+    ssh,
 };
 
 /// The port of the independent registry.
@@ -170,10 +171,16 @@ pub(crate) fn allocate(spec: &Spec, program: &Path) -> Result<Record, LabError> 
 
 fn host(lab: &Path, number: u8, place: u8, engine: Engine, spec: &Spec) -> HostRecord {
     let name = format!("{}-{place}", engine.name());
-    let address = Record::address(number, 10 + place);
+    let (address, relay) = (Record::address(number, 10 + place), Record::address(number, 110 + place));
+    let place = usize::from(place);
+    let through = spec.behind.iter().find(|(hidden, _)| *hidden == place).map(|(_, through)| *through);
+    // A host behind another is as far away as that one; a relay of its own would be a way around it.
+    let relayed = spec.rtt.is_some() && through.is_none();
     HostRecord {
         address,
-        ssh_address: if spec.rtt.is_some() { Record::address(number, 110 + place) } else { address },
+        ssh_address: if relayed { relay } else { address },
+        user: if spec.sudo.contains(&place) { ssh::USER.to_owned() } else { "root".to_owned() },
+        through: through.map(|place| format!("{}-{place}", spec.hosts[place - 1].name())),
         engine,
         pid: 0,
         boots: 0,

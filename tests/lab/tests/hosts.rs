@@ -32,6 +32,28 @@ fn fetch(lab: &Lab, url: &str) -> Result<Vec<u8>, jiji_lab::LabError> {
 }
 
 #[test]
+fn a_host_lets_in_a_user_with_sudo_and_another_is_reached_through_it_alone() -> Outcome {
+    let lab = Lab::up(&spec(2, Engines::Podman).sudo(1).behind(2, 1))?;
+    let [first, second] = &lab.hosts()[..] else { return Err("two hosts are due".into()) };
+    assert_eq!(ssh(&lab, first, &["id", "-un"])?, "deploy");
+    assert_eq!(ssh(&lab, first, &["sudo", "-n", "id", "-un"])?, "root");
+    assert!(ssh(&lab, first, &["-l", "root", "true"]).is_err(), "root is not let in");
+    first.remove_file("/etc/sudoers.d/lab")?;
+    assert!(ssh(&lab, first, &["sudo", "-n", "true"]).is_err(), "sudo is for those who are listed");
+
+    let before = (first.ssh_sessions()?, second.ssh_sessions()?);
+    assert_eq!(ssh(&lab, second, &["hostname"])?, second.name);
+    assert_eq!(second.ssh_sessions()?.sessions - before.1.sessions, 1);
+    assert_eq!(first.ssh_sessions()?.connections - before.0.connections, 1, "the way leads through the first");
+    assert_eq!(first.ssh_sessions()?.sessions, before.0.sessions, "and starts nothing there");
+    let mut around = lab.operator_command("ssh");
+    around.args(["-o", "ProxyJump=none", &second.name, "true"]);
+    assert!(command::run(&mut around).is_err(), "there is no way around");
+    lab.down()?;
+    Ok(())
+}
+
+#[test]
 fn both_engines_run_containers_that_the_operator_reaches() -> Outcome {
     let lab = Lab::up(&spec(2, Engines::Mixed))?;
     let image = busybox_tar()?;

@@ -61,6 +61,7 @@ const LAB: &[Tool] = &[
     tool("skopeo", "skopeo"),
     tool("ssh", "openssh-client"),
     tool("sshd", "openssh-server"),
+    tool("sudo", "sudo"),
     tool("umoci", "umoci"),
     tool("unshare", "util-linux"),
 ];

@@ -27,6 +27,8 @@ pub(crate) struct Orders {
     pub name: String,
     /// Its engine.
     pub engine: Engine,
+    /// Whom its sshd lets in: root, or a user who has sudo.
+    pub user: String,
     /// The host's directory: disk image, keys, logs.
     pub dir: PathBuf,
     /// The directory of all labs, which hosts are not shown.

@@ -29,7 +29,7 @@ pub(super) fn enter(orders: &Orders) -> Result<(), LabError> {
     dir(&disk)?;
     run(command("mount", ["-o", "loop,noatime"]).arg(orders.dir.join("disk.img")).arg(&disk))?;
     let root = Root(disk.join("root"));
-    for name in ["upper", "work", "root", "containers", "docker", "home"] {
+    for name in ["upper", "work", "root", "containers", "docker", "home", "user"] {
         dir(&disk.join(name))?;
     }
     attach("overlay", "overlay", &root.0, &format!("lowerdir=/,upperdir={0}/upper,workdir={0}/work", disk.display()))?;
@@ -39,6 +39,7 @@ pub(super) fn enter(orders: &Orders) -> Result<(), LabError> {
     root.bind(&disk.join("containers"), "var/lib/containers")?;
     root.bind(&disk.join("docker"), "var/lib/docker")?;
     root.bind(&disk.join("home"), "root")?;
+    root.bind(&disk.join("user"), &format!("home/{}", ssh::USER))?;
     for path in &orders.binds {
         let target = root.inside(path);
         dir(&target)?;
@@ -153,7 +154,7 @@ impl Root {
         let key = fs::read_to_string(&key).map_err(LabError::file("read", &key))?;
         self.write("etc/ssh/lab_host_key", &key, 0o600)?;
         self.write("etc/ssh/lab_authorized_keys", &orders.authorized_key, 0o644)?;
-        self.write("etc/ssh/lab_sshd_config", ssh::SSHD_CONFIG, 0o644)?;
+        self.write("etc/ssh/lab_sshd_config", &ssh::sshd_config(&orders.user), 0o644)?;
         self.one_engine(orders.engine)?;
         self.engines(orders)
     }
@@ -235,7 +236,6 @@ impl Root {
             self.write(file, &format!("{}\n", lines.join("\n")), mode)?;
         }
         let home = self.inside(format!("home/{name}"));
-        dir(&home)?;
         std::os::unix::fs::chown(&home, Some(1500), Some(1500)).map_err(LabError::file("give away", &home))?;
         if self.inside("etc/sudoers.d").is_dir() {
             self.write("etc/sudoers.d/lab", &format!("{name} ALL=(ALL) NOPASSWD: ALL\n"), 0o440)?;
