@@ -12,7 +12,7 @@ use jiji_model::secret::Secret;
 
 use super::images::Pins;
 use super::{Ship, ShipError};
-use crate::deploy::{Answers, Change, Desired, HostAnswers, Seeds};
+use crate::deploy::{Answers, Change, Desired, HostAnswers, Old, Seeds};
 use crate::fleet::Fleet;
 use crate::plugin::{HostContext, MAX_ROUNDS, Plugins, Probes, Turn};
 
@@ -90,7 +90,7 @@ impl Ship {
             .services_on(host)
             .filter_map(|(name, service)| {
                 let options = RouteOptions::of(service)?;
-                Some(route(&self.project.scope(), name, options, None, None))
+                Some(route(&self.project.scope(), name, options, None, Vec::new()))
             })
             .collect();
         if routes.is_empty() {
@@ -178,14 +178,9 @@ impl Ship {
             }
             match options(name, after, host, wish)? {
                 Some(options) => {
-                    let before = match change {
-                        // One that went away cannot be routed back to.
-                        Change::Replace { previous, old, .. } => previous
-                            .as_deref()
-                            .filter(|before| old.iter().any(|old| old.name == before.container && old.running)),
-                        _ => before,
-                    };
-                    routes.push(route(&desired.scope, name, options, Some(after), before));
+                    let port = options.app_port;
+                    let previous = serving_before(change, port);
+                    routes.push(route(&desired.scope, name, options, instance(after, port), previous));
                 }
                 None => {
                     // It had a route, and has none any more.
@@ -259,30 +254,44 @@ fn parse_route(route: &serde_json::Value, host: &HostName, service: &ServiceName
         .map_err(|_| ShipError::Release { host: host.clone(), service: service.clone() })
 }
 
+/// The instances that serve before a change. One that went away cannot be routed back to; one of which nothing is recorded can.
+fn serving_before(change: &Change, port: u16) -> Vec<Instance> {
+    let recorded = change.previous();
+    let port_of = |before: &PlannedService| {
+        let route = before.route.clone().and_then(|route| serde_json::from_value::<Route>(route).ok());
+        route.map_or(port, |route| route.options.app_port)
+    };
+    match change {
+        Change::Replace { old, .. } => {
+            let running = old.iter().filter(|old| old.running);
+            let instance = |old: &Old| {
+                let recorded = recorded.filter(|before| before.container == old.name);
+                let address = old.address.or_else(|| recorded?.address)?;
+                Some(Instance { container: old.name.clone(), address, port: recorded.map_or(port, port_of) })
+            };
+            running.filter_map(instance).collect()
+        }
+        Change::Unchanged { running, .. } => instance(running, port_of(running)).into_iter().collect(),
+        Change::Remove { .. } => Vec::new(),
+    }
+}
+
+fn instance(service: &PlannedService, port: u16) -> Option<Instance> {
+    Some(Instance { container: service.container.clone(), address: service.address?, port })
+}
+
 fn route(
     scope: &str,
     service: &ServiceName,
     options: RouteOptions,
-    after: Option<&PlannedService>,
-    before: Option<&PlannedService>,
+    target: Option<Instance>,
+    previous: Vec<Instance>,
 ) -> Route {
-    let port = options.app_port;
-    let port_before = before
-        .and_then(|before| before.route.clone())
-        .and_then(|route| serde_json::from_value::<Route>(route).ok())
-        .map_or(port, |route| route.options.app_port);
-    let instances = |service: Option<&PlannedService>, port| {
-        let instance = |service: &PlannedService| {
-            let address = service.address?;
-            Some(Instance { container: service.container.clone(), address, port })
-        };
-        service.and_then(instance).into_iter().collect()
-    };
     Route {
         service: service.clone(),
         key: Route::key(scope, service),
         options,
-        targets: instances(after, port),
-        previous: instances(before, port_before),
+        targets: target.into_iter().collect(),
+        previous,
     }
 }

@@ -4,8 +4,13 @@
 //! (`DeployService` in internal/server/router.go). So the cutover step ends with the drain: it takes as long as the longest request that
 //! was under way, at most the service's drain timeout. A shorter `--drain-timeout` would end the step earlier and cut those requests off.
 //!
-//! - **No `--force`.** It installs the target before its first probe has passed, and until then the proxy answers 503 (`claimTarget` in
-//!   internal/server/load_balancer.go has no healthy target to give). The gate stays on, short, because jiji's own probes passed before.
+//! - **No `--force` while something serves.** It installs the target before its first probe has passed, and until then the proxy answers 503
+//!   (`claimTarget` in internal/server/load_balancer.go has no healthy target to give). The gate stays on, short, because jiji's own probes
+//!   passed before.
+//! - **`--force` where what is routed is dead.** The proxy stops probing a single target once it was healthy (`updateHealthyTargets`), so
+//!   requests go on to the dead one and each holds a connection until its dial gives up. Under load those use up the proxy's open files, and
+//!   then its probe of the candidate fails too (`too many open files`). So the dead one is let go first, which cancels its requests, and the
+//!   gate follows. A gate would refuse to put the dead one back, so the undo forces too: it restores what was, without a judgement.
 //! - **Quiet time.** The command's server side goes on when its client is killed, and may move the requests until the deploy timeout is
 //!   over; after that its outcome no longer changes.
 
@@ -18,8 +23,10 @@ use crate::{CONTAINER, Facts, PROGRAM, WANT_LIST, WANT_STATE, fault, settings_of
 
 /// How long the proxy itself waits for a target that jiji's probes have found healthy.
 const DEPLOY_TIMEOUT_MS: u32 = 3_000;
-/// The same when the previous target is put back: there is nothing better to fall back to, so it gets more time.
-const UNDO_TIMEOUT_MS: u32 = 10_000;
+/// The same where there is nothing better to fall back to: when the previous target is put back, and when the one that was routed is dead.
+const LAST_RESORT_TIMEOUT_MS: u32 = 10_000;
+/// How long requests to a dead target may go on: they cannot succeed.
+const DEAD_DRAIN_MS: u32 = 1_000;
 /// On top of what a command is told to take at most.
 const MARGIN_MS: u32 = 2_000;
 /// What `remove` says when there is nothing to remove (internal/server/router.go).
@@ -45,19 +52,49 @@ pub fn route(input: &RouteInput, facts: &Facts<'_>) -> Result<Turn, Fault> {
     if settled {
         return Ok(Turn::Done(Vec::new()));
     }
-    Ok(Turn::Done(vec![Step {
+    let dead = live.filter(|live| input.previous.is_empty() && !same_set(&live.targets, &targets));
+    // There is nothing that can be healthy, and nothing better to put back.
+    let back = if dead.is_some() { Gate::Open } else { Gate::Healthy(LAST_RESORT_TIMEOUT_MS) };
+    let undo = undo(input, live, saved.as_ref(), &options, &back);
+    let step = |title, gate: &Gate, drain_ms: u32| Step {
         phase: Phase::Cutover,
-        title: format!("route {} to {}", input.service, targets.join(", ")),
-        action: deploy(input, &targets, &options, DEPLOY_TIMEOUT_MS),
+        title,
+        action: deploy(&input.service, &targets, &options, gate, drain_ms),
         after: Vec::new(),
-        // Long enough for the undo too, which is given more time.
-        timeout_ms: input.options.drain_timeout_ms.saturating_add(UNDO_TIMEOUT_MS + 2 * MARGIN_MS),
+        // Long enough for the undo too, which may be given more time.
+        timeout_ms: input.options.drain_timeout_ms.max(drain_ms).saturating_add(LAST_RESORT_TIMEOUT_MS + 2 * MARGIN_MS),
         repeatable: true,
-        quiet_ms: DEPLOY_TIMEOUT_MS + MARGIN_MS,
-        undo: Some(undo(input, live, saved.as_ref(), &options)),
+        quiet_ms: gate.timeout_ms() + MARGIN_MS,
+        undo: Some(undo.clone()),
         evidence: vec![Evidence::Logs((CONTAINER.to_owned(), 20))],
         labels: Vec::new(),
-    }]))
+    };
+    let route = format!("route {} to {}", input.service, targets.join(", "));
+    let drain_ms = input.options.drain_timeout_ms;
+    Ok(Turn::Done(match dead {
+        Some(dead) => vec![
+            step(format!("let go of {}, which is gone", dead.targets.join(", ")), &Gate::Open, DEAD_DRAIN_MS),
+            step(route, &Gate::Healthy(LAST_RESORT_TIMEOUT_MS), drain_ms),
+        ],
+        None => vec![step(route, &Gate::Healthy(DEPLOY_TIMEOUT_MS), drain_ms)],
+    }))
+}
+
+/// What a target must be before requests go to it.
+enum Gate {
+    /// Healthy to the proxy itself within so many milliseconds.
+    Healthy(u32),
+    /// Nothing.
+    Open,
+}
+
+impl Gate {
+    fn timeout_ms(&self) -> u32 {
+        match self {
+            Self::Healthy(timeout_ms) => *timeout_ms,
+            Self::Open => 0,
+        }
+    }
 }
 
 pub fn unroute(input: &UnrouteInput, facts: &Facts<'_>) -> Result<Turn, Fault> {
@@ -84,7 +121,7 @@ pub fn unroute(input: &UnrouteInput, facts: &Facts<'_>) -> Result<Turn, Fault> {
 
 /// What puts the requests back: to the targets that were live, with the options they had; where those cannot be read, with the new
 /// ones. A service that was not routed before is removed again.
-fn undo(input: &RouteInput, live: Option<&Live>, saved: Option<&Saved>, options: &Options) -> Action {
+fn undo(input: &RouteInput, live: Option<&Live>, saved: Option<&Saved>, options: &Options, gate: &Gate) -> Action {
     let targets = match (live, saved) {
         (Some(live), _) => live.targets.clone(),
         (None, Some(saved)) if !saved.targets.is_empty() => saved.targets.clone(),
@@ -93,14 +130,18 @@ fn undo(input: &RouteInput, live: Option<&Live>, saved: Option<&Saved>, options:
     if targets.is_empty() {
         return remove(&input.service);
     }
-    deploy(input, &targets, saved.map_or(options, |saved| &saved.options), UNDO_TIMEOUT_MS)
+    let options = saved.map_or(options, |saved| &saved.options);
+    deploy(&input.service, &targets, options, gate, input.options.drain_timeout_ms)
 }
 
-fn deploy(input: &RouteInput, targets: &[String], options: &Options, timeout_ms: u32) -> Action {
-    let mut argv = vec![PROGRAM.to_owned(), "deploy".to_owned(), input.service.clone()];
+fn deploy(service: &str, targets: &[String], options: &Options, gate: &Gate, drain_ms: u32) -> Action {
+    let mut argv = vec![PROGRAM.to_owned(), "deploy".to_owned(), service.to_owned()];
     argv.extend(targets.iter().map(|target| format!("--target={target}")));
-    argv.push(format!("--deploy-timeout={}", duration(milliseconds(timeout_ms))));
-    argv.push(format!("--drain-timeout={}", duration(milliseconds(input.options.drain_timeout_ms))));
+    argv.push(match gate {
+        Gate::Healthy(timeout_ms) => format!("--deploy-timeout={}", duration(milliseconds(*timeout_ms))),
+        Gate::Open => "--force=true".to_owned(),
+    });
+    argv.push(format!("--drain-timeout={}", duration(milliseconds(drain_ms))));
     argv.extend(options.flags());
     exec(argv, Vec::new())
 }

@@ -44,6 +44,12 @@ fn input(port: u16) -> RouteInput {
     }
 }
 
+/// The same with an instance that serves now.
+fn serving(port: u16) -> RouteInput {
+    let previous = vec![Instance { container: "b".to_owned(), address: "127.0.0.1".to_owned(), port: 18001 }];
+    RouteInput { previous, ..input(port) }
+}
+
 fn fact(id: &str, answer: Answer) -> Fact {
     Fact { id: id.to_owned(), answer }
 }
@@ -136,17 +142,18 @@ fn every_piece_of_the_state_file_is_read_or_the_whole_is_not() {
 #[test]
 fn what_is_routed_already_needs_no_step() {
     assert_eq!(route(input(18001), LIST, STATE), []);
-    assert_eq!(route(input(18002), LIST, STATE).len(), 1, "another target");
+    assert_eq!(route(serving(18001), LIST, STATE), []);
+    assert_eq!(route(serving(18002), LIST, STATE).len(), 1, "another target");
     assert_eq!(route(input(18001), LIST, "").len(), 1, "a torn state file");
     assert_eq!(route(input(18001), "", STATE).len(), 1, "a proxy that forgot it");
-    let mut options = input(18001);
+    let mut options = serving(18001);
     options.options.health = None;
     assert_eq!(route(options, LIST, STATE).len(), 1, "another option");
 }
 
 #[test]
 fn an_undo_goes_to_what_was_live_with_the_options_it_had() {
-    let mut wish = input(18002);
+    let mut wish = serving(18002);
     wish.options.hosts = vec!["new.example".to_owned()];
     let steps = route(wish, LIST, STATE);
     let undo = argv(steps[0].undo.as_ref().expect("an undo"));
@@ -168,8 +175,35 @@ fn an_undo_knows_the_previous_instances_where_the_proxy_forgot_them() {
 }
 
 #[test]
-fn a_deploy_sends_every_option_and_never_forces() {
+fn a_target_that_is_dead_is_let_go_before_the_gate_and_put_back_without_one() {
+    // The core names no previous instance: none of those that ran before runs now.
     let steps = route(input(18002), LIST, STATE);
+    let [let_go, gated] = &steps[..] else { panic!("{steps:?}") };
+    for (step, forced) in [(let_go, true), (gated, false)] {
+        let argv = argv(&step.action);
+        assert!(argv.contains(&"--target=127.0.0.1:18002".to_owned()), "{argv:?}");
+        assert_eq!(argv.contains(&"--force=true".to_owned()), forced, "{argv:?}");
+        assert_eq!(argv.iter().any(|flag| flag.starts_with("--deploy-timeout=")), !forced, "{argv:?}");
+        let undo = self::argv(step.undo.as_ref().expect("an undo"));
+        assert!(undo.contains(&"--target=127.0.0.1:18001".to_owned()), "{undo:?}");
+        assert!(undo.contains(&"--force=true".to_owned()), "{undo:?}");
+    }
+    assert!(argv(&let_go.action).contains(&"--drain-timeout=1s".to_owned()), "its requests are cancelled soon");
+    assert!(argv(&gated.action).contains(&"--drain-timeout=30s".to_owned()));
+}
+
+#[test]
+fn a_first_route_is_gated() {
+    let steps = route(input(18002), "", "");
+    assert_eq!(steps.len(), 1);
+    assert!(argv(&steps[0].action).contains(&"--deploy-timeout=3s".to_owned()));
+}
+
+#[test]
+fn a_deploy_sends_every_option_and_never_forces_while_something_serves() {
+    let steps = route(serving(18002), LIST, STATE);
+    let undo = argv(steps[0].undo.as_ref().expect("an undo"));
+    assert!(undo.contains(&"--deploy-timeout=10s".to_owned()), "{undo:?}");
     let argv = argv(&steps[0].action);
     assert_eq!(
         argv,

@@ -251,12 +251,35 @@ fn a_target_that_is_not_healthy_is_refused_and_the_old_one_serves_on() {
     let Some(proxy) = Proxy::start("refused") else { return };
     let (old, new) = (application("old", true), application("new", false));
     proxy.routed(&proxy.input("web", old));
-    let steps = proxy.route(&proxy.input("web", new)).expect("an answer");
+    let steps =
+        proxy.route(&RouteInput { previous: vec![instance(old)], ..proxy.input("web", new) }).expect("an answer");
     let error = proxy.perform(&steps[0].action).expect_err("refused");
     assert!(error.contains("target failed to become healthy within configured timeout (3s)"), "{error}");
     assert_eq!(proxy.get("web.example", "/"), "200 old /");
     proxy.perform(undo(&steps[0])).expect("an undo after a failure changes nothing");
     assert_eq!(proxy.get("web.example", "/"), "200 old /");
+}
+
+#[test]
+fn a_dead_target_is_replaced_and_can_be_put_back() {
+    let Some(proxy) = Proxy::start("dead") else { return };
+    let (new, sick) = (application("new", true), application("sick", false));
+    // Routed to a port where nobody listens, as a target is that was healthy once.
+    let dead = free_port();
+    let target = format!("--target=127.0.0.1:{dead}");
+    let ran = proxy.run(&["deploy", "web", &target, "--host=web.example", "--force=true"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let steps = proxy.route(&proxy.input("web", sick)).expect("an answer");
+    proxy.perform(&steps[0].action).expect("let go");
+    proxy.perform(&steps[1].action).expect_err("the gate stands, also without anything to fall back to");
+    proxy.perform(undo(&steps[1])).expect("a dead target is put back all the same");
+    proxy.perform(undo(&steps[0])).expect("put back once more");
+    assert!(proxy.state().contains(&dead.to_string()), "{}", proxy.state());
+    let steps = proxy.route(&proxy.input("web", new)).expect("an answer");
+    for step in &steps {
+        proxy.perform(&step.action).expect("routed");
+    }
+    assert_eq!(proxy.get("web.example", "/x"), "200 new /x");
 }
 
 #[test]
@@ -290,7 +313,7 @@ fn an_undo_brings_back_options_that_somebody_set_by_hand() {
     ]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let before = proxy.state();
-    let step = proxy.routed(&proxy.input("web", new));
+    let step = proxy.routed(&RouteInput { previous: vec![instance(old)], ..proxy.input("web", new) });
     assert_ne!(proxy.state(), before);
     proxy.perform(undo(&step)).expect("put back");
     assert_eq!(proxy.state(), before);
