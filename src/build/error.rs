@@ -52,6 +52,12 @@ pub enum BuildError {
         /// The Dockerfile.
         dockerfile: String,
     },
+    /// The argument `SOURCE_DATE_EPOCH` is no time.
+    #[error("read the build argument `SOURCE_DATE_EPOCH`: `{text}` is not a number of seconds")]
+    Epoch {
+        /// Its value.
+        text: String,
+    },
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -150,6 +156,7 @@ impl BuildError {
             Self::Context(error) => error.hint(),
             Self::Step { cause, .. } => cause.hint(),
             Self::LockedImage { .. } => Some("build without `--locked` and commit jiji.lock if the change is meant"),
+            Self::Epoch { .. } => Some("give the seconds since 1970, such as those of `git log -1 --format=%ct`"),
             Self::NoDockerfile { .. } | Self::UnknownStage { .. } | Self::Store(_) => None,
         }
     }

@@ -57,6 +57,9 @@ pub use sources::{Registries, Sources};
 /// say a time before 1980, so their tools fail on older files.
 pub const DEFAULT_EPOCH: u64 = 315_532_800;
 
+/// The argument that says another time than the default, in seconds since 1970 (reproducible-builds.org, "SOURCE_DATE_EPOCH").
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
+
 /// What is to be built.
 #[derive(Debug, Clone)]
 pub struct BuildRequest {
@@ -82,6 +85,17 @@ pub struct BuildRequest {
     pub locked: bool,
     /// How many cores to hash and compress on. Reaches no byte of the image.
     pub threads: usize,
+}
+
+impl BuildRequest {
+    /// The request with the time that the argument `SOURCE_DATE_EPOCH` says, if it is given.
+    fn at_its_time(&self) -> Result<Self, BuildError> {
+        let epoch = match self.args.get(EPOCH) {
+            None => self.epoch,
+            Some(text) => text.parse().map_err(|_| BuildError::Epoch { text: text.clone() })?,
+        };
+        Ok(Self { epoch, ..self.clone() })
+    }
 }
 
 /// How many steps a build went through.
@@ -121,6 +135,7 @@ impl Builder<'_> {
     /// # Errors
     /// [`BuildError`]. The store then holds what was finished, and the next build goes on from there.
     pub fn build(&self, request: &BuildRequest, lock: &mut BuildSection) -> Result<Built, BuildError> {
+        let request = &request.at_its_time()?;
         let content = std::fs::read(&request.dockerfile)
             .map_err(|source| BuildError::NoDockerfile { path: request.dockerfile.clone(), source })?;
         let file = dockerfile::parse(&request.dockerfile_name, &content).map_err(BuildError::Dockerfile)?;

@@ -12,6 +12,8 @@ const NEVER: [&[u8]; 3] = [b".git", b".jiji", b"jiji.lock"];
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ignore {
     rules: Vec<Rule>,
+    /// Whether what is never part of a context is left out, too.
+    context: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,24 +40,28 @@ impl Ignore {
     pub fn parse(text: &str) -> Result<Self, BadRule> {
         let mut rules = Vec::new();
         for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-            let bad = || BadRule { line: number as u32 + 1, text: line.to_owned() };
-            let trimmed = line.trim();
             // Only a `#` in the first column begins a comment.
-            if trimmed.is_empty() || line.starts_with('#') {
+            if line.trim().is_empty() || line.starts_with('#') {
                 continue;
             }
-            let (back, pattern) = match trimmed.strip_prefix('!') {
-                Some(rest) => (true, rest.trim()),
-                None => (false, trimmed),
-            };
-            if pattern.is_empty() {
-                return Err(bad());
-            }
-            let pattern = clean(pattern);
-            let glob = Glob::parse(&pattern, true).map_err(|BadPattern| bad())?;
-            rules.push(Rule { glob, back });
+            let bad = |BadPattern| BadRule { line: number as u32 + 1, text: line.to_owned() };
+            rules.push(Rule::parse(line).map_err(bad)?);
         }
-        Ok(Self { rules })
+        Ok(Self { rules, context: true })
+    }
+
+    /// Adds a rule of a COPY's `--exclude`.
+    ///
+    /// # Errors
+    /// [`BadPattern`].
+    pub fn add(&mut self, text: &str) -> Result<(), BadPattern> {
+        self.rules.push(Rule::parse(text)?);
+        Ok(())
+    }
+
+    /// Whether nothing is left out.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty() && !self.context
     }
 
     /// Whether a path is left out. A rule that matches a directory holds for all that is in it; the last rule that matches counts.
@@ -74,7 +80,21 @@ impl Ignore {
     }
 
     fn is_never(&self, path: &TarPath) -> bool {
-        path.parts().any(|part| NEVER.contains(&part))
+        self.context && path.parts().any(|part| NEVER.contains(&part))
+    }
+}
+
+impl Rule {
+    fn parse(text: &str) -> Result<Self, BadPattern> {
+        let text = text.trim();
+        let (back, pattern) = match text.strip_prefix('!') {
+            Some(rest) => (true, rest.trim()),
+            None => (false, text),
+        };
+        if pattern.is_empty() {
+            return Err(BadPattern);
+        }
+        Ok(Self { glob: Glob::parse(&clean(pattern), true)?, back })
     }
 }
 

@@ -88,7 +88,7 @@ fn ignore_file(root: &Path, dockerfile: &Path) -> Result<Ignore, ContextError> {
             Err(source) => return Err(ContextError::Read { path: file, source }),
         }
     }
-    Ok(Ignore::default())
+    Ok(Ignore::parse("").unwrap_or_default())
 }
 
 fn walk(

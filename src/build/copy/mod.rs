@@ -5,9 +5,13 @@
 //! odd: a directory as a source gives its content and not itself; a link at the destination is followed; links inside of a copied
 //! directory are copied as they are.
 
-use std::collections::BTreeMap;
+mod mode;
 
-use super::context::Glob;
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use mode::ModeChange;
+
+use super::context::{Glob, Ignore};
 use super::layer::{Entry, Node, TarPath};
 use super::rootfs::{Content, Found, TooManyLinks, Tree};
 
@@ -151,35 +155,50 @@ pub enum Source {
 pub struct Selected {
     /// The name a file gets in a destination that is a directory.
     pub name: Vec<u8>,
+    /// Its path where it was taken from.
+    pub path: TarPath,
     /// What it is itself: a file, or a directory of which the content is taken.
     pub top: Found,
     /// What is below it where it is a directory, by path relative to it, parents first.
     pub below: Vec<(TarPath, Found)>,
 }
 
+/// What is taken of the sources.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// Whether the directories above a source are kept: all, or those after `/./` in it.
+    pub parents: bool,
+    /// What is left out, by its path below a source that is a directory; of a source that is a file, by its name or its own path.
+    pub exclude: Ignore,
+}
+
 /// Who owns what is copied, and its mode, where the COPY says.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ownership {
     /// Numeric user and group.
     pub owner: Option<(u32, u32)>,
     /// Permissions of files and directories.
-    pub mode: Option<u32>,
+    pub mode: Option<ModeChange>,
 }
 
 impl Ownership {
-    fn apply(self, entry: &mut Entry) {
+    fn apply(&self, entry: &mut Entry) {
+        self.own(entry);
+        if let Some(mode) = self.mode.as_ref().filter(|_| !matches!(entry.node, Node::Symlink(_))) {
+            entry.mode = mode.apply(entry.mode, entry.node == Node::Directory);
+        }
+    }
+
+    fn own(&self, entry: &mut Entry) {
         if let Some((uid, gid)) = self.owner {
             (entry.uid, entry.gid) = (uid, gid);
-        }
-        if let Some(mode) = self.mode.filter(|_| !matches!(entry.node, Node::Symlink(_))) {
-            entry.mode = mode;
         }
     }
 
     /// A directory that exists only because something is copied into it.
-    fn parent(self) -> Found {
+    fn parent(&self) -> Found {
         let mut found = Found::directory(0o755);
-        Self { mode: None, ..self }.apply(&mut found.entry);
+        self.own(&mut found.entry);
         found
     }
 }
@@ -188,15 +207,18 @@ impl Ownership {
 ///
 /// # Errors
 /// When one is not there, or none of the patterns matches anything.
-pub fn select(sources: &[Source], from: &Tree, place: &str) -> Result<Vec<Selected>, CopyError> {
+pub fn select(sources: &[Source], choice: &Choice, from: &Tree, place: &str) -> Result<Vec<Selected>, CopyError> {
     let mut selected = Vec::new();
     let mut patterns = Vec::new();
+    let mut found = false;
     for source in sources {
         let text = match source {
             Source::Inline(name, bytes) => {
                 let top =
                     Found { entry: Entry::file(0o644, bytes.len() as u64), content: Content::Bytes(bytes.clone()) };
-                selected.push(Selected { name: name.clone().into_bytes(), top, below: Vec::new() });
+                let path = TarPath::normal(name);
+                selected.push(Selected { name: name.clone().into_bytes(), path, top, below: Vec::new() });
+                found = true;
                 continue;
             }
             Source::Path(text) => text,
@@ -204,23 +226,97 @@ pub fn select(sources: &[Source], from: &Tree, place: &str) -> Result<Vec<Select
         if leaves(text) {
             return Err(CopyError::Outside { path: text.clone() });
         }
-        let path = TarPath::normal(text);
-        if Glob::is_pattern(text) {
-            let pattern = String::from_utf8_lossy(path.as_bytes()).into_owned();
-            let bad = |_| CopyError::Pattern { pattern: text.clone() };
-            let glob = Glob::parse(&pattern, false).map_err(bad)?;
-            for (path, _) in from.entries().filter(|(path, _)| glob.matches(path)) {
-                selected.push(take(from, path, text, place)?);
+        let paths = if choice.parents { pivots(from, text)? } else { matching(from, text, text)? };
+        for path in paths {
+            if choice.parents {
+                let taken = take_with_parents(from, &path, text, place)?;
+                found |= !taken.below.is_empty();
+                selected.push(taken);
+            } else {
+                selected.push(take(from, &path, text, place)?);
+                found = true;
             }
+        }
+        if Glob::is_pattern(text) {
             patterns.push(text.as_str());
-        } else {
-            selected.push(take(from, &path, text, place)?);
         }
     }
-    if selected.is_empty() {
+    if !choice.exclude.is_empty() {
+        selected.retain_mut(|one| leave_out(&choice.exclude, one));
+    }
+    if !found {
         return Err(CopyError::NothingMatches { pattern: patterns.join("`, `"), place: place.to_owned() });
     }
     Ok(selected)
+}
+
+/// The paths that a text of `whole` names in a tree: itself, or all that match it.
+fn matching(from: &Tree, text: &str, whole: &str) -> Result<Vec<TarPath>, CopyError> {
+    let path = TarPath::normal(text);
+    if !Glob::is_pattern(text) {
+        return Ok(vec![path]);
+    }
+    let glob = glob(&path, false, whole)?;
+    Ok(from.entries().map(|(path, _)| path).filter(|path| glob.matches(path)).cloned().collect())
+}
+
+fn glob(path: &TarPath, deep: bool, whole: &str) -> Result<Glob, CopyError> {
+    let pattern = String::from_utf8_lossy(path.as_bytes()).into_owned();
+    Glob::parse(&pattern, deep).map_err(|_| CopyError::Pattern { pattern: whole.to_owned() })
+}
+
+/// The directories of which `--parents` keeps what is below.
+fn pivots(from: &Tree, text: &str) -> Result<Vec<TarPath>, CopyError> {
+    let Some((pivot, _)) = text.split_once("/./") else {
+        return Ok(vec![TarPath::root()]);
+    };
+    let mut directories = Vec::new();
+    for path in matching(from, pivot, text)? {
+        let real = from.resolve(&path)?;
+        if from.is_directory(&real) {
+            directories.push(real);
+        }
+    }
+    Ok(directories)
+}
+
+/// What a source with `--parents` takes below one of its directories: all that matches, with the directories it is in.
+fn take_with_parents(from: &Tree, directory: &TarPath, text: &str, place: &str) -> Result<Selected, CopyError> {
+    let rest = text.split_once("/./").map_or(text, |(_, rest)| rest);
+    let path = TarPath::normal(rest);
+    let glob = glob(&path, true, text)?;
+    let mut taken: BTreeSet<TarPath> = BTreeSet::new();
+    for (path_there, _) in from.below(directory) {
+        let relative = path_there.relative_to(directory);
+        let matched =
+            path.is_root() || glob.matches(&relative) || relative.parents().iter().any(|parent| glob.matches(parent));
+        if matched {
+            taken.extend(relative.parents());
+            taken.insert(relative);
+        }
+    }
+    if taken.is_empty() && !Glob::is_pattern(text) {
+        return Err(CopyError::NotFound { path: text.to_owned(), place: place.to_owned() });
+    }
+    let found = |relative: &TarPath| from.get(&directory.join(relative.as_bytes())).cloned();
+    let below = taken.iter().filter_map(|relative| Some((relative.clone(), found(relative)?))).collect();
+    let top = from.get(directory).cloned().unwrap_or_else(|| Found::directory(0o755));
+    Ok(Selected { name: directory.name().to_vec(), path: directory.clone(), top, below })
+}
+
+/// Takes what is excluded out of a source. False where nothing of it is left.
+fn leave_out(exclude: &Ignore, one: &mut Selected) -> bool {
+    if !one.top.is_directory() {
+        return !exclude.leaves_out(&TarPath::normal(&one.name)) && !exclude.leaves_out(&one.path);
+    }
+    let kept: BTreeSet<TarPath> = one
+        .below
+        .iter()
+        .filter(|(path, _)| !exclude.leaves_out(path))
+        .flat_map(|(path, _)| path.parents().into_iter().chain([path.clone()]))
+        .collect();
+    one.below.retain(|(path, _)| kept.contains(path));
+    true
 }
 
 /// Whether a path, read from the root of what is copied from, leads above it.
@@ -250,7 +346,7 @@ fn take(from: &Tree, path: &TarPath, text: &str, place: &str) -> Result<Selected
         None if real.is_root() => Found::directory(0o755),
         None => return Err(CopyError::NotFound { path: text.to_owned(), place: place.to_owned() }),
     };
-    Ok(Selected { name, top, below })
+    Ok(Selected { name, path: path.clone(), top, below })
 }
 
 /// Whether a destination says that it is a directory.
@@ -266,7 +362,7 @@ pub fn place(
     selected: &[Selected],
     destination: &str,
     workdir: &TarPath,
-    ownership: Ownership,
+    ownership: &Ownership,
     onto: &Tree,
 ) -> Result<BTreeMap<TarPath, Found>, CopyError> {
     if selected.len() > 1 && !says_directory(destination) {
@@ -283,7 +379,7 @@ pub fn place(
     if directory {
         layer.make_directories(&target)?;
     }
-    for Selected { name, top, below } in selected {
+    for Selected { name, top, below, .. } in selected {
         if top.is_directory() {
             match layer.get(&target) {
                 _ if target.is_root() => {}
@@ -313,7 +409,7 @@ pub fn make_directory(path: &TarPath, owner: (u32, u32), onto: &Tree) -> Result<
         return Ok(BTreeMap::new());
     }
     let ownership = Ownership { owner: Some(owner), mode: None };
-    let mut layer = Layer { onto, ownership, entries: BTreeMap::new() };
+    let mut layer = Layer { onto, ownership: &ownership, entries: BTreeMap::new() };
     layer.make_directories(&target)?;
     Ok(layer.with_parents())
 }
@@ -332,7 +428,7 @@ pub fn with_parents(mut entries: BTreeMap<TarPath, Found>, onto: &Tree) -> BTree
 /// A layer being put together over a tree.
 struct Layer<'a> {
     onto: &'a Tree,
-    ownership: Ownership,
+    ownership: &'a Ownership,
     entries: BTreeMap<TarPath, Found>,
 }
 

@@ -42,8 +42,9 @@ fn copied_as(
     ownership: Ownership,
 ) -> Result<Vec<String>, String> {
     let sources: Vec<Source> = sources.iter().map(|text| Source::Path((*text).to_owned())).collect();
-    let selected = select(&sources, &tree(context), "the context").map_err(|error| error.to_string())?;
-    let placed = place(&selected, destination, &path("srv"), ownership, &tree(onto));
+    let selected =
+        select(&sources, &Choice::default(), &tree(context), "the context").map_err(|error| error.to_string())?;
+    let placed = place(&selected, destination, &path("srv"), &ownership, &tree(onto));
     let line = |(path, found): (&TarPath, &Found)| {
         let entry = &found.entry;
         let what = match (&entry.node, &found.content) {
@@ -121,7 +122,7 @@ fn patterns_match_within_one_directory() {
 
 #[test]
 fn owner_and_mode_hold_for_all_that_is_copied_and_owners_for_made_parents() {
-    let ownership = Ownership { owner: Some((8, 9)), mode: Some(0o640) };
+    let ownership = Ownership { owner: Some((8, 9)), mode: ModeChange::parse("640") };
     assert_eq!(
         copied_as(&CONTEXT, &["d y:711:3"], &["dir"], "/y/z/x/", ownership),
         Ok([
@@ -164,4 +165,103 @@ fn a_directory_is_made_where_it_is_missing() {
         made.iter().map(|(path, found)| format!("{path} {:o} {}", found.entry.mode, found.entry.uid)).collect();
     assert_eq!(seen, ["/app 700 4", "/app/a 755 7", "/app/a/b 755 7"]);
     assert!(make_directory(&path("old"), (7, 7), &onto).expect("nothing to do").is_empty());
+}
+
+/// What `--parents` and `--exclude` take, as the paths below `/out`.
+fn chosen(context: &[&str], sources: &[&str], parents: bool, exclude: &[&str]) -> Result<Vec<String>, String> {
+    let mut choice = Choice { parents, ..Choice::default() };
+    for pattern in exclude {
+        choice.exclude.add(pattern).map_err(|_| (*pattern).to_owned())?;
+    }
+    let sources: Vec<Source> = sources.iter().map(|text| Source::Path((*text).to_owned())).collect();
+    let selected = select(&sources, &choice, &tree(context), "the context").map_err(|error| error.to_string())?;
+    let placed = place(&selected, "/out/", &path(""), &Ownership::default(), &tree(&[]));
+    let paths = placed.map_err(|error| error.to_string())?.into_keys();
+    Ok(paths.map(|path| path.to_string().replacen("/out/", "", 1)).filter(|path| path != "/out").collect())
+}
+
+/// The tree of BuildKit's tests of `--parents`.
+const DEEP: [&str; 18] = [
+    "d test",
+    "d test/a",
+    "d test/a/b",
+    "d test/a/b/c",
+    "d test/a/b/c/d",
+    "f test/a/b/c/d/foo",
+    "d test/a/b/c/d/e",
+    "f test/a/b/c/d/e/bay",
+    "d test/a/b/c2",
+    "d test/a/b/c2/d",
+    "d test/a/b/c2/d/e",
+    "f test/a/b/c2/d/e/baz",
+    "d test/a/b/c2/d/e2",
+    "f test/a/b/c2/d/e2/baz",
+    "d test/a/b2",
+    "d test/a/b2/c",
+    "d test/a/b2/c/d",
+    "f test/a/b2/c/d/bar",
+];
+
+#[test]
+fn parents_are_kept_from_the_pivot_on() {
+    let paths = |sources: &[&str]| chosen(&DEEP, sources, true, &[]);
+    let expected = |list: &[&str]| Ok(list.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>());
+    let whole = ["c", "c/d", "c/d/e", "c/d/e/bay", "c/d/foo"];
+    assert_eq!(paths(&["/test/a/b/./c/d"]), expected(&whole));
+    let below = |parent: &str| -> Vec<String> {
+        let mut all: Vec<String> =
+            TarPath::normal(parent).parents().iter().map(|path| path.to_string()[1..].to_owned()).collect();
+        all.push(parent.to_owned());
+        all.extend(["d", "d/e", "d/e/bay", "d/foo"].map(|path| format!("{parent}/{path}")));
+        all
+    };
+    assert_eq!(paths(&["/test/a/b/c/d/."]), Ok(below("test/a/b/c")));
+    assert_eq!(paths(&["./test/a/b/c/d"]), Ok(below("test/a/b/c")));
+    assert_eq!(paths(&["/test/a/./b/./c"]), Ok(below("b/c")));
+    assert_eq!(
+        paths(&["/test/a/./*/c"]),
+        Ok([below("b/c"), ["b2", "b2/c", "b2/c/d", "b2/c/d/bar"].map(str::to_owned).to_vec()].concat())
+    );
+    assert_eq!(paths(&["/test/a/b*/./c/**/e"]), expected(&["c", "c/d", "c/d/e", "c/d/e/bay"]));
+    assert_eq!(
+        paths(&["/test/a/b/c*/./d/**/baz", "/test/a/b*/./c/**/bar"]),
+        expected(&["c", "c/d", "c/d/bar", "d", "d/e", "d/e/baz", "d/e2", "d/e2/baz"])
+    );
+    assert_eq!(paths(&["/test/gone"]), Err("copy `/test/gone`: it is not in the context".to_owned()));
+    assert!(paths(&["/test/a/b2*/gone"]).is_err_and(|error| error.contains("nothing in the context matches")));
+    assert!(paths(&["../x/./y"]).is_err_and(|error| error.contains("outside")));
+}
+
+#[test]
+fn what_is_excluded_is_told_by_its_path_below_the_source() {
+    let context = [
+        "d dir1",
+        "f dir1/a.png",
+        "f dir1/b.txt",
+        "d dir2",
+        "f dir2/c.pdf",
+        "f dir2/d.png",
+        "f dir2/e.txt",
+        "f home.md",
+        "f home.txt",
+    ];
+    let paths = |sources: &[&str], exclude: &[&str]| chosen(&context, sources, false, exclude);
+    let expected = |list: &[&str]| Ok(list.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>());
+    assert_eq!(
+        paths(&["."], &["*/*.png", "*/*.pdf"]),
+        expected(&["dir1", "dir1/b.txt", "dir2", "dir2/e.txt", "home.md", "home.txt"])
+    );
+    assert_eq!(paths(&["dir*"], &["*.png", "*.txt"]), expected(&["c.pdf"]));
+    assert_eq!(paths(&["hom*"], &["*.txt"]), expected(&["home.md"]));
+    assert_eq!(
+        paths(&["dir1/*", "dir2/*"], &["dir1/*", "!dir1/b.txt"]),
+        expected(&["b.txt", "c.pdf", "d.png", "e.txt"])
+    );
+    assert_eq!(
+        paths(&["."], &["dir2", "!dir2/e.txt"]),
+        expected(&["dir1", "dir1/a.png", "dir1/b.txt", "dir2", "dir2/e.txt", "home.md", "home.txt"])
+    );
+    assert_eq!(paths(&["dir1", "home.md"], &["*"]), expected(&[]));
+    assert_eq!(chosen(&context, &["dir2"], true, &["**/*.p*"]), expected(&["dir2", "dir2/e.txt"]));
+    assert_eq!(paths(&["."], &["[a"]), Err("[a".to_owned()));
 }

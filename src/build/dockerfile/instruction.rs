@@ -124,6 +124,10 @@ pub struct Copy {
     pub chown: Option<Word>,
     /// `--chmod`, to be read after variables are replaced.
     pub chmod: Option<Word>,
+    /// `--parents`.
+    pub parents: bool,
+    /// `--exclude`, as often as it stands there.
+    pub exclude: Vec<Word>,
     /// What is copied, at least one.
     pub sources: Vec<Source>,
     /// Where to.
@@ -310,6 +314,31 @@ impl<'a> Reader<'a> {
         Ok(values)
     }
 
+    /// Takes a flag that is there or not, or says so.
+    fn switch(&mut self, name: &'static str) -> Found<Option<bool>> {
+        let Some(at) = self.flags.iter().position(|flag| flag.name == name) else { return Ok(None) };
+        let Flag { value, at, .. } = self.flags.remove(at);
+        match value.as_deref() {
+            None | Some("true") => Ok(Some(true)),
+            Some("false") => Ok(Some(false)),
+            Some(other) => {
+                let (value, expected) = (other.to_owned(), "`true` or `false`");
+                Err((at, Problem::FlagValue { flag: name, value, expected }))
+            }
+        }
+    }
+
+    /// Takes all values of a flag that may stand there more than once.
+    fn repeated(&mut self, name: &'static str) -> Found<Vec<Word>> {
+        let (wanted, others) = std::mem::take(&mut self.flags).into_iter().partition(|flag| flag.name == name);
+        self.flags = others;
+        let value = |Flag { value, at, .. }: Flag| match value {
+            Some(text) => Ok(after(&Word { text: String::new(), at }, name.len() + 3, &text)),
+            None => Err((at, Problem::FlagValue { flag: name, value: String::new(), expected: "a value" })),
+        };
+        Vec::into_iter(wanted).map(value).collect()
+    }
+
     fn words(&self, split: Vec<(usize, String)>) -> Vec<Word> {
         split.into_iter().map(|(at, text)| Word { text, at: self.line.position(self.offset + at) }).collect()
     }
@@ -490,16 +519,11 @@ impl<'a> Reader<'a> {
 
     fn copy(&mut self, add: bool) -> Found<Copy> {
         // `--link` says how layers are cached elsewhere: here every layer stands alone, so it changes nothing and is taken.
-        if let Some(at) = self.flags.iter().position(|flag| flag.name == "link") {
-            let Flag { value, at, .. } = self.flags.remove(at);
-            let value = value.unwrap_or_else(|| "true".to_owned());
-            if !matches!(value.as_str(), "true" | "false") {
-                return Err((at, Problem::FlagValue { flag: "link", value, expected: "`true` or `false`" }));
-            }
-        }
+        self.switch("link")?;
+        let parents = !add && self.switch("parents")?.unwrap_or(false);
+        let exclude = self.repeated("exclude")?;
         let known: &[&str] = if add { &["chown", "chmod"] } else { &["from", "chown", "chmod"] };
-        let unsupported: &[&str] =
-            if add { &["checksum", "keep-git-dir", "unpack", "exclude"] } else { &["parents", "exclude"] };
+        let unsupported: &[&str] = if add { &["checksum", "keep-git-dir", "unpack"] } else { &[] };
         let mut flags = self.flags(known, unsupported)?;
         let mut list = self.json_or_list("a source and a destination")?;
         let destination = list.pop().ok_or_else(|| self.missing("a source and a destination"))?;
@@ -534,6 +558,8 @@ impl<'a> Reader<'a> {
             from: flags.remove("from"),
             chown: flags.remove("chown"),
             chmod: flags.remove("chmod"),
+            parents,
+            exclude,
             sources,
             destination,
         })

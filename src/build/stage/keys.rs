@@ -56,7 +56,7 @@ pub(super) fn copy(layers: &[Layer], epoch: u64, sources: &Value, to: &Value) ->
 
 /// What a COPY takes from the context: every file's path, kind, mode and content.
 pub(super) fn selected(selected: &[Selected], digest: &dyn Fn(&Content) -> Option<Digest>) -> Value {
-    let source = |Selected { name, top, below }: &Selected| {
+    let source = |Selected { name, top, below, .. }: &Selected| {
         let below: Vec<Value> =
             below.iter().map(|(path, found)| json!([text(path.as_bytes()), entry(found, digest)])).collect();
         json!([text(name), entry(top, digest), below])

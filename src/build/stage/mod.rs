@@ -26,7 +26,7 @@ use super::rootfs::Tree;
 use super::{BuildRequest, Builder, Steps};
 use crate::lockfile::BuildSection;
 
-use scope::{Globals, Scope};
+use scope::{Globals, PREDEFINED, Scope};
 
 /// The shell of instructions in shell form, where SHELL says no other.
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
@@ -100,7 +100,7 @@ impl<'a> Evaluation<'a> {
         file: &'a Dockerfile,
         lock: &'a mut BuildSection,
     ) -> Result<Self> {
-        let mut globals = Globals::new(&request.platform, &request.args);
+        let mut globals = Globals::new(&request.platform, request.stage.as_deref(), &request.args);
         for instruction in &file.globals {
             let Kind::Arg(declarations) = &instruction.kind else { continue };
             for declaration in declarations {
@@ -150,7 +150,8 @@ impl<'a> Evaluation<'a> {
             .map(|declaration| declaration.name.as_str())
             .chain(self.trigger_args.iter().map(String::as_str))
             .collect();
-        self.request.args.keys().map(String::as_str).filter(|name| !declared.contains(name)).collect()
+        let given = self.request.args.keys().map(String::as_str);
+        given.filter(|name| !declared.contains(name) && !PREDEFINED.contains(name)).collect()
     }
 
     /// The number of a stage before `before`, by name or number.

@@ -44,6 +44,21 @@ impl Scope {
     }
 }
 
+/// Arguments that may be given though nothing declares them: they are about the build and reach no step, which has no network.
+pub(super) const PREDEFINED: [&str; 11] = [
+    "ALL_PROXY",
+    "FTP_PROXY",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "SOURCE_DATE_EPOCH",
+    "all_proxy",
+    "ftp_proxy",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+];
+
 /// The ARGs before the first FROM, which FROM lines see, and which a stage sees where it declares them again.
 #[derive(Debug, Clone)]
 pub(super) struct Globals {
@@ -61,8 +76,9 @@ impl Globals {
     /// The platform's variables, to begin with. `given` are the build's own arguments.
     ///
     /// `BUILDPLATFORM` is the target's: every step runs on the platform it is for, whatever machine builds.
-    pub(super) fn new(platform: &Platform, given: &BTreeMap<String, String>) -> Self {
-        let mut values = BTreeMap::new();
+    pub(super) fn new(platform: &Platform, stage: Option<&str>, given: &BTreeMap<String, String>) -> Self {
+        let stage = stage.unwrap_or("default").to_owned();
+        let mut values = BTreeMap::from([("TARGETSTAGE".to_owned(), stage)]);
         for side in ["TARGET", "BUILD"] {
             for (name, value) in [
                 ("PLATFORM", platform.to_string()),

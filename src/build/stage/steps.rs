@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Evaluation, Result, State, keys, step_error};
 use crate::build::contents::Contents;
 use crate::build::context;
-use crate::build::copy::{self, About, CopyError, Ownership, Selected, Source};
+use crate::build::copy::{self, About, Choice, CopyError, ModeChange, Ownership, Selected, Source};
 use crate::build::dockerfile::{self, Command, Healthcheck, Instruction, Position, Problem, Run, Word};
 use crate::build::error::StepError;
 use crate::build::execute::{Ran, RunStep, Stream};
@@ -165,6 +165,14 @@ impl Evaluation<'_> {
                 }
             });
         }
+        let mut choice = Choice { parents: copy.parents, ..Choice::default() };
+        let mut excluded = Vec::with_capacity(copy.exclude.len());
+        for word in &copy.exclude {
+            let text = self.expand(word, scope)?;
+            let bad = |_| Problem::FlagValue { flag: "exclude", value: text.clone(), expected: "a pattern" };
+            choice.exclude.add(&text).map_err(|cause| super::error(file, word.at, bad(cause)))?;
+            excluded.push(text);
+        }
         let destination = self.expand(&copy.destination, scope)?;
         // The word that an error is about, or else the first that is copied.
         let words: Vec<(Position, String)> = copy.sources.iter().zip(&sources).filter_map(place_of).collect();
@@ -180,13 +188,20 @@ impl Evaluation<'_> {
                 _ => first,
             }
         };
-        let to = json!({
+        let chmod = mode.as_ref().map(|mode| mode.fixed().map_or_else(|| json!(mode.text()), |fixed| json!(fixed)));
+        let mut to = json!({
             "path": destination,
             "workdir": state.draft.text("WorkingDir"),
             "chown": chown,
-            "chmod": mode,
+            "chmod": chmod,
         });
-        let put = Put { instruction, state, destination, chown, mode, to };
+        if copy.parents {
+            to["parents"] = json!(true);
+        }
+        if !excluded.is_empty() {
+            to["exclude"] = json!(excluded);
+        }
+        let put = Put { instruction, state, destination, chown, mode, choice, to };
         let failed = |cause: StepError| step_error(file, place(&cause), instruction.name, cause);
         match from {
             None => self.copy_context(&sources, copy.add, &put).map_err(failed),
@@ -213,7 +228,7 @@ impl Evaluation<'_> {
                 )?,
             ),
         };
-        let selected = copy::select(sources, &tree, "the context")?;
+        let selected = copy::select(sources, &put.choice, &tree, "the context")?;
         let found =
             || selected.iter().flat_map(|one| std::iter::once(&one.top).chain(one.below.iter().map(|(_, f)| f)));
         if let Some(Selected { name, .. }) = selected.iter().find(|one| {
@@ -263,7 +278,7 @@ impl Evaluation<'_> {
             return Ok(layer);
         }
         let tree = self.below(from)?;
-        let selected = copy::select(sources, &tree, &format!("`{name}`"))?;
+        let selected = copy::select(sources, &put.choice, &tree, &format!("`{name}`"))?;
         let digest = |content: &Content| match content {
             Content::Bytes(bytes) => Some(Digest::of(bytes)),
             _ => None,
@@ -301,8 +316,8 @@ impl Evaluation<'_> {
         }
         let below = self.below(&put.state.draft)?;
         let owned = put.chown.as_ref().map(|text| owner(text, below.accounts())).transpose()?;
-        let ownership = Ownership { owner: owned, mode: put.mode };
-        let entries = copy::place(selected, &put.destination, &put.state.workdir(), ownership, &below)?;
+        let ownership = Ownership { owner: owned, mode: put.mode.clone() };
+        let entries = copy::place(selected, &put.destination, &put.state.workdir(), &ownership, &below)?;
         let by_entries = keys::entries(&entries, epoch, digest);
         let (layer, cached) = match keys::recall(&by_entries, store)? {
             Some(layer) => (layer, true),
@@ -326,7 +341,8 @@ struct Put<'a> {
     state: &'a State,
     destination: String,
     chown: Option<String>,
-    mode: Option<u32>,
+    mode: Option<ModeChange>,
+    choice: Choice,
     /// All of it, for the key.
     to: Value,
 }
@@ -377,14 +393,11 @@ fn owner(text: &str, accounts: &Accounts) -> Stepped<(u32, u32)> {
     Ok((uid, gid))
 }
 
-/// A mode in octal digits.
-fn mode(text: &str) -> std::result::Result<u32, Problem> {
-    let octal = !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| matches!(b, b'0'..=b'7'));
-    let mode = octal.then(|| u32::from_str_radix(text, 8).ok()).flatten().filter(|mode| *mode <= 0o7777);
-    mode.ok_or_else(|| Problem::FlagValue {
+fn mode(text: &str) -> std::result::Result<ModeChange, Problem> {
+    ModeChange::parse(text).ok_or_else(|| Problem::FlagValue {
         flag: "chmod",
         value: text.to_owned(),
-        expected: "octal digits, such as `755`",
+        expected: "octal digits such as `755`, or changes such as `u+x,go=rX`",
     })
 }
 

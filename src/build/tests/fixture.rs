@@ -180,6 +180,18 @@ impl Fixture {
         entries.map(|entry| String::from_utf8_lossy(&entry.expect("an entry").path_bytes()).into_owned()).collect()
     }
 
+    /// The names in a layer, each with its mode.
+    pub(super) fn modes(&self, built: &Built, layer: usize) -> Vec<String> {
+        let tar = self.tar(built, layer);
+        let mut archive = tar::Archive::new(&tar[..]);
+        let line = |entry: std::io::Result<tar::Entry<'_, &[u8]>>| {
+            let entry = entry.expect("an entry");
+            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            format!("{name} {:o}", entry.header().mode().expect("a mode"))
+        };
+        archive.entries().expect("a tar").map(line).collect()
+    }
+
     /// A file of a layer.
     pub(super) fn file(&self, built: &Built, layer: usize, name: &str) -> String {
         let tar = self.tar(built, layer);

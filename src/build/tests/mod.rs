@@ -225,7 +225,7 @@ fn every_failure_names_its_place_and_a_way_out() {
     let cases: [(&str, &str, (u32, u32), &str); 12] = [
         ("FROM scratch\nCOPY a gone /x/\n", "copy `gone`: it is not in the context", (2, 8), "relative to the context"),
         ("FROM scratch\nCOPY --chown=me a /\n", "find user `me` in the image's `/etc/passwd`", (2, 14), "use a number"),
-        ("FROM scratch\nCOPY --chmod=u+x a /\n", "", (2, 14), ""),
+        ("FROM scratch\nCOPY --chmod=u+q a /\n", "", (2, 14), ""),
         ("FROM scratch\nADD a.tgz /\n", "add `a.tgz`: ADD would unpack this archive", (2, 5), "COPY takes it as it is"),
         ("FROM scratch\n\nRUN fail\n", "run `fail`: it exited with 3", (3, 1), ""),
         ("FROM scratch\nRUN offline\n", "run `offline`: it exited with 3", (2, 1), "RUN has no network"),
@@ -287,6 +287,43 @@ fn triggers_are_carried_out_by_the_image_that_begins_from_this_one() {
     fixture.dockerfile("FROM scratch AS a\nONBUILD RUN x\nFROM a\n");
     fixture.built();
     assert_eq!(fixture.ran().len(), 0, "a stage of the same file does not trigger it");
+}
+
+#[test]
+fn a_copy_keeps_parents_leaves_out_and_changes_modes() {
+    let files = [("src/a.txt", "a"), ("src/x/b.txt", "b"), ("src/x/c.md", "c"), ("run", "#!")];
+    let fixture = Fixture::new(
+        "FROM scratch\nARG P=*.md\nCOPY --parents --exclude=**/$P --exclude=run --chmod=go-r src /out/\nADD --chmod=u+x --exclude=*.txt src/x/c.md src/a.txt /two/\n",
+        &files,
+    );
+    let built = fixture.built();
+    assert_eq!(
+        fixture.modes(&built, 0),
+        ["out/ 755", "out/src/ 711", "out/src/a.txt 600", "out/src/x/ 711", "out/src/x/b.txt 600"]
+    );
+    assert_eq!(fixture.modes(&built, 1), ["two/ 755", "two/c.md 744"]);
+    fixture.write("src/x/c.md", "changed");
+    assert_eq!(fixture.built().steps.cached, 1, "what is left out changes nothing");
+    fixture.dockerfile("FROM scratch\nCOPY --parents=maybe a /\n");
+    assert_eq!(fixture.fails().place().map(|place| (place.line, place.column)), Some((2, 6)));
+    fixture.dockerfile("FROM scratch\nCOPY --exclude=a --exclude=[b src /\n");
+    assert_eq!(fixture.fails().place().map(|place| (place.line, place.column)), Some((2, 28)));
+}
+
+#[test]
+fn arguments_about_the_build_need_no_declaration() {
+    let fixture = Fixture::new("FROM scratch AS one\nARG TARGETSTAGE\nLABEL s=$TARGETSTAGE\n", &[]);
+    fixture.arg("HTTP_PROXY", "http://proxy");
+    let plain = fixture.built();
+    assert_eq!(fixture.config(&plain)["config"]["Labels"]["s"], "default");
+    fixture.arg("SOURCE_DATE_EPOCH", "1000000000");
+    let config = fixture.config(&fixture.built());
+    assert_eq!(config["created"], "2001-09-09T01:46:40Z");
+    assert!(!fixture.events().iter().any(|event| event == "build.warning"));
+    fixture.stage("ONE");
+    assert_eq!(fixture.config(&fixture.built())["config"]["Labels"]["s"], "ONE");
+    fixture.arg("SOURCE_DATE_EPOCH", "yesterday");
+    assert!(matches!(fixture.fails(), BuildError::Epoch { .. }));
 }
 
 #[test]
