@@ -126,8 +126,9 @@ pub(super) async fn look_again<L: HostLink>(
     .await
 }
 
-/// What moved on a host between two looks, if something did. The lease between them is this run's own.
-pub(super) fn moved(before: &HostRecords, now: &HostRecords) -> Option<&'static str> {
+/// What moved on a host between two looks, if something did. The lease between them is this run's own. With `leases`, the plan gives
+/// out addresses there, which must not be somebody else's meanwhile.
+pub(super) fn moved(before: &HostRecords, now: &HostRecords, leases: bool) -> Option<&'static str> {
     let transaction = |records: &HostRecords| {
         let transaction = records.transaction.as_ref()?;
         Some((transaction.begin.transaction.clone(), transaction.concluded))
@@ -137,6 +138,10 @@ pub(super) fn moved(before: &HostRecords, now: &HostRecords) -> Option<&'static 
         Some("another transaction ran there")
     } else if release(before) != release(now) {
         Some("another release was made there")
+    } else if before.roster != now.roster {
+        Some("another project changed the roster of servers there")
+    } else if leases && before.last_address != now.last_address {
+        Some("another project gave out container addresses there")
     } else {
         None
     }

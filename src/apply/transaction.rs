@@ -1,12 +1,12 @@
 //! A plan, from the leases to the last record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiji_model::digest::Digest;
 use jiji_model::event::Sink;
 use jiji_model::name::HostName;
-use jiji_model::plan::{Phase, Plan};
+use jiji_model::plan::{Action, Phase, Plan, Step};
 use jiji_model::transaction::{Begin, Decision};
 use jiji_store::Store;
 
@@ -133,9 +133,11 @@ async fn before_beginning<L: HostLink>(
     if let Some(error) = errors.into_values().next() {
         return Err(error.into());
     }
+    let gives = |step: &Step| matches!(&step.action, Action::ContainerRun(spec) if spec.address.is_some());
+    let leasing: BTreeSet<&HostName> = plan.steps.iter().filter(|step| gives(step)).map(|step| &step.host).collect();
     for (host, now) in &now {
         let what = match seen.get(host) {
-            Some(before) => lease::moved(before, now),
+            Some(before) => lease::moved(before, now, leasing.contains(host)),
             None => Some("it was not part of the look"),
         };
         if let Some(what) = what {

@@ -49,6 +49,8 @@ pub enum Command {
     Deploy(DeployArgs),
     /// Show what a ship would change, and change nothing.
     Plan(PlanArgs),
+    /// Move the fleet as a kept plan says, if nothing has moved since it was made.
+    Apply(ApplyArgs),
     /// Move the fleet back to an earlier release.
     Rollback(RollbackArgs),
     /// Show what runs on each host.
@@ -100,7 +102,30 @@ pub struct DeployArgs {}
 
 /// `jiji plan`.
 #[derive(Debug, Args)]
-pub struct PlanArgs {}
+pub struct PlanArgs {
+    /// Keep the plan in this file, for `jiji apply FILE`. What it needs is pushed to the registry, if there is one.
+    #[arg(short, long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Print Markdown, for a comment on a pull request.
+    #[arg(long, conflicts_with = "json")]
+    pub markdown: bool,
+    /// End with exit code 17 where something would change.
+    #[arg(long)]
+    pub detailed_exitcode: bool,
+    /// With `--out`: do not push to the registry, even if there is one.
+    #[arg(long, requires = "out")]
+    pub no_push: bool,
+}
+
+/// `jiji apply`.
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    /// The plan: what `jiji plan --out FILE` wrote, here or on another machine.
+    pub file: PathBuf,
+    /// Fail unless it is the plan with this digest: the one that was looked at.
+    #[arg(long, value_name = "sha256:…")]
+    pub digest: Option<String>,
+}
 
 /// `jiji rollback`.
 #[derive(Debug, Args)]

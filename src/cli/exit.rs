@@ -38,11 +38,13 @@ pub enum Exit {
     Refused = 15,
     /// It failed for another cause; everything was reverted.
     Reverted = 16,
+    /// A plan has changes, and it was asked to tell so by the exit code.
+    Changes = 17,
 }
 
 impl Exit {
     /// All codes in order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Done,
         Self::Internal,
         Self::Usage,
@@ -60,6 +62,7 @@ impl Exit {
         Self::Interrupted,
         Self::Refused,
         Self::Reverted,
+        Self::Changes,
     ];
 
     /// The number.
@@ -87,6 +90,7 @@ impl Exit {
             Self::Interrupted => "interrupted",
             Self::Refused => "refused",
             Self::Reverted => "reverted",
+            Self::Changes => "changes",
         }
     }
 
@@ -110,6 +114,7 @@ impl Exit {
             Self::Interrupted => "interrupted, all reverted",
             Self::Refused => "refused before any effect",
             Self::Reverted => "failed for another cause, all reverted",
+            Self::Changes => "`jiji plan --detailed-exitcode`, and something would change",
         }
     }
 }

@@ -3,6 +3,7 @@
 //! This is the only room that knows the terminal, the environment, the user's directories and the wall clock; it hands them to the
 //! others. Whatever goes wrong becomes a [`failure::Failure`] here, with an exit code from [`exit`].
 
+mod apply;
 pub mod args;
 mod build;
 pub mod environment;
@@ -80,7 +81,8 @@ fn run(cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) -> Result
         Command::Rollback(args) => runtime()?.block_on(ship::rollback(global, args, environment, report)),
         Command::Build(args) => runtime()?.block_on(build::build(global, args, environment, report)),
         Command::Push(args) => runtime()?.block_on(build::push(global, args, environment, report)),
-        Command::Plan(_) => runtime()?.block_on(plan::run(global, environment, report)),
+        Command::Plan(args) => runtime()?.block_on(plan::run(global, args, environment, report)),
+        Command::Apply(args) => runtime()?.block_on(apply::run(global, args, environment, report)),
         Command::Status => runtime()?.block_on(status::run(global, environment)),
         Command::Plugin(command) => plugin::run(global, command, environment, report, &runtime()?),
         Command::Version => version::run(global),

@@ -44,8 +44,7 @@ pub fn ship(
     let secrets = secrets(place)?;
     let run =
         apply::random_id().map_err(|error| Failure::text(Exit::Internal, format!("draw a random number: {error}")))?;
-    let at_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let options = apply::Options::new(run, &environment.who, command, at_s);
+    let options = apply::Options::new(run, &environment.who, command, now_s());
     #[cfg(feature = "abort-points")]
     let options = options.abort_at(environment.abort_at.clone());
     Ok(Ship {
@@ -64,6 +63,11 @@ pub fn ship(
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         sink: sink(report),
     })
+}
+
+/// Seconds since 1970 by this machine's clock.
+pub fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The values of the project's secrets.

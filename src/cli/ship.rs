@@ -58,7 +58,8 @@ pub async fn rollback(
     finish(&ship, shipped, "rolled back", report)
 }
 
-fn finish(
+/// Shows how it ended.
+pub(super) fn finish(
     ship: &Ship,
     shipped: Result<Shipped, ShipError>,
     done: &str,

@@ -4,6 +4,7 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::hosts;
 use crate::build::BuildError;
+use crate::deploy::SavedError;
 use crate::secrets::Secrets;
 use crate::ship::ShipError;
 
@@ -51,6 +52,7 @@ fn plain(error: &ShipError) -> Failure {
             let failure = Failure::new(Exit::Refused, error);
             refused.hints().into_iter().fold(failure, Failure::hint)
         }
+        ShipError::Saved(cause) => saved(cause),
         ShipError::Plan(cause) => with_hint(Failure::new(Exit::Refused, error), cause.hint()),
         ShipError::Release { .. } => {
             Failure::new(Exit::Refused, error).hint("it was made by another version of jiji; ship anew instead")
@@ -66,6 +68,15 @@ fn plain(error: &ShipError) -> Failure {
             cause.hints().into_iter().fold(failure, Failure::hint)
         }
     }
+}
+
+/// What is wrong with a kept plan.
+pub fn saved(error: &SavedError) -> Failure {
+    let code = match error {
+        SavedError::Syntax { .. } | SavedError::TooLong { .. } => Exit::Usage,
+        _ => Exit::Refused,
+    };
+    with_hint(Failure::new(code, error), error.hint())
 }
 
 fn with_hint<T: Into<String>>(failure: Failure, hint: Option<T>) -> Failure {

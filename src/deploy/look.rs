@@ -150,6 +150,11 @@ impl<'a> Look<'a> {
         self.images.contains(&image.id())
     }
 
+    /// Those of the wanted images that the engine has.
+    pub(super) fn images(&self) -> &'a [ImageId] {
+        self.images
+    }
+
     /// The keyed digest of a service's secrets as they were sent now.
     pub(super) fn secrets(&self, service: &ServiceName) -> Option<&str> {
         match self.answers.get(&format!("{SECRETS}{service}")) {

@@ -5,14 +5,17 @@
 //! what a proxy or a health check needs is a plugin's: its answers come in as data.
 //!
 //! The order of calls: [`wants`] says what to ask; [`desired`] compares the answers with the project; the plugins are asked with what it
-//! found; [`assemble`] puts everything into one plan. [`rollback`] stands in for [`desired`] where an earlier release is wanted.
+//! found; [`assemble`] puts everything into one plan. [`rollback`] stands in for [`desired`] where an earlier release is wanted. A plan
+//! that is to be applied later is [`Saved`] with the [`Basis`] that it stands on.
 
 mod assemble;
+mod basis;
 mod changes;
 mod desired;
 mod error;
 mod look;
 mod rollback;
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -24,11 +27,13 @@ use jiji_model::plan::Step;
 use jiji_model::probe::ProbeSpec;
 
 pub use assemble::{Assembled, assemble};
-pub use changes::{Changes, EnvChange, EnvKind, ServiceChange, changes};
+pub use basis::{Basis, HostBasis, basis};
+pub use changes::{Changes, EnvChange, EnvKind, RouteChange, RouteKind, ServiceChange, changes};
 pub use desired::{Change, Desired, HostDesired, Old, Reason, ServiceDesired, desired};
 pub use error::{PlanError, Refused};
 pub use look::{records, wants};
 pub use rollback::{Target, choose, rollback, rollback_wants};
+pub use saved::{MAX_BYTES as MAX_PLAN_BYTES, Origin, Saved, SavedError, configuration};
 
 /// The image of each service, one for each platform.
 pub type Images = BTreeMap<ServiceName, Vec<Image>>;

@@ -90,6 +90,13 @@ impl Plugins {
     }
 }
 
+impl Plugins {
+    /// The digests of their bytes, by name.
+    pub fn digests(&self) -> BTreeMap<PluginName, Digest> {
+        BTreeMap::from([(self.proxy.name.clone(), self.proxy.digest), (self.health.name.clone(), self.health.digest)])
+    }
+}
+
 struct Loader<'a> {
     runtime: Rc<Runtime>,
     pins: &'a PluginSection,
@@ -99,7 +106,7 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn proxy(&self, choice: &PluginChoice) -> Result<Proxy, PluginError> {
-        let (component, accepted) = self.component(&choice.name, Role::Proxy)?;
+        let (component, digest, accepted) = self.component(&choice.name, Role::Proxy)?;
         let pre = self.runtime.proxy(&component).map_err(|error| loaded::unfit(choice.name.as_str(), &error))?;
         let name = choice.name.as_str();
         let settings = loaded::settings_text(&choice.settings);
@@ -107,11 +114,11 @@ impl Loader<'_> {
             pre.instantiate(&mut *store)?.jiji_plan_meta().call_check_settings(&mut *store, &settings)
         })?;
         let needs = loaded::Needs::accept(&choice.name, needs, accepted.as_ref())?;
-        Ok(Proxy { runtime: Rc::clone(&self.runtime), name: choice.name.clone(), settings, needs, pre })
+        Ok(Proxy { runtime: Rc::clone(&self.runtime), name: choice.name.clone(), digest, settings, needs, pre })
     }
 
     fn health(&self, choice: &PluginChoice) -> Result<Health, PluginError> {
-        let (component, accepted) = self.component(&choice.name, Role::Health)?;
+        let (component, digest, accepted) = self.component(&choice.name, Role::Health)?;
         let pre = self.runtime.health(&component).map_err(|error| loaded::unfit(choice.name.as_str(), &error))?;
         let name = choice.name.as_str();
         let settings = loaded::settings_text(&choice.settings);
@@ -119,11 +126,12 @@ impl Loader<'_> {
             pre.instantiate(&mut *store)?.jiji_plan_meta().call_check_settings(&mut *store, &settings)
         })?;
         loaded::Needs::accept(&choice.name, needs, accepted.as_ref())?;
-        Ok(Health { runtime: Rc::clone(&self.runtime), name: choice.name.clone(), settings, pre })
+        Ok(Health { runtime: Rc::clone(&self.runtime), name: choice.name.clone(), digest, settings, pre })
     }
 
-    /// The compiled component of this name and what it was granted; none for embedded ones, which are trusted as this program is.
-    fn component(&self, name: &PluginName, role: Role) -> Result<(Component, Option<Grants>), PluginError> {
+    /// The compiled component of this name, the digest of its bytes, and what it was granted; none for embedded ones, which are trusted
+    /// as this program is.
+    fn component(&self, name: &PluginName, role: Role) -> Result<(Component, Digest, Option<Grants>), PluginError> {
         let (bytes, accepted) = loaded::bytes(name, self.pins, self.store)?;
         let inspected = inspect::inspect(name.as_str(), &bytes)?;
         if inspected.role != role {
@@ -131,7 +139,7 @@ impl Loader<'_> {
             return Err(PluginError::wrong_role(name.as_str(), Some(role), &exports));
         }
         let component = loaded::compile(&self.runtime, self.cache.as_ref(), name.as_str(), &inspected.digest, &bytes)?;
-        Ok((component, accepted))
+        Ok((component, inspected.digest, accepted))
     }
 }
 
@@ -181,6 +189,7 @@ impl HostContext {
 pub struct Proxy {
     runtime: Rc<Runtime>,
     name: PluginName,
+    digest: Digest,
     settings: String,
     needs: loaded::Needs,
     pre: proxy_bindings::PluginPre<Call>,
@@ -453,6 +462,7 @@ pub struct Judge<'a> {
 pub struct Health {
     runtime: Rc<Runtime>,
     name: PluginName,
+    digest: Digest,
     settings: String,
     pre: health_bindings::PluginPre<Call>,
 }

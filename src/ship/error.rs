@@ -9,7 +9,7 @@ use jiji_store::StoreError;
 
 use crate::apply::ApplyError;
 use crate::build::BuildError;
-use crate::deploy::{PlanError, Refused};
+use crate::deploy::{PlanError, Refused, SavedError};
 use crate::fleet::FleetError;
 use crate::lockfile::LockfileError;
 use crate::plugin::PluginError;
@@ -88,6 +88,9 @@ pub enum ShipError {
     /// There is no plan.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// A plan that was kept cannot be applied.
+    #[error(transparent)]
+    Saved(#[from] SavedError),
     /// There is no release to go back to.
     #[error(transparent)]
     Plan(#[from] PlanError),

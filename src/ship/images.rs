@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use jiji_model::digest::Digest;
 use jiji_model::event::Record;
 use jiji_model::image::{Image, Platform};
 use jiji_model::name::{RepositoryName, ServiceName, TagName};
@@ -14,7 +15,7 @@ use jiji_model::reference::Reference;
 use super::{Ship, ShipError, Source};
 use crate::build::execute::Local;
 use crate::build::{BuildRequest, Builder, Built, Changes, DEFAULT_EPOCH, Registries};
-use crate::deploy::{Images, Seeds};
+use crate::deploy::{Images, SavedError, Seeds};
 use crate::lockfile::{BaseKey, Target};
 use crate::plugin::Proxy;
 use crate::registry::{Depth, Push, Repository};
@@ -68,11 +69,11 @@ impl Ship {
         Target { service: service.clone(), environment: self.project.environment.clone(), platform: platform.clone() }
     }
 
-    fn repository(&self, service: &ServiceName) -> RepositoryName {
+    pub(super) fn repository(&self, service: &ServiceName) -> RepositoryName {
         // Names of projects and services may hold runs of separators that a repository's may not; the digest of the name is none.
         let name = format!("{}/{service}", self.project.name);
         RepositoryName::new(name.clone()).unwrap_or_else(|_| {
-            let name = format!("jiji/{}", jiji_model::digest::Digest::of(name).short());
+            let name = format!("jiji/{}", Digest::of(name).short());
             RepositoryName::new(name).expect("hexadecimal digits are a repository's name")
         })
     }
@@ -138,18 +139,23 @@ impl Ship {
     async fn built(&self, service: &ServiceName, platform: &Platform) -> Result<Image, ShipError> {
         let lock = self.lock.read()?;
         let digest = lock.build.images.get(&self.target(service, platform));
-        let digest = digest.ok_or_else(|| ShipError::NotBuilt { service: service.clone() })?;
-        let repository = self.repository(service);
-        let from = match &self.project.builder.registry {
-            Some(registry) => pushed_to(registry, &repository),
-            // No registry is asked: the store has it, or nobody has.
-            None if self.store.has(digest)?.is_none() => return Err(ShipError::NotBuilt { service: service.clone() }),
-            None => {
-                Reference { registry: "localhost".to_owned(), repository: repository.clone(), tag: None, digest: None }
-            }
-        };
+        let not_built = || ShipError::NotBuilt { service: service.clone() };
+        let digest = digest.ok_or_else(not_built)?;
+        let from = self.built_from(service, digest)?.ok_or_else(not_built)?;
         let image = self.client.pull(&from, digest, platform, &self.store, Depth::ManifestOnly).await?;
-        Ok(Image { repository: repository.to_string(), ..image })
+        Ok(Image { repository: self.repository(service).to_string(), ..image })
+    }
+
+    /// Where an image that was built is to be had: in the registry that it was pushed to or, without one, in the store. None where nobody
+    /// has it.
+    pub(super) fn built_from(&self, service: &ServiceName, digest: &Digest) -> Result<Option<Reference>, ShipError> {
+        let repository = self.repository(service);
+        Ok(match &self.project.builder.registry {
+            Some(registry) => Some(pushed_to(registry, &repository)),
+            // No registry is asked: the store has it, or nobody has.
+            None if self.store.has(digest)?.is_none() => None,
+            None => Some(Reference { registry: "localhost".to_owned(), repository, tag: None, digest: None }),
+        })
     }
 
     /// The image of a registry that a service names.
@@ -162,18 +168,11 @@ impl Ship {
     }
 
     /// What a reference means: its digest, what the lock says, or what the registry says now, which the lock says from then on.
-    async fn pinned(
-        &self,
-        reference: &Reference,
-        platform: &Platform,
-    ) -> Result<jiji_model::digest::Digest, ShipError> {
+    async fn pinned(&self, reference: &Reference, platform: &Platform) -> Result<Digest, ShipError> {
         if let Some(digest) = reference.digest {
             return Ok(digest);
         }
-        // As builds spell it: no tag means `latest`.
-        let latest = || TagName::new("latest").expect("it is a tag");
-        let spelled = Reference { tag: Some(reference.tag.clone().unwrap_or_else(latest)), ..reference.clone() };
-        let key = BaseKey { reference: spelled.to_string(), platform: platform.clone() };
+        let key = base_key(reference, platform);
         if let Some(digest) = self.lock.read()?.build.bases.get(&key) {
             return Ok(*digest);
         }
@@ -187,12 +186,44 @@ impl Ship {
         Ok(lock.build.bases.get(&key).copied().unwrap_or(digest))
     }
 
-    /// The images that the proxy plugin runs, for these platforms: what it is told, and what hosts are brought.
-    pub(super) async fn seeds(&self, proxy: &Proxy, platforms: &[Platform]) -> Result<(Pins, Seeds), ShipError> {
+    /// Whether a reference may mean what a kept plan says: the digest that it has itself or in the lock, and where it has none, any.
+    pub(super) async fn agrees(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        found: Digest,
+    ) -> Result<(), ShipError> {
+        let known = match reference.digest {
+            Some(digest) => Some(digest),
+            None => self.lock.read()?.build.bases.get(&base_key(reference, platform)).copied(),
+        };
+        let Some(known) = known.filter(|known| *known != found) else { return Ok(()) };
+        // An index's digest names an image too.
+        let image = self.client.pull(reference, &known, platform, &self.store, Depth::ManifestOnly).await?;
+        if image.manifest.digest == found {
+            return Ok(());
+        }
+        Err(SavedError::Pinned { reference: reference.to_string(), found, pinned: known }.into())
+    }
+
+    /// The images that the proxy plugin runs, for these platforms: what it is told, and what hosts are brought. Those of a `kept` plan are
+    /// taken where it has them.
+    pub(super) async fn seeds(
+        &self,
+        proxy: &Proxy,
+        platforms: &[Platform],
+        kept: Option<&Seeds>,
+    ) -> Result<(Pins, Seeds), ShipError> {
         let (mut pins, mut seeds) = (Pins::new(), Seeds::new());
         for platform in platforms {
             for (name, reference) in proxy.images() {
-                let digest = self.pinned(reference, platform).await?;
+                let digest = match kept.and_then(|kept| seeded(kept, reference, platform)) {
+                    Some(digest) => {
+                        self.agrees(reference, platform, digest).await?;
+                        digest
+                    }
+                    None => self.pinned(reference, platform).await?,
+                };
                 let image = self.client.pull(reference, &digest, platform, &self.store, Depth::ManifestOnly).await?;
                 // An index's digest names an image too; the plugin is told the image's own.
                 let at = reference.at(image.manifest.digest);
@@ -269,6 +300,26 @@ impl Ship {
         }
         Ok(pushed)
     }
+}
+
+/// Under what the lock has a reference, spelled as builds spell it: no tag means `latest`.
+fn base_key(reference: &Reference, platform: &Platform) -> BaseKey {
+    let latest = || TagName::new("latest").expect("it is a tag");
+    let spelled = Reference { tag: Some(reference.tag.clone().unwrap_or_else(latest)), ..reference.clone() };
+    BaseKey { reference: spelled.to_string(), platform: platform.clone() }
+}
+
+/// The digest of the image that seeds have for a reference.
+fn seeded(seeds: &Seeds, wanted: &Reference, platform: &Platform) -> Option<Digest> {
+    let mut found = seeds.iter().filter(|(reference, _)| {
+        reference
+            .parse::<Reference>()
+            .is_ok_and(|found| found.registry == wanted.registry && found.repository == wanted.repository)
+    });
+    found.find_map(|(_, images)| {
+        let image = images.iter().find(|image| image.platform == *platform)?;
+        Some(image.manifest.digest)
+    })
 }
 
 /// Where a project's registry has a repository of jiji's.

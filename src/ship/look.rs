@@ -34,12 +34,13 @@ pub(super) fn platforms(fleet: &Fleet) -> Vec<Platform> {
 }
 
 impl Ship {
-    pub(super) async fn ready(&self, platforms: &[Platform]) -> Result<Ready, ShipError> {
+    /// Loads the plugins, and finds out about the images they run; those of a `kept` plan are taken where it has them.
+    pub(super) async fn ready(&self, platforms: &[Platform], kept: Option<&Seeds>) -> Result<Ready, ShipError> {
         let pins = self.lock.read()?.plugins;
         let plugins = Plugins::load(&self.project.plugins, &pins, &self.store, Some(&self.compiled))?;
         let routed = self.project.services.values().any(|service| service.proxy.is_some());
         let (pins, seeds) =
-            if routed { self.seeds(&plugins.proxy, platforms).await? } else { (Pins::new(), Seeds::new()) };
+            if routed { self.seeds(&plugins.proxy, platforms, kept).await? } else { (Pins::new(), Seeds::new()) };
         Ok(Ready { plugins, pins, seeds })
     }
 

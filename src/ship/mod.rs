@@ -8,6 +8,7 @@ mod error;
 mod images;
 mod look;
 mod pipeline;
+mod planned;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ use jiji_model::project::Project;
 use jiji_store::Store;
 
 use crate::apply::{self, Cancel, Settled};
-use crate::deploy::Changes;
+use crate::deploy::{Changes, Saved};
 use crate::fleet::{self, Counters};
 use crate::lockfile::LockFile;
 use crate::registry::Client;
@@ -104,8 +105,12 @@ pub struct Planned {
     pub changes: Changes,
     /// The plan itself.
     pub plan: jiji_model::plan::Plan,
+    /// The images of services.
+    pub images: BTreeMap<ServiceName, Vec<Image>>,
     /// What was left alone, by host.
     pub notes: Vec<(HostName, String)>,
+    /// The plan as it can be kept, where that was asked for.
+    pub saved: Option<Saved>,
 }
 
 /// The platform of this machine.

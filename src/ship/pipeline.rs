@@ -9,24 +9,25 @@ use jiji_model::observation::Observation;
 use jiji_model::probe::Verdict;
 
 use super::look::{Ready, Wants, Wish, platforms};
-use super::{Planned, Ship, ShipError, Shipped, Source, native};
+use super::{Ship, ShipError, Shipped, Source, native};
 use crate::apply::{self, ApplyError, Settled, settle_open};
-use crate::deploy::{self, Assembled, Desired, Images};
+use crate::deploy::{self, Answers, Assembled, Desired, Images};
 use crate::fleet::{Fleet, Target};
 use crate::plugin::{Judge, Probes};
 
 /// Milliseconds by stage.
-type Durations = BTreeMap<&'static str, u64>;
+pub(super) type Durations = BTreeMap<&'static str, u64>;
 
-fn since(start: Instant) -> u64 {
+pub(super) fn since(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What a look came to.
-struct Looked {
-    observation: Observation,
-    desired: Desired,
-    assembled: Assembled,
+pub(super) struct Looked {
+    pub(super) observation: Observation,
+    pub(super) desired: Desired,
+    pub(super) answers: Answers,
+    pub(super) assembled: Assembled,
     settled: Vec<Settled>,
 }
 
@@ -51,30 +52,6 @@ impl Ship {
         self.end(fleet, shipped, durations, start).await
     }
 
-    /// What a ship would change, without changing anything on hosts.
-    ///
-    /// # Errors
-    /// As [`Self::ship`].
-    pub async fn plan(&self) -> Result<Planned, ShipError> {
-        let here = [native()];
-        let (fleet, images) = tokio::join!(self.connect(), self.images(Source::Build, &here));
-        let fleet = fleet?;
-        let planned = match images {
-            Ok(images) => self.planned(&fleet, images).await,
-            Err(error) => Err(error),
-        };
-        fleet.close().await;
-        planned
-    }
-
-    async fn planned(&self, fleet: &Fleet, mut images: Images) -> Result<Planned, ShipError> {
-        self.complete(fleet, Source::Build, &mut images).await?;
-        let ready = self.ready(&platforms(fleet)).await?;
-        let looked = self.look(fleet, &ready, &images, false).await?;
-        let changes = deploy::changes(&looked.desired, &looked.assembled.plan);
-        Ok(Planned { changes, plan: looked.assembled.plan, notes: looked.assembled.notes })
-    }
-
     /// Moves the fleet back to an earlier release: the one with this number, or the last good one that all hosts have.
     ///
     /// # Errors
@@ -87,7 +64,7 @@ impl Ship {
         self.end(fleet, shipped, durations, start).await
     }
 
-    async fn end(
+    pub(super) async fn end(
         &self,
         fleet: Fleet,
         shipped: Result<Shipped, ShipError>,
@@ -101,7 +78,7 @@ impl Ship {
         Ok(Shipped { counters, hosts, durations, ..shipped? })
     }
 
-    async fn connect(&self) -> Result<Fleet, ShipError> {
+    pub(super) async fn connect(&self) -> Result<Fleet, ShipError> {
         let targets = self.project.used_servers().map(|(host, _)| Target::of(&self.project, host));
         let targets: Vec<_> = targets.collect::<Result<_, _>>().map_err(ShipError::Fleet)?;
         let text = format!("connecting to {} hosts", targets.len());
@@ -116,7 +93,7 @@ impl Ship {
     }
 
     /// Builds for the platforms of hosts that were not built for yet.
-    async fn complete(&self, fleet: &Fleet, source: Source, images: &mut Images) -> Result<(), ShipError> {
+    pub(super) async fn complete(&self, fleet: &Fleet, source: Source, images: &mut Images) -> Result<(), ShipError> {
         let mut more = platforms(fleet);
         more.retain(|platform| *platform != native());
         for (service, built) in self.images(source, &more).await? {
@@ -133,7 +110,7 @@ impl Ship {
         durations: &mut Durations,
     ) -> Result<Shipped, ShipError> {
         self.complete(fleet, source, &mut images).await?;
-        let ready = self.ready(&platforms(fleet)).await?;
+        let ready = self.ready(&platforms(fleet), None).await?;
         let start = Instant::now();
         let (looked, pushed) = tokio::join!(self.look(fleet, &ready, &images, true), self.pushed(&images));
         let (looked, pushed_bytes) = (looked?, pushed?);
@@ -142,7 +119,7 @@ impl Ship {
         Ok(Shipped { images, pushed_bytes, ..shipped })
     }
 
-    async fn pushed(&self, images: &Images) -> Result<u64, ShipError> {
+    pub(super) async fn pushed(&self, images: &Images) -> Result<u64, ShipError> {
         if !self.push || self.project.builder.registry.is_none() {
             return Ok(0);
         }
@@ -151,7 +128,13 @@ impl Ship {
     }
 
     /// Looks at all hosts and plans. With `settle`, transactions that somebody left open are settled first.
-    async fn look(&self, fleet: &Fleet, ready: &Ready, images: &Images, settle: bool) -> Result<Looked, ShipError> {
+    pub(super) async fn look(
+        &self,
+        fleet: &Fleet,
+        ready: &Ready,
+        images: &Images,
+        settle: bool,
+    ) -> Result<Looked, ShipError> {
         let secrets = |host: &HostName| -> BTreeSet<SecretName> {
             let services = self.project.services_on(host);
             services.flat_map(|(_, service)| service.environment.secrets.iter().cloned()).collect()
@@ -177,7 +160,7 @@ impl Ship {
         let wish = Wish::Project(&self.project);
         let answers = self.answers(fleet, ready, &desired, &mut observation, wish).await?;
         let assembled = deploy::assemble(&desired, &ready.seeds, &answers, &observation)?;
-        Ok(Looked { observation, desired, assembled, settled })
+        Ok(Looked { observation, desired, answers, assembled, settled })
     }
 
     async fn settle(&self, fleet: &Fleet, observation: &Observation) -> Result<Vec<Settled>, ShipError> {
@@ -195,7 +178,7 @@ impl Ship {
         durations: &mut Durations,
     ) -> Result<Shipped, ShipError> {
         let start = Instant::now();
-        let ready = self.ready(&platforms(fleet)).await?;
+        let ready = self.ready(&platforms(fleet), None).await?;
         let nothing = Images::new();
         let mut wants = Wants::new();
         for host in fleet.sessions.keys() {
@@ -232,18 +215,19 @@ impl Ship {
                 known.push(serving.image.clone());
             }
         }
-        let shipped = self.apply(fleet, &ready, Looked { observation, desired, assembled, settled }, durations).await?;
+        let looked = Looked { observation, desired, answers, assembled, settled };
+        let shipped = self.apply(fleet, &ready, looked, durations).await?;
         Ok(Shipped { images, ..shipped })
     }
 
-    async fn apply(
+    pub(super) async fn apply(
         &self,
         fleet: &Fleet,
         ready: &Ready,
         looked: Looked,
         durations: &mut Durations,
     ) -> Result<Shipped, ShipError> {
-        let Looked { observation, desired, assembled: Assembled { plan, notes }, settled } = looked;
+        let Looked { observation, desired, assembled: Assembled { plan, notes }, settled, .. } = looked;
         let start = Instant::now();
         if plan.is_empty() {
             return Ok(Shipped { notes, settled, ..Shipped::default() });

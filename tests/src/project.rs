@@ -55,6 +55,21 @@ impl<'a> Project<'a> {
         Ok(project)
     }
 
+    /// The project on another machine: its configuration and its lock, without sources, and an operator with nothing in home and cache.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn elsewhere(&self) -> Outcome<Self> {
+        let dir = tempfile::Builder::new().prefix("e2e-").tempdir()?;
+        let other = Self { site: self.site, dir, name: self.name.clone(), secret: self.secret.clone() };
+        copy_tree(&self.root().join(".jiji"), &other.root().join(".jiji"))?;
+        std::fs::copy(self.root().join("jiji.lock"), other.root().join("jiji.lock"))?;
+        for part in ["home", "cache", "run"] {
+            std::fs::create_dir(other.dir.path().join(part))?;
+        }
+        Ok(other)
+    }
+
     /// The project's directory.
     pub fn root(&self) -> PathBuf {
         self.dir.path().join("project")

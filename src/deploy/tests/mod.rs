@@ -1,6 +1,7 @@
 //! Plans of small fleets.
 
 mod properties;
+mod saved;
 mod world;
 
 use std::collections::BTreeMap;
@@ -300,6 +301,7 @@ fn answers(name: &str, to: &str) -> Answers {
         tolerate: Vec::new(),
     };
     let mut route = Step::new(&one, Phase::Cutover, "route web", exec(to));
+    route.service = Some(service_name("web"));
     route.undo = Some(exec("old"));
     route.after = vec![boot.id.clone()];
     let probe = ProbeSpec {
@@ -390,7 +392,8 @@ fn a_plan_shows_what_changes_without_any_value() {
     let observation = world.observe(&project, &images, &Seeds::new());
     let desired = desired(&project, &images, &observation).expect("a plan");
     let plan = assemble(&desired, &Seeds::new(), &Answers::new(), &observation).expect("a plan").plan;
-    let changes = changes(&desired, &plan);
+    let bytes = BTreeMap::from([(host("one"), 1_002_000)]);
+    let changes = changes(&desired, &plan, bytes);
     let web = &changes.hosts[&host("one")][0];
     let env: Vec<_> = web.env.iter().map(|change| (change.name.as_str(), change.kind, change.secret)).collect();
     assert_eq!(env, [("MODE", EnvKind::Added, false), ("TOKEN", EnvKind::Added, true)]);
