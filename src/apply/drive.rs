@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use jiji_model::name::HostName;
 use jiji_model::plan::{Phase, Step};
-use jiji_model::protocol::{Request, RunReport, StepFailure};
+use jiji_model::protocol::{RefusalKind, Request, RunReport, StepFailure};
 use jiji_model::transaction::audit::AuditEvent;
 use jiji_model::transaction::{Begin, Decision, Release, Settlement};
 
 use super::cancel::{Cancel, DETACH, REVERT};
-use super::error::{Cause, Failure};
+use super::error::Failure;
 use super::events::{Hearing, Watch};
 use super::fan::{Ends, all, done, ran, split};
 use super::link::HostLink;
@@ -18,13 +18,17 @@ use super::{Options, result_word};
 use crate::audit;
 use crate::fleet::{FleetError, PATIENCE};
 
-/// Why going forward stopped.
+/// Somebody asked twice to stop: leave everything as it is.
 #[derive(Debug)]
-pub(super) enum Stop {
-    /// Something failed, or somebody asked to stop: revert.
-    Cause(Cause),
-    /// Somebody asked twice: leave everything as it is.
-    Detach,
+pub(super) struct Detach;
+
+/// What beginning gave.
+#[derive(Debug, Default)]
+pub(super) struct Begun {
+    /// Hosts on which nothing began.
+    pub(super) refused: Vec<HostName>,
+    /// Why it did not begin everywhere.
+    pub(super) cause: Option<FleetError>,
 }
 
 /// One transaction on the hosts that can still be reached.
@@ -52,33 +56,18 @@ pub(super) struct Run {
     pub(super) errors: Vec<FleetError>,
 }
 
-impl Run {
-    /// Why it must not go on, if so. Who asked to stop wants to hear that it stopped, not that waits were cut short by it.
-    pub(super) fn stop(self, cancel: &Cancel) -> Result<(), Stop> {
-        if cancel.is_requested() {
-            Err(Stop::Cause(Cause::Interrupted))
-        } else if let Some(error) = self.errors.into_iter().next() {
-            Err(Stop::Cause(Cause::Host(error)))
-        } else if !self.failures.is_empty() {
-            Err(Stop::Cause(Cause::Step(self.failures)))
-        } else {
-            Ok(())
-        }
-    }
-}
-
 impl<'a, L: HostLink> Drive<'a, L> {
     /// Does something on the given hosts at once, unless somebody asks twice to stop.
     async fn on<T, F: Future<Output = Result<T, FleetError>>>(
         &mut self,
         hosts: &[HostName],
         each: impl Fn(&'a L) -> F,
-    ) -> Result<Ends<T>, Stop> {
+    ) -> Result<Ends<T>, Detach> {
         let links: Vec<&'a L> = hosts.iter().filter_map(|host| self.links.get(host).copied()).collect();
         let work = self.hearing.during(self.watch, all(links, each));
         tokio::select! {
             biased;
-            () = self.cancel.reached(DETACH) => Err(Stop::Detach),
+            () = self.cancel.reached(DETACH) => Err(Detach),
             ends = work => Ok(ends),
         }
     }
@@ -108,7 +97,7 @@ impl<'a, L: HostLink> Drive<'a, L> {
     }
 
     /// Begins on all hosts.
-    pub(super) async fn begin(&mut self) -> Result<(), Stop> {
+    pub(super) async fn begin(&mut self) -> Result<Begun, Detach> {
         let begins = self.begins.clone();
         let ends = self
             .on(&self.hosts(), async |link| {
@@ -116,25 +105,23 @@ impl<'a, L: HostLink> Drive<'a, L> {
                 done(link, Request::Begin(Box::new(begin)), PATIENCE, "begin the transaction").await
             })
             .await?;
-        let mut first = None;
+        let mut begun = Begun::default();
         for (host, error) in split(ends).1 {
-            if error.is_lost() {
+            if error.is_lost() || matches!(error, FleetError::Refused { why: RefusalKind::Io, .. }) {
+                // It may stand in the journal.
                 self.lose(host, error.clone());
             } else {
-                // Refused: nothing began there.
                 self.links.remove(&host);
                 self.begins.remove(&host);
+                begun.refused.push(host);
             }
-            first.get_or_insert(error);
+            begun.cause.get_or_insert(error);
         }
-        match first {
-            Some(error) => Err(Stop::Cause(Cause::Host(error))),
-            None => Ok(()),
-        }
+        Ok(begun)
     }
 
     /// Runs what is left of a phase on those of `hosts` that have steps of it. Before the decision, whoever asks to stop interrupts it.
-    pub(super) async fn run(&mut self, phase: Phase, hosts: &[HostName]) -> Result<Run, Stop> {
+    pub(super) async fn run(&mut self, phase: Phase, hosts: &[HostName]) -> Result<Run, Detach> {
         let hosts: Vec<_> =
             hosts.iter().filter(|host| self.steps(host).iter().any(|step| step.phase == phase)).cloned().collect();
         if hosts.is_empty() {
@@ -160,7 +147,7 @@ impl<'a, L: HostLink> Drive<'a, L> {
             tokio::select! {
                 biased;
                 ends = run => ends,
-                () = interrupt => return Err(Stop::Detach),
+                () = interrupt => return Err(Detach),
             }
         } else {
             run.await
@@ -197,21 +184,8 @@ impl<'a, L: HostLink> Drive<'a, L> {
         }
     }
 
-    /// How long to wait before a failed step is taken back: its effect may still come.
-    pub(super) fn quiet(&self, cause: &Cause) -> Duration {
-        let Cause::Step(failures) = cause else {
-            return Duration::ZERO;
-        };
-        let longest = failures.iter().filter_map(|failure| {
-            let steps = self.steps(&failure.host).iter();
-            let step = steps.into_iter().find(|step| step.id == failure.found.step)?;
-            Some(step.quiet_ms)
-        });
-        Duration::from_millis(longest.max().unwrap_or(0).into())
-    }
-
     /// Records a settlement on the hosts. Those that do not take it are lost.
-    pub(super) async fn settle(&mut self, decision: Decision, hosts: &[HostName]) -> Result<Vec<HostName>, Stop> {
+    pub(super) async fn settle(&mut self, decision: Decision, hosts: &[HostName]) -> Result<(), Detach> {
         let settlement = Settlement { decision, fencing: self.fencing };
         let ends =
             self.on(hosts, |link| done(link, Request::Settle(settlement), PATIENCE, "settle the transaction")).await?;
@@ -222,12 +196,14 @@ impl<'a, L: HostLink> Drive<'a, L> {
         for host in settled.keys() {
             self.watch.settled(host, decision);
         }
-        Ok(settled.into_keys().collect())
+        Ok(())
     }
 
     /// Takes back what was done, on hosts that settled on it. Gives what could not be taken back.
-    pub(super) async fn undo(&mut self, hosts: &[HostName]) -> Result<Run, Stop> {
-        let patience = self.patience(None);
+    pub(super) async fn undo(&mut self, hosts: &[HostName]) -> Result<Run, Detach> {
+        // A host waits first until what was begun can take effect no more.
+        let quiet = self.begins.values().flat_map(|begin| &begin.steps).map(|step| step.quiet_ms).max();
+        let patience = self.patience(None) + Duration::from_millis(quiet.unwrap_or(0).into());
         let ends = self.on(hosts, |link| ran(link, Request::Undo, patience, "take steps back")).await?;
         Ok(self.reports(ends, Phase::Cutover, true))
     }
@@ -239,7 +215,7 @@ impl<'a, L: HostLink> Drive<'a, L> {
         hosts: &[HostName],
         retain: u32,
         command: &str,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), Detach> {
         let begins = self.begins.clone();
         let (at_s, fencing) = (self.options.at_s, self.fencing);
         let ends = self

@@ -103,6 +103,15 @@ pub enum ApplyError {
         /// Whether it was decided already.
         decision: Option<Decision>,
     },
+    /// An interrupted transaction was committed on every host that answers, and hosts that do not may have taken it back: the new version
+    /// serves, and the old one is kept until they are reached.
+    #[error("settle transaction `{transaction}`: it was decided, and {} must be reached before anything old may go", hosts(away.iter()))]
+    Waiting {
+        /// Its id.
+        transaction: String,
+        /// The hosts that do not answer.
+        away: Vec<HostName>,
+    },
     /// An interrupted transaction could not be brought to its end.
     #[error("settle transaction `{transaction}`: {cause}")]
     Unsettled {
@@ -185,7 +194,7 @@ impl ApplyError {
             Self::Stopped => 14,
             Self::Reverted { cause } => cause.exit_code(),
             Self::RevertFailed { .. } => 8,
-            Self::InDoubt { .. } | Self::Detached { .. } => 9,
+            Self::InDoubt { .. } | Self::Detached { .. } | Self::Waiting { .. } => 9,
             Self::Unsettled { cause, .. } => match cause {
                 Cause::Step(_) => 8,
                 Cause::Host(_) | Cause::Interrupted => 9,
@@ -240,6 +249,11 @@ impl ApplyError {
                 one("`jiji status` shows what each host runs; `jiji ship` takes up the revert where it failed")
             }
             Self::InDoubt { .. } => one("`jiji ship` settles what is in doubt as soon as those hosts answer"),
+            Self::Waiting { .. } => vec![
+                "the new version serves, and the old one is kept: bring the missing hosts back and settle again"
+                    .to_owned(),
+                "a host that is gone for good is not waited for once it is taken out of `deploy.yml`".to_owned(),
+            ],
             Self::Detached { .. } => one("`jiji ship` settles what was left open"),
             Self::Unsettled { .. } => one("mend the cause and run `jiji ship` again; `jiji status` shows what is open"),
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiji_model::name::HostName;
 use jiji_model::observation::{Answer, Query, Want};
 use jiji_model::protocol::{Reply, Request};
-use jiji_model::transaction::{HostRecords, Lease, LeaseDecision, LeaseRequest};
+use jiji_model::transaction::{HostRecords, Lease, LeaseDecision, LeaseRequest, evidence};
 use tokio::time::Instant;
 
 use super::cancel::{Cancel, REVERT};
@@ -22,7 +22,7 @@ const AGAIN: Duration = Duration::from_millis(400);
 
 /// The number after the highest that any host has granted.
 pub(super) fn next_fencing(seen: &Seen) -> u64 {
-    seen.values().map(|records| records.fencing).max().unwrap_or(0) + 1
+    evidence::next_fencing(seen.values())
 }
 
 /// Takes the lease of every host in name order. On a failure those taken are given back.
@@ -124,25 +124,4 @@ pub(super) async fn look_again<L: HostLink>(
         }
     })
     .await
-}
-
-/// What moved on a host between two looks, if something did. The lease between them is this run's own. With `leases`, the plan gives
-/// out addresses there, which must not be somebody else's meanwhile.
-pub(super) fn moved(before: &HostRecords, now: &HostRecords, leases: bool) -> Option<&'static str> {
-    let transaction = |records: &HostRecords| {
-        let transaction = records.transaction.as_ref()?;
-        Some((transaction.begin.transaction.clone(), transaction.concluded))
-    };
-    let release = |records: &HostRecords| records.releases.first().map(|release| release.number);
-    if transaction(before) != transaction(now) {
-        Some("another transaction ran there")
-    } else if release(before) != release(now) {
-        Some("another release was made there")
-    } else if before.roster != now.roster {
-        Some("another project changed the roster of servers there")
-    } else if leases && before.last_address != now.last_address {
-        Some("another project gave out container addresses there")
-    } else {
-        None
-    }
 }

@@ -13,6 +13,7 @@ mod drive;
 mod error;
 mod events;
 mod fan;
+mod follow;
 mod lease;
 mod link;
 mod points;
@@ -21,7 +22,7 @@ mod settle;
 mod tests;
 mod transaction;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiji_model::name::HostName;
 use jiji_model::plan::{Phase, Plan};
@@ -67,6 +68,8 @@ pub struct Options {
     pub batch: usize,
     /// Milliseconds that a lease lasts without a sign of life: how long a run that was killed keeps others out.
     pub lease_ms: u64,
+    /// The project's hosts, where they are known: a host of an older transaction that is none of them is not waited for.
+    pub project: Option<BTreeSet<HostName>>,
     points: Points,
 }
 
@@ -80,6 +83,7 @@ impl Options {
             at_s,
             batch: 1,
             lease_ms: 20_000,
+            project: None,
             points: Points::default(),
         }
     }

@@ -1,23 +1,21 @@
 //! Bringing to an end what a run of jiji that is gone left open.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use jiji_model::event::Sink;
 use jiji_model::name::HostName;
-use jiji_model::plan::Phase;
-use jiji_model::transaction::journal::resolve;
-use jiji_model::transaction::{Decision, HostRecords, Transaction};
+use jiji_model::transaction::{Begin, Course, Decision, Ending, HostRecords, Transaction, Way, evidence};
 
 use super::cancel::Cancel;
-use super::drive::{Drive, Stop};
+use super::drive::Drive;
 use super::error::{ApplyError, Cause, Failure};
 use super::events::{Hearing, Watch};
 use super::fan::split;
+use super::follow::{Detached, follow};
 use super::lease;
 use super::link::HostLink;
+use super::points::Points;
 use super::{Options, Seen};
-use crate::fleet::FleetError;
 
 /// A transaction that was settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,12 +34,11 @@ pub struct Settled {
     pub left: Vec<Failure>,
 }
 
-/// Settles every transaction that is open on a host, the oldest first: the way the highest settlement says that any host recorded, and
-/// back where there is none. `seen` is what every host that answers had recorded; look again afterwards.
+/// Settles every transaction that is open on a host, the oldest first, the way that the hosts' records tell ([`evidence`]). `seen` is what every host that answers had recorded; look again afterwards.
 ///
 /// # Errors
-/// [`ApplyError::Held`] where the run that began it is still at work, [`ApplyError::Unsettled`] where a step is in the way, and what
-/// else stops a transaction.
+/// [`ApplyError::Held`] where the run that began it is still at work, [`ApplyError::Unsettled`] where a step is in the way,
+/// [`ApplyError::Waiting`] where hosts must be reached first, and what else stops a transaction.
 pub async fn settle_open<L: HostLink>(
     scope: &str,
     seen: &Seen,
@@ -81,40 +78,31 @@ async fn settle_leased<L: HostLink>(
     }
     let mut known = seen.clone();
     known.extend(now);
-    let mut open: BTreeMap<(u64, String), Vec<HostName>> = BTreeMap::new();
-    for (host, records) in &known {
-        if let Some(transaction) = records.transaction.as_ref().filter(|transaction| transaction.is_open())
-            && links.contains_key(host)
-        {
-            let begin = &transaction.begin;
-            let key = (begin.fencing, begin.transaction.clone());
-            open.entry(key).or_default().push(host.clone());
+    let leased = known.iter().filter(|(host, _)| links.contains_key(*host));
+    let mut all_settled = Vec::new();
+    let mut waits = None;
+    for (transaction, hosts) in evidence::open(leased) {
+        let links = hosts.into_iter().map(|host| (host.clone(), links[host])).collect();
+        match settle_one(&transaction.begin, &known, links, fencing, options, cancel, watch).await {
+            Ok(settled) => all_settled.push(settled),
+            // Others may be open beside it, on other hosts.
+            Err(error @ ApplyError::Waiting { .. }) => waits = Some(error),
+            Err(error) => return Err(error),
         }
     }
-    let mut all_settled = Vec::new();
-    for ((_, id), hosts) in open {
-        let links =
-            links.iter().filter(|(host, _)| hosts.contains(host)).map(|(host, link)| (host.clone(), *link)).collect();
-        all_settled.push(settle_one(&id, &known, links, fencing, options, cancel, watch).await?);
-    }
-    Ok(all_settled)
+    waits.map_or(Ok(all_settled), Err)
 }
 
-/// Which way a transaction ends. Besides the settlements, a release that it made tells that it was decided: a host that is further on
-/// keeps no journal of it.
-fn way(id: &str, known: &Seen) -> Decision {
-    let made = |records: &HostRecords| records.releases.iter().any(|release| release.transaction == id);
-    let transactions = known.values().filter_map(|records| records.transaction.as_ref());
-    let of_this: Vec<_> = transactions.filter(|transaction| transaction.begin.transaction == id).collect();
-    let settled = of_this.iter().any(|transaction| transaction.settlement.is_some());
-    if !settled && known.values().any(made) {
-        return Decision::Commit;
-    }
-    resolve(of_this)
+/// Which way a transaction ends, from what these hosts know of it.
+pub(super) fn way(begin: &Begin, seen: &Seen, options: &Options) -> Way {
+    let traces = begin.hosts.iter().filter_map(|host| seen.get(host));
+    let traces = traces.map(|records| evidence::trace(&begin.transaction, begin.fencing, records));
+    let away = evidence::away(begin, |host| seen.contains_key(host), options.project.as_ref());
+    evidence::way(traces, !away.is_empty())
 }
 
 async fn settle_one<'a, L: HostLink>(
-    id: &str,
+    begin: &'a Begin,
     known: &'a Seen,
     links: BTreeMap<HostName, &'a L>,
     fencing: u64,
@@ -122,18 +110,21 @@ async fn settle_one<'a, L: HostLink>(
     cancel: &'a Cancel,
     watch: &'a Watch<'a>,
 ) -> Result<Settled, ApplyError> {
-    let decision = way(id, known);
+    let id = &begin.transaction;
+    let (decision, sure) = match way(begin, known, options) {
+        Way::Commit { known } => (Decision::Commit, known),
+        Way::Revert => (Decision::Revert, false),
+        Way::Wait => {
+            let away = evidence::away(begin, |host| known.contains_key(host), options.project.as_ref());
+            return Err(ApplyError::Waiting { transaction: id.clone(), away: away.into_iter().cloned().collect() });
+        }
+    };
     let transactions: BTreeMap<&HostName, &Transaction> =
         links.keys().filter_map(|host| Some((host, known.get(host)?.transaction.as_ref()?))).collect();
     let begins: BTreeMap<_, _> =
         transactions.iter().map(|(host, transaction)| ((*host).clone(), transaction.begin.clone())).collect();
-    let (who, command, all_hosts) = match begins.values().next() {
-        Some(begin) => (begin.who.clone(), begin.command.clone(), begin.hosts.clone()),
-        None => (String::new(), String::new(), Vec::new()),
-    };
+    let (who, command) = (begin.who.clone(), begin.command.clone());
     watch.settling(id, decision, &who);
-    let quiet = transactions.values().map(|transaction| transaction.quiet_ms()).max();
-    tokio::time::sleep(Duration::from_millis(quiet.unwrap_or(0).into())).await;
     let steps: Vec<_> = transactions.values().flat_map(|transaction| &transaction.begin.steps).collect();
     let mut drive = Drive {
         hearing: Hearing::of(links.values().copied(), steps),
@@ -146,73 +137,29 @@ async fn settle_one<'a, L: HostLink>(
         cancel,
         watch,
     };
-    let command = format!("{command}, settled by {} of {}", options.command, options.who);
-    let ended = match decision {
-        Decision::Commit => finish(&mut drive, &command).await,
-        Decision::Revert => take_back(&mut drive, &command).await,
-    };
-    let left = match ended {
-        Ok(left) => left,
-        Err(Stop::Detach) => {
-            return Err(ApplyError::Detached {
-                hosts_left: drive.begins.keys().cloned().collect(),
-                decision: Some(decision),
-            });
-        }
-        Err(Stop::Cause(cause)) => {
-            return Err(ApplyError::Unsettled { transaction: id.to_owned(), decision, cause });
+    let typed = format!("{command}, settled by {} of {}", options.command, options.who);
+    let course = Course::settle(drive.hosts(), decision, sure);
+    // How many releases should stay is the next plan's to say.
+    let followed = match follow(&mut drive, course, u32::MAX, &typed, &Points::default()).await {
+        Ok(followed) => followed,
+        Err(Detached { .. }) => {
+            let hosts_left = drive.begins.keys().cloned().collect();
+            return Err(ApplyError::Detached { hosts_left, decision: Some(decision) });
         }
     };
+    if followed.ending == Ending::NotTakenBack {
+        let cause = Cause::Step(followed.not_undone);
+        return Err(ApplyError::Unsettled { transaction: id.clone(), decision, cause });
+    }
     if !drive.lost.is_empty() {
         return Err(ApplyError::InDoubt { decision, cause: None, lost: drive.lost });
     }
     Ok(Settled {
-        transaction: id.to_owned(),
+        transaction: id.clone(),
         who,
         decision,
         hosts: drive.hosts(),
-        away: all_hosts.into_iter().filter(|host| !known.contains_key(host)).collect(),
-        left,
+        away: begin.hosts.iter().filter(|host| !known.contains_key(*host)).cloned().collect(),
+        left: followed.left,
     })
-}
-
-/// Why settling stops, if it does: a failure, or a host that refuses.
-fn in_the_way(failures: Vec<Failure>, errors: Vec<FleetError>) -> Result<(), Stop> {
-    if !failures.is_empty() {
-        Err(Stop::Cause(Cause::Step(failures)))
-    } else if let Some(error) = errors.into_iter().find(|error| !error.is_lost()) {
-        Err(Stop::Cause(Cause::Host(error)))
-    } else {
-        Ok(())
-    }
-}
-
-/// Everything that is left, forward. Steps up to the cutover are done where this was decided, but for a host that went the other way
-/// before; there they must succeed.
-async fn finish<L: HostLink>(drive: &mut Drive<'_, L>, command: &str) -> Result<Vec<Failure>, Stop> {
-    drive.settle(Decision::Commit, &drive.hosts()).await?;
-    let mut left = Vec::new();
-    for phase in Phase::ALL {
-        let run = drive.run(phase, &drive.hosts()).await?;
-        if phase.before_decided() {
-            in_the_way(run.failures, run.errors)?;
-        } else {
-            left.extend(run.failures);
-            in_the_way(Vec::new(), run.errors)?;
-        }
-    }
-    // How many releases should stay is the next plan's to say.
-    drive.conclude(Decision::Commit, &drive.hosts(), u32::MAX, command).await?;
-    Ok(left)
-}
-
-/// Everything that was done, back.
-async fn take_back<L: HostLink>(drive: &mut Drive<'_, L>, command: &str) -> Result<Vec<Failure>, Stop> {
-    let settled = drive.settle(Decision::Revert, &drive.hosts()).await?;
-    let run = drive.undo(&settled).await?;
-    let clean: Vec<_> =
-        drive.hosts().into_iter().filter(|host| run.failures.iter().all(|failure| failure.host != *host)).collect();
-    drive.conclude(Decision::Revert, &clean, u32::MAX, command).await?;
-    in_the_way(run.failures, run.errors)?;
-    Ok(Vec::new())
 }

@@ -6,15 +6,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use jiji_model::digest::Digest;
 use jiji_model::event::Sink;
 use jiji_model::name::HostName;
-use jiji_model::plan::{Action, Phase, Plan, Step};
-use jiji_model::transaction::{Begin, Decision};
+use jiji_model::plan::{Action, Plan, Step};
+use jiji_model::transaction::evidence::moved;
+use jiji_model::transaction::{Begin, Course, Decision, Ending};
 use jiji_store::Store;
 
 use super::cancel::{Cancel, REVERT};
-use super::drive::{Drive, Stop};
-use super::error::{ApplyError, Cause, Failure};
+use super::drive::Drive;
+use super::error::{ApplyError, Cause};
 use super::events::{Hearing, Watch};
 use super::fan::{all, split};
+use super::follow::{Detached, follow};
 use super::lease;
 use super::link::HostLink;
 use super::{Applied, Options, Seen, participants};
@@ -74,23 +76,32 @@ pub async fn apply<L: HostLink>(
         watch: &watch,
     };
     drive.watch.begun(&transaction, fencing, &drive.hosts());
-    match forward(&mut drive).await {
-        Ok(()) => {}
-        Err(Stop::Detach) => return Err(detached(&drive, None)),
-        Err(Stop::Cause(cause)) => return Err(revert(&mut drive, cause).await),
-    }
-    let left = match decide_and_finish(&mut drive, plan.retain).await {
-        Ok(left) => left,
-        Err(Stop::Detach) => return Err(detached(&drive, Some(Decision::Commit))),
-        Err(Stop::Cause(cause)) => {
-            return Err(ApplyError::InDoubt { decision: Decision::Commit, cause: Some(cause), lost: drive.lost });
+    let batches = drive.hosts().chunks(options.batch.max(1)).map(<[_]>::to_vec).collect();
+    let course = Course::begin(batches);
+    let followed = match follow(&mut drive, course, plan.retain, &options.command, &options.points).await {
+        Ok(followed) => followed,
+        Err(Detached { decision }) => {
+            return Err(ApplyError::Detached { hosts_left: drive.begins.keys().cloned().collect(), decision });
         }
     };
     lease::give_back(drive.links.values().copied()).await;
-    if drive.lost.is_empty() {
-        Ok(Applied { number: fencing, transaction, sent, left })
-    } else {
-        Err(ApplyError::InDoubt { decision: Decision::Commit, cause: None, lost: drive.lost })
+    let lost = drive.lost;
+    let cause = followed.cause.unwrap_or(Cause::Interrupted);
+    match followed.ending {
+        Ending::Concluded(Decision::Commit) if lost.is_empty() => {
+            Ok(Applied { number: fencing, transaction, sent, left: followed.left })
+        }
+        Ending::Concluded(Decision::Commit) | Ending::Waiting => {
+            Err(ApplyError::InDoubt { decision: Decision::Commit, cause: None, lost })
+        }
+        Ending::NotTakenBack => {
+            let lost = lost.into_iter().map(|(host, _)| host).collect();
+            Err(ApplyError::RevertFailed { cause, failures: followed.not_undone, lost })
+        }
+        Ending::Concluded(Decision::Revert) if lost.is_empty() => Err(ApplyError::Reverted { cause }),
+        Ending::Concluded(Decision::Revert) => {
+            Err(ApplyError::InDoubt { decision: Decision::Revert, cause: Some(cause), lost })
+        }
     }
 }
 
@@ -137,7 +148,7 @@ async fn before_beginning<L: HostLink>(
     let leasing: BTreeSet<&HostName> = plan.steps.iter().filter(|step| gives(step)).map(|step| &step.host).collect();
     for (host, now) in &now {
         let what = match seen.get(host) {
-            Some(before) => lease::moved(before, now, leasing.contains(host)),
+            Some(before) => moved(before, now, leasing.contains(host)),
             None => Some("it was not part of the look"),
         };
         if let Some(what) = what {
@@ -183,115 +194,4 @@ async fn send_blobs<L: HostLink>(
         Some(error) => Err(error),
         None => Ok(sent.into_iter().map(|(host, progress)| (host, progress.sent)).collect()),
     }
-}
-
-/// From the beginning to the last cutover.
-async fn forward<L: HostLink>(drive: &mut Drive<'_, L>) -> Result<(), Stop> {
-    let points = &drive.options.points;
-    drive.begin().await?;
-    points.pass("begun").await;
-    let hosts = drive.hosts();
-    for (phase, point) in [(Phase::Boot, "booted"), (Phase::Prepare, "prepared")] {
-        drive.run(phase, &hosts).await?.stop(drive.cancel)?;
-        points.pass(point).await;
-    }
-    points.pass("before-cutover-1").await;
-    for (number, batch) in hosts.chunks(drive.options.batch.max(1)).enumerate() {
-        if number > 0 {
-            points.pass("between-cutovers").await;
-        }
-        for phase in [Phase::Publish, Phase::Cutover] {
-            drive.run(phase, batch).await?.stop(drive.cancel)?;
-        }
-    }
-    points.pass("cut-over").await;
-    if drive.cancel.is_requested() {
-        return Err(Stop::Cause(Cause::Interrupted));
-    }
-    Ok(())
-}
-
-/// Decides, and then only goes forward. Gives the steps that failed after the decision.
-///
-/// From the first attempt to record the decision on, nothing may be reverted by this run: a host that was lost meanwhile may have
-/// recorded it.
-async fn decide_and_finish<L: HostLink>(drive: &mut Drive<'_, L>, retain: u32) -> Result<Vec<Failure>, Stop> {
-    let points = &drive.options.points;
-    let hosts = drive.hosts();
-    let (first, others) = if points.is("settled-one") { hosts.split_at(1) } else { (&[][..], &hosts[..]) };
-    let mut settled = drive.settle(Decision::Commit, first).await?;
-    points.pass("settled-one").await;
-    settled.extend(drive.settle(Decision::Commit, others).await?);
-    points.pass("settled").await;
-    if settled.is_empty() {
-        let error = drive.lost.first().map(|(_, error)| error.clone());
-        return Err(Stop::Cause(error.map_or(Cause::Interrupted, Cause::Host)));
-    }
-    let mut left = Vec::new();
-    for (phase, point) in [(Phase::Withdraw, "withdrawn"), (Phase::Drain, "drained"), (Phase::Finalize, "finalized")] {
-        let run = drive.run(phase, &drive.hosts()).await?;
-        left.extend(run.failures);
-        refused(drive, run.errors);
-        points.pass(point).await;
-    }
-    let hosts = drive.hosts();
-    let (first, others) =
-        if points.is("concluded-one") { hosts.split_at(hosts.len().min(1)) } else { (&[][..], &hosts[..]) };
-    let command = drive.options.command.clone();
-    drive.conclude(Decision::Commit, first, retain, &command).await?;
-    points.pass("concluded-one").await;
-    drive.conclude(Decision::Commit, others, retain, &command).await?;
-    Ok(left)
-}
-
-/// Hosts that refuse where they must not are as good as lost.
-fn refused<L: HostLink>(drive: &mut Drive<'_, L>, errors: Vec<FleetError>) {
-    for error in errors {
-        if let Some(host) = error.host().cloned()
-            && drive.links.contains_key(&host)
-        {
-            drive.lose(host, error);
-        }
-    }
-}
-
-fn detached<L: HostLink>(drive: &Drive<'_, L>, decision: Option<Decision>) -> ApplyError {
-    ApplyError::Detached { hosts_left: drive.begins.keys().cloned().collect(), decision }
-}
-
-/// Takes everything back on every host that answers, and says how it ended.
-async fn revert<L: HostLink>(drive: &mut Drive<'_, L>, cause: Cause) -> ApplyError {
-    drive.watch.reverting(&cause.to_string());
-    match try_revert(drive, &cause).await {
-        Err(_) => detached(drive, Some(Decision::Revert)),
-        Ok(failures) => {
-            lease::give_back(drive.links.values().copied()).await;
-            let lost = std::mem::take(&mut drive.lost);
-            if !failures.is_empty() {
-                let lost = lost.into_iter().map(|(host, _)| host).collect();
-                ApplyError::RevertFailed { cause, failures, lost }
-            } else if !lost.is_empty() {
-                ApplyError::InDoubt { decision: Decision::Revert, cause: Some(cause), lost }
-            } else {
-                ApplyError::Reverted { cause }
-            }
-        }
-    }
-}
-
-async fn try_revert<L: HostLink>(drive: &mut Drive<'_, L>, cause: &Cause) -> Result<Vec<Failure>, Stop> {
-    let hosts = drive.hosts();
-    let settled = drive.settle(Decision::Revert, &hosts).await?;
-    tokio::time::sleep(drive.quiet(cause)).await;
-    let run = drive.undo(&settled).await?;
-    refused(drive, run.errors);
-    // Where something could not be taken back the journal stays open, so that the next run tries again.
-    let clean: Vec<_> = drive
-        .hosts()
-        .into_iter()
-        .filter(|host| settled.contains(host) && run.failures.iter().all(|failure| failure.host != *host))
-        .collect();
-    let command = drive.options.command.clone();
-    drive.conclude(Decision::Revert, &clean, u32::MAX, &command).await?;
-    Ok(run.failures)
 }

@@ -166,7 +166,10 @@ impl Ship {
     async fn settle(&self, fleet: &Fleet, observation: &Observation) -> Result<Vec<Settled>, ShipError> {
         let records = deploy::records(observation);
         let scope = self.project.scope();
-        settle_open(&scope, &records, &fleet.sessions, &self.apply, &self.cancel, &*self.sink)
+        // A ship reaches every host of the project, or does nothing.
+        let mut options = self.apply.clone();
+        options.project = Some(self.project.used_servers().map(|(host, _)| host.clone()).collect());
+        settle_open(&scope, &records, &fleet.sessions, &options, &self.cancel, &*self.sink)
             .await
             .map_err(|error| ShipError::Apply { error: Box::new(error), verdicts: Vec::new() })
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use jiji_model::digest::canonical_json;
 use jiji_model::observation::LeaseFacts;
-use jiji_model::transaction::lease::{Moment, decide, live};
+use jiji_model::transaction::lease::{Gone, Moment, decide, guard, is_held, live};
 use jiji_model::transaction::{Lease, LeaseDecision, LeaseRequest};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
@@ -154,6 +154,14 @@ async fn end(old: Process) -> Result<(), LeaseError> {
     Err(LeaseError::Survives { pid: old.pid })
 }
 
+fn lost(gone: Gone) -> LeaseError {
+    let why = match gone {
+        Gone::Taken => "a newer holder took it",
+        Gone::Expired => "it expired, the operator was not heard for too long",
+    };
+    LeaseError::Lost { why }
+}
+
 impl Held {
     /// The lease as recorded.
     pub fn lease(&self) -> &Lease {
@@ -171,19 +179,13 @@ impl Held {
     /// [`LeaseError::Lost`] when it is not.
     pub fn guard(&self) -> Result<Lock, LeaseError> {
         let lock = self.project.lock()?;
-        self.check()?;
-        if clock::boottime_ms() >= self.lease.expires_ms {
-            return Err(LeaseError::Lost { why: "it expired, the operator was not heard for too long" });
-        }
+        guard(&self.lease, recorded(&self.project)?.as_ref(), clock::boottime_ms()).map_err(lost)?;
         Ok(lock)
     }
 
     fn check(&self) -> Result<(), LeaseError> {
-        let ours = recorded(&self.project)?.is_some_and(|lease| {
-            (&lease.holder, lease.fencing, lease.session, lease.session_start)
-                == (&self.lease.holder, self.lease.fencing, self.lease.session, self.lease.session_start)
-        });
-        if ours { Ok(()) } else { Err(LeaseError::Lost { why: "a newer holder took it" }) }
+        let ours = is_held(&self.lease, recorded(&self.project)?.as_ref());
+        if ours { Ok(()) } else { Err(lost(Gone::Taken)) }
     }
 
     /// The operator is alive: the lease lasts another while.

@@ -2,13 +2,29 @@
 //!
 //! These are the rules by which a fleet changes as one, without I/O: `jiji-host` keeps the records and `apply` drives them, both through
 //! the functions here. The hosts' journals alone suffice to settle a transaction: the operator may be a machine that is gone.
+//!
+//! | room | what it decides |
+//! | --- | --- |
+//! | [`lease`] | who may change a project on a host |
+//! | [`accept`] | what a host lets an operator do |
+//! | [`journal`] | what happened on a host, and what is left to do or to take back |
+//! | [`course`] | what an operator does next |
+//! | [`evidence`] | which way an interrupted transaction ends |
+//!
+//! `tests/explore` puts hosts, operators and faults around these functions and searches every way that they can go together.
 
+pub mod accept;
 pub mod audit;
+pub mod course;
+pub mod evidence;
 pub mod journal;
 pub mod lease;
 pub mod release;
 pub mod roster;
 
+pub use accept::{Accepted, Refused};
+pub use course::{Course, Ending, Heard, Move};
+pub use evidence::{Trace, Way};
 pub use journal::{Begin, Decision, Entry, Outcome, Settlement, StepState, Transaction};
 pub use lease::{Lease, LeaseDecision, LeaseRequest};
 pub use release::Release;

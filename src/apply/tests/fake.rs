@@ -11,7 +11,9 @@ use jiji_model::plan::{Action, Phase, Step, Word};
 use jiji_model::probe::{Probe, ProbeResult, Timeline};
 use jiji_model::protocol::{EvidenceFound, HostEvent, RefusalKind, Reply, Request, RunReport, StepFailure, StepReport};
 use jiji_model::transaction::lease::{self, Moment};
-use jiji_model::transaction::{Decision, Entry, HostRecords, Lease, LeaseDecision, Outcome, Release, Transaction};
+use jiji_model::transaction::{
+    Decision, Entry, HostRecords, Lease, LeaseDecision, Outcome, Refused, Release, Transaction, accept,
+};
 use jiji_store::Store;
 
 use crate::apply::HostLink;
@@ -46,6 +48,8 @@ pub(super) struct World {
     /// After how many moves the host dies, counted down.
     pub(super) dies_in: Option<u32>,
     pub(super) dead: bool,
+    /// What was about to be logged when the host died.
+    pub(super) dies_at: Option<String>,
     /// What was asked and done, in order.
     pub(super) log: Vec<String>,
 }
@@ -170,6 +174,10 @@ impl HostLink for Link {
 /// The host died.
 struct Dead;
 
+fn refusal(refused: Refused) -> Reply {
+    Reply::Refused { why: refused.why, message: refused.message }
+}
+
 fn refused(why: RefusalKind) -> Reply {
     Reply::Refused { why, message: format!("{why:?}") }
 }
@@ -220,29 +228,71 @@ impl World {
         if needs_lease && !self.holds(session) {
             return Ok(refused(RefusalKind::NoLease));
         }
-        let open = self.transaction.as_ref().is_some_and(Transaction::is_open);
+        let lease = self.lease.as_ref().map_or(0, |lease| lease.fencing);
         let reply = match request {
             Request::Observe { wants } => {
                 Reply::Facts(wants.into_iter().map(|want| self.fact(want.id, &want.query)).collect())
             }
             Request::Acquire(request) => self.acquire(session, &request),
-            Request::Begin(_) if open => refused(RefusalKind::OpenTransaction),
-            Request::Begin(begin) => {
-                self.log.push("begin".to_owned());
-                self.transaction = Some(Transaction::new(*begin));
-                Reply::Done
-            }
             Request::Release => {
                 self.lease = None;
                 Reply::Done
             }
-            _ if !open => refused(RefusalKind::NoTransaction),
+            Request::Begin(begin) => match accept::begin(self.transaction.as_ref(), &begin, lease) {
+                Ok(_) => {
+                    self.log.push("begin".to_owned());
+                    self.transaction = Some(Transaction::new(*begin));
+                    Reply::Done
+                }
+                Err(refused) => refusal(refused),
+            },
+            request => match self.in_transaction(host, lease, request, events)? {
+                Ok(reply) => reply,
+                Err(refused) => refusal(refused),
+            },
+        };
+        // It was done, and the answer may still be lost.
+        self.tick()?;
+        Ok(reply)
+    }
+
+    /// What needs an open transaction, accepted by the rules that hosts have.
+    fn in_transaction(
+        &mut self,
+        host: &HostName,
+        lease: u64,
+        request: Request,
+        events: &mut Vec<HostEvent>,
+    ) -> Result<Result<Reply, Refused>, Dead> {
+        let journal = self.transaction.clone();
+        let open = match accept::open(journal.as_ref()) {
+            Ok(open) => open,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let accepted = match &request {
+            Request::Run { phase } => accept::run(open, *phase).map(|_| ()),
+            Request::Settle(settlement) => accept::settle(open, *settlement, lease).map(|_| ()),
+            Request::Undo => accept::undo(open).map(|_| ()),
+            Request::Conclude { release, audit, .. } => {
+                accept::conclude(Some(open), &audit.transaction, release.as_deref()).map(|_| ())
+            }
+            other => panic!("nobody asks {other:?} here"),
+        };
+        if let Err(refused) = accepted {
+            return Ok(Err(refused));
+        }
+        Ok(Ok(match request {
             Request::Run { phase } => {
                 self.log.push(format!("run {phase}"));
                 Reply::Ran(self.run(host, phase, events)?)
             }
             Request::Settle(settlement) => {
-                self.log.push(format!("settle {:?}", settlement.decision));
+                let what = format!("settle {:?}", settlement.decision);
+                if self.dies_at.as_ref() == Some(&what) {
+                    self.dead = true;
+                    return Err(Dead);
+                }
+                self.log.push(what);
                 self.journal(Entry::Settled(settlement));
                 Reply::Done
             }
@@ -252,23 +302,14 @@ impl World {
             }
             Request::Conclude { release, .. } => {
                 self.log.push("conclude".to_owned());
-                let decision = self.transaction.as_ref().and_then(|open| open.settlement);
-                assert_eq!(
-                    release.is_some(),
-                    decision.is_some_and(|settled| settled.decision == Decision::Commit),
-                    "a release is made by a commit alone"
-                );
                 if let Some(release) = release {
                     self.releases.insert(0, *release);
                 }
                 self.journal(Entry::Concluded);
                 Reply::Done
             }
-            other => panic!("nobody asks {other:?} here"),
-        };
-        // It was done, and the answer may still be lost.
-        self.tick()?;
-        Ok(reply)
+            _ => Reply::Done,
+        }))
     }
 
     fn fact(&self, id: String, query: &Query) -> Fact {

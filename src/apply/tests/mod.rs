@@ -231,6 +231,19 @@ impl Lab {
     }
 }
 
+fn earlier() -> jiji_model::transaction::Release {
+    jiji_model::transaction::Release {
+        version: 1,
+        number: 0,
+        transaction: "before".to_owned(),
+        plan: Digest::of("before"),
+        who: String::new(),
+        command: "ship".to_owned(),
+        at_s: 0,
+        services: BTreeMap::new(),
+    }
+}
+
 fn options() -> Options {
     Options::new("run", "ann@laptop", "ship", 7)
 }
@@ -506,7 +519,16 @@ async fn a_host_that_dies_at_any_move_agrees_with_the_others_once_it_is_back() {
                 Ok(_) => {}
                 Err(error) => assert!(matches!(error.exit_code(), 6 | 9), "{context}: {error}"),
             }
-            lab.settle().await.unwrap_or_else(|error| panic!("{context}, without it: {error}"));
+            match lab.settle().await {
+                Ok(_) => {}
+                // The others recorded the commit, and nobody can know whether it did: both versions are kept until it is back.
+                Err(ApplyError::Waiting { away, .. }) => assert_eq!(away, [HostName::new(victim).expect("a name")]),
+                Err(error) => panic!("{context}, without it: {error}"),
+            }
+            for (host, world) in &lab.worlds {
+                let world = world.lock().expect("free");
+                assert!(!world.outage, "{context}, without it: {host} lost requests: {:?}", world.log);
+            }
             lab.with(victim, World::revive);
             lab.settle().await.unwrap_or_else(|error| panic!("{context}, with it: {error}"));
             lab.agree(&context);
@@ -526,4 +548,45 @@ async fn a_host_that_alone_knew_the_decision_follows_the_rest_when_it_comes_back
     lab.with("one", World::revive);
     lab.settle().await.expect("settled with it");
     assert_eq!(lab.agree("back"), OLD);
+}
+
+#[tokio::test]
+async fn nothing_old_goes_while_a_host_may_not_know_the_decision_and_nobody_is_asked_for_it() {
+    let lab = Lab::of(&["one", "two"]);
+    // The second host dies as it is told of the decision.
+    lab.with("two", |world| world.dies_at = Some("settle Commit".to_owned()));
+    let error = lab.ship().await.expect_err("one host is lost");
+    assert_eq!(error.exit_code(), 9, "{error}");
+    lab.with("one", |world| assert_eq!((world.routed.as_deref(), world.containers.len()), (Some(NEW), 2)));
+    // Without it both versions stay.
+    let error = lab.settle().await.expect_err("it must be reached first");
+    assert!(matches!(&error, ApplyError::Waiting { away, .. } if away.len() == 1), "{error}");
+    assert!(lab.with("one", |world| world.records().lease.is_none() && world.containers.len() == 2));
+    // A host that was taken out of the project is not waited for.
+    let links = lab.links();
+    let seen = lab.seen(&links);
+    let alone = Options { project: Some(links.keys().cloned().collect()), ..options() };
+    settle_open("shop", &seen, &links, &alone, &Cancel::default(), &Silent).await.expect("settled");
+    lab.with("one", |world| assert_eq!((world.containers.len(), world.releases.len()), (1, 1)));
+}
+
+#[tokio::test]
+async fn a_host_that_alone_recorded_the_commit_follows_the_rest_even_when_they_shipped_since() {
+    let lab = Lab::of(&["one", "two"]);
+    lab.with("two", |world| world.releases.push(earlier()));
+    let killed = lab.ship_mortal(&options().abort_at(Some("settled-one".to_owned()))).await;
+    assert!(killed.is_none());
+    lab.with("one", |world| world.dead = true);
+    lab.settle().await.expect("taken back without it");
+    // The other host alone ships something else, which writes its journal over.
+    let two = HostName::new("two").expect("a name");
+    let (links, cancel) = (lab.links(), Cancel::default());
+    let seen = lab.seen(&links);
+    apply(&plan(std::slice::from_ref(&two)), &seen, &links, &lab.store, &options(), &cancel, &Silent)
+        .await
+        .expect("shipped");
+    lab.with("one", World::revive);
+    let settled = lab.settle().await.expect("settled with it");
+    assert_eq!(settled[0].decision, Decision::Revert);
+    assert_eq!(lab.with("one", |world| world.routed.clone()).as_deref(), Some(OLD));
 }

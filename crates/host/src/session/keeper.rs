@@ -1,20 +1,20 @@
 //! What needs the lease: transactions, step by step.
 //!
 //! Every change of a record is made under the project's lock and only while the lease is still this session's; an entry of the journal is
-//! synced before what it announces is done, and before what it reports is told. What a journal's entries mean, and which steps are left to
-//! do or to take back, is [`jiji_model::transaction`]'s.
+//! synced before what it announces is done, and before what it reports is told. What a journal's entries mean, what is
+//! accepted, and which steps are left to do or to take back, is [`jiji_model::transaction`]'s.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use jiji_model::digest::Digest;
-use jiji_model::plan::{Action, Phase, Repeat, Step};
+use jiji_model::plan::{Action, Phase, Step};
 use jiji_model::protocol::{HostEvent, RefusalKind, Reply, RunReport, StepFailure, StepReport};
 use jiji_model::transaction::audit::AuditEvent;
 use jiji_model::transaction::{
-    Begin, Decision, Entry, LeaseDecision, LeaseRequest, Outcome, Release, Settlement, StepState, Transaction,
+    Accepted, Begin, Entry, LeaseDecision, LeaseRequest, Outcome, Release, Settlement, Transaction, accept,
 };
 
 use super::{Refusal, Session, abort};
@@ -53,10 +53,8 @@ impl<'s> Keeper<'s> {
 
     /// The open transaction's journal.
     fn open(&mut self) -> Result<&mut Journal, Refusal> {
-        match &mut self.journal {
-            Some(journal) if journal.transaction().is_open() => Ok(journal),
-            _ => Err(Refusal::new(RefusalKind::NoTransaction, "find the transaction: none is open here")),
-        }
+        accept::open(self.journal.as_ref().map(Journal::transaction))?;
+        self.journal.as_mut().ok_or_else(|| out_of_order("find the transaction: it went away"))
     }
 
     fn append(&mut self, entry: Entry) -> Result<(), Refusal> {
@@ -98,12 +96,6 @@ impl<'s> Keeper<'s> {
     }
 
     pub(super) fn begin(&mut self, begin: Begin) -> Result<Reply, Refusal> {
-        if begin.version > Begin::VERSION {
-            return Err(Refusal::new(
-                RefusalKind::NewerFormat,
-                "begin: the journal's format is newer than this jiji's",
-            ));
-        }
         let actions = begin.steps.iter().flat_map(|step| std::iter::once(&step.action).chain(&step.undo));
         if let Some(kind) = actions.filter_map(unsupported).next() {
             return Err(Refusal::new(RefusalKind::Unsupported, format!("begin: this jiji-host knows no {kind}")));
@@ -117,18 +109,9 @@ impl<'s> Keeper<'s> {
             }
             (held.project().journal(), held.lease().fencing)
         };
-        if begin.fencing != fencing {
-            return Err(out_of_order(format!("begin: number {} is not the lease's, {fencing}", begin.fencing)));
-        }
-        match self.journal.as_ref().map(Journal::transaction) {
-            // Asked again, because the answer was lost.
-            Some(open) if open.begin == begin => return Ok(Reply::Done),
-            Some(open) if open.is_open() => {
-                let message =
-                    format!("begin: transaction `{}` of {} is open here", open.begin.transaction, open.begin.who);
-                return Err(Refusal::new(RefusalKind::OpenTransaction, message));
-            }
-            _ => {}
+        let last = self.journal.as_ref().map(Journal::transaction);
+        if accept::begin(last, &begin, fencing)? == Accepted::Already {
+            return Ok(Reply::Done);
         }
         abort::point("before-begin", &begin.command);
         self.journal = Some(Journal::begin(&path, begin)?);
@@ -139,20 +122,7 @@ impl<'s> Keeper<'s> {
         let _lock = self.guard()?;
         let highest = self.session.lease.borrow().as_ref().map_or(0, |held| held.lease().fencing);
         let journal = self.open()?;
-        let transaction = journal.transaction();
-        if !(transaction.begin.fencing..=highest).contains(&settlement.fencing) {
-            return Err(out_of_order(format!(
-                "settle: number {} is not between the transaction's, {}, and the lease's, {highest}",
-                settlement.fencing, transaction.begin.fencing
-            )));
-        }
-        if transaction
-            .settlement
-            .is_some_and(|earlier| earlier.fencing == settlement.fencing && earlier.decision != settlement.decision)
-        {
-            return Err(out_of_order("settle: it is settled the other way under this number"));
-        }
-        if transaction.settlement != Some(settlement) {
+        if accept::settle(journal.transaction(), settlement, highest)? == Accepted::New {
             abort::point("before-settle", "");
             journal.append(Entry::Settled(settlement))?;
             abort::point("after-settle", "");
@@ -162,27 +132,13 @@ impl<'s> Keeper<'s> {
 
     pub(super) async fn run(&mut self, phase: Phase) -> Result<Reply, Refusal> {
         drop(self.guard()?);
-        let transaction = self.open()?.transaction();
-        match transaction.settlement.map(|settlement| settlement.decision) {
-            Some(Decision::Revert) => return Err(out_of_order(format!("run {phase}: it is settled to revert"))),
-            None if !phase.before_decided() => {
-                return Err(out_of_order(format!("run {phase}: nothing is decided yet")));
-            }
-            _ => {}
-        }
-        if phase.before_decided()
-            && let Some(earlier) =
-                Phase::ALL.into_iter().find(|earlier| *earlier < phase && !transaction.to_finish(*earlier).is_empty())
-        {
-            return Err(out_of_order(format!("run {phase}: {earlier} has not ended")));
-        }
-        let steps: Vec<Step> = transaction.to_finish(phase).into_iter().cloned().collect();
+        let steps: Vec<Step> = accept::run(self.open()?.transaction(), phase)?.into_iter().cloned().collect();
         let mut report = RunReport { steps: Vec::new(), failure: None };
         for step in steps {
             if self.session.closing.is_wanted() || self.session.interrupt.is_wanted() {
                 break;
             }
-            let failure = match self.in_the_way(&step)? {
+            let failure = match accept::in_the_way(self.open()?.transaction(), &step) {
                 Some(cause) => Some(StepFailure { step: step.id, cause, timeline: None, evidence: Vec::new() }),
                 None => self.step(&step, false, &mut report.steps).await?,
             };
@@ -195,26 +151,18 @@ impl<'s> Keeper<'s> {
         Ok(Reply::Ran(report))
     }
 
-    /// Why a step cannot be run now, if something is in its way.
-    fn in_the_way(&mut self, step: &Step) -> Result<Option<String>, Refusal> {
-        let transaction = self.open()?.transaction();
-        let pairs = || transaction.begin.steps.iter().zip(&transaction.states);
-        let unknown = pairs().any(|(one, state)| one.id == step.id && *state == StepState::Unknown);
-        if unknown && step.repeat == Repeat::AtMostOnce {
-            return Ok(Some("run it again: how it ended is not known, and it may run only once".to_owned()));
-        }
-        let done = |state: &StepState| matches!(state, StepState::Ended(outcome) if outcome.is_ok());
-        let before = pairs().find(|(one, state)| step.after.contains(&one.id) && !done(state));
-        Ok(before.map(|(one, _)| format!("begin: `{}`, which comes before, has not ended well", one.title)))
-    }
-
     pub(super) async fn undo(&mut self) -> Result<Reply, Refusal> {
         drop(self.guard()?);
         let transaction = self.open()?.transaction();
-        if transaction.settlement.map(|settlement| settlement.decision) != Some(Decision::Revert) {
-            return Err(out_of_order("take back: it is not settled to revert"));
+        let steps: Vec<Step> = accept::undo(transaction)?.into_iter().cloned().collect();
+        if !steps.is_empty() {
+            // What was begun, by whomever, may still take effect; what takes it back must come after that.
+            let quiet = Duration::from_millis(transaction.quiet_ms().into());
+            tokio::select! {
+                () = self.session.closing.wanted() => {}
+                () = tokio::time::sleep(quiet) => {}
+            }
         }
-        let steps: Vec<Step> = transaction.to_undo().into_iter().cloned().collect();
         let mut report = RunReport { steps: Vec::new(), failure: None };
         for step in steps {
             if self.session.closing.is_wanted() {
@@ -328,32 +276,17 @@ impl<'s> Keeper<'s> {
             Some(held) => held.project().clone(),
             None => return Err(out_of_order("conclude: no lease is held")),
         };
-        if let Some(last) = self.journal.as_ref().map(Journal::transaction)
-            && last.concluded
-            && last.begin.transaction == audit.transaction
-        {
-            // Asked again, because the answer was lost.
+        let last = self.journal.as_ref().map(Journal::transaction);
+        if accept::conclude(last, &audit.transaction, release)? == Accepted::Already {
             return Ok(Reply::Done);
         }
-        let journal = self.open()?;
-        let transaction = journal.transaction();
-        match (transaction.settlement.map(|settlement| settlement.decision), release) {
-            (None, _) => return Err(out_of_order("conclude: it is not settled")),
-            (Some(Decision::Revert), Some(_)) => {
-                return Err(out_of_order("conclude: what was taken back is no release"));
-            }
-            _ => {}
-        }
         if let Some(release) = release {
-            if release.version > Release::VERSION || release.transaction != transaction.begin.transaction {
-                return Err(out_of_order("conclude: the release is of another transaction or a newer jiji"));
-            }
             records::keep_release(&project, release, retain)?;
         }
         abort::point("after-release", "");
         records::audit(&project, audit)?;
         abort::point("after-audit", "");
-        journal.append(Entry::Concluded)?;
+        self.open()?.append(Entry::Concluded)?;
         self.tidy();
         Ok(Reply::Done)
     }

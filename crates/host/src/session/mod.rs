@@ -21,6 +21,7 @@ use jiji_model::protocol::{
     Ask, Decoder, Frame, FrameError, FrameKind, Hello, HostEvent, RefusalKind, Reply, Request, Tell, VERSION, decode,
     decode_blob, decode_secrets, encode,
 };
+use jiji_model::transaction::Refused;
 use tokio::sync::{Notify, OnceCell, mpsc};
 
 use crate::Settings;
@@ -212,6 +213,12 @@ pub(crate) struct Refusal {
 impl Refusal {
     pub(crate) fn new(why: RefusalKind, message: impl Into<String>) -> Self {
         Self { why, message: message.into() }
+    }
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        Self::new(refused.why, refused.message)
     }
 }
 

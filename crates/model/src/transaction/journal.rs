@@ -48,7 +48,7 @@ impl Begin {
 }
 
 /// Which way a transaction ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decision {
     /// The new version stays.
@@ -58,7 +58,7 @@ pub enum Decision {
 }
 
 /// A decision with the fencing number it was made under. Of two, the higher number holds on every host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settlement {
     /// Which way.
@@ -262,12 +262,6 @@ impl Transaction {
         pairs.filter(|(step, state)| step.phase == phase && !done(state)).map(|(step, _)| step).collect()
     }
 
-    /// The longest quiet time of steps whose outcome is unknown, in milliseconds: how long to wait before anything is taken back.
-    pub fn quiet_ms(&self) -> u32 {
-        let pairs = self.begin.steps.iter().zip(&self.states);
-        pairs.filter(|(_, state)| **state == StepState::Unknown).map(|(step, _)| step.quiet_ms).max().unwrap_or(0)
-    }
-
     /// The output that step `id` left, where it ended well with one.
     pub fn output(&self, id: &str) -> Option<&str> {
         let index = self.begin.steps.iter().position(|step| step.id == id)?;
@@ -276,13 +270,6 @@ impl Transaction {
             _ => None,
         }
     }
-}
-
-/// Which way an interrupted transaction ends, from what every reachable host knows of it: the settlement with the highest number, and
-/// where there is none a revert, since nothing irreversible happens before one.
-pub fn resolve<'a>(transactions: impl IntoIterator<Item = &'a Transaction>) -> Decision {
-    let settlements = transactions.into_iter().filter_map(|transaction| transaction.settlement);
-    settlements.max_by_key(|settlement| settlement.fencing).map_or(Decision::Revert, |settlement| settlement.decision)
 }
 
 #[cfg(test)]
@@ -357,10 +344,7 @@ mod tests {
         for pair in [[commit, revert], [revert, commit]] {
             let transaction = replay(&pair.map(Entry::Settled));
             assert_eq!(transaction.settlement, Some(revert));
-            assert_eq!(resolve([&transaction]), Decision::Revert);
         }
-        assert_eq!(resolve([&replay(&[])]), Decision::Revert);
-        assert_eq!(resolve([&replay(&[]), &replay(&[Entry::Settled(commit)])]), Decision::Commit);
     }
 
     #[test]

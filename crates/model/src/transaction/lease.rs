@@ -108,6 +108,35 @@ pub fn decide(
     })
 }
 
+/// Why a lease that was held cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// A newer holder took it, or it was given back.
+    Taken,
+    /// It expired. It revives when the operator is heard again before somebody takes it.
+    Expired,
+}
+
+/// Whether `held` is still what stands recorded: the same run, the same number, the same session.
+pub fn is_held(held: &Lease, recorded: Option<&Lease>) -> bool {
+    let key = |lease: &Lease| (lease.holder.clone(), lease.fencing, lease.session, lease.session_start);
+    recorded.is_some_and(|recorded| key(recorded) == key(held))
+}
+
+/// Whether the session that holds `held` may change something at `now_ms`, by what stands recorded.
+///
+/// # Errors
+/// [`Gone`] when it may not.
+pub fn guard(held: &Lease, recorded: Option<&Lease>, now_ms: u64) -> Result<(), Gone> {
+    if !is_held(held, recorded) {
+        Err(Gone::Taken)
+    } else if now_ms >= held.expires_ms {
+        Err(Gone::Expired)
+    } else {
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -496,10 +496,14 @@ fn a_newer_settlement_holds_and_records_of_a_newer_jiji_are_left_alone() {
     operator.end().0.expect("it ends well");
     let mut operator = machine.session();
     operator.ask(acquire("a", 5, 60_000));
+    // Nothing is committed before everything that comes before it was done.
+    assert_eq!(refused(operator.ask(settle(Decision::Commit, 1))), RefusalKind::OutOfOrder);
+    assert!(ran(operator.ask(Request::Run { phase: Phase::Boot })).failure.is_none());
     assert_eq!(refused(operator.ask(settle(Decision::Commit, 6))), RefusalKind::OutOfOrder);
     assert_eq!(operator.ask(settle(Decision::Commit, 1)), Reply::Done);
     assert_eq!(operator.ask(settle(Decision::Revert, 5)), Reply::Done);
-    assert_eq!(operator.ask(settle(Decision::Commit, 4)), Reply::Done);
+    // A lower one is refused, so that nobody takes it for recorded.
+    assert_eq!(refused(operator.ask(settle(Decision::Commit, 4))), RefusalKind::OutOfOrder);
     let settled = machine.records().transaction.expect("open").settlement;
     assert_eq!(settled, Some(Settlement { decision: Decision::Revert, fencing: 5 }));
     operator.end().0.expect("it ends well");

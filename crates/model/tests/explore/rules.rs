@@ -1,0 +1,63 @@
+//! The rules as they are, and each of them weakened: an explorer that does not find what a weakened rule breaks proves nothing.
+
+use jiji_model::transaction::{Entry, HostRecords, Outcome, Settlement, StepState, Trace, Transaction, Way, evidence};
+
+/// What is weakened. Nothing by default.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rules {
+    /// Of two settlements of a host, the lower number holds.
+    pub lower_wins: bool,
+    /// The host removes what is old as it moves the route.
+    pub remove_at_cutover: bool,
+    /// Nobody waits until what was begun can take effect no more.
+    pub no_quiet: bool,
+    /// Steps that failed are taken back at once; only those whose end is not known are waited for.
+    pub quiet_for_unknown_only: bool,
+    /// The operator goes on with those hosts that recorded the commit, and so does who settles.
+    pub go_on_without_all: bool,
+    /// A host that is further on tells nothing of an older transaction.
+    pub no_history: bool,
+    /// Who holds the lease is not asked, and nobody ends an older session.
+    pub no_guard: bool,
+    /// A host runs phases in any order, decided or not.
+    pub no_order: bool,
+}
+
+impl Rules {
+    pub fn journal(&self, transaction: &mut Transaction, entry: Entry) {
+        let earlier: Option<Settlement> = transaction.settlement;
+        transaction.apply(entry).expect("the step is known");
+        if self.lower_wins && earlier.is_some() {
+            transaction.settlement = earlier;
+        }
+    }
+
+    pub fn quiet_ms(&self, open: &Transaction) -> u32 {
+        let failed = |state: &StepState| {
+            matches!(state, StepState::Ended(Outcome::Failed { .. }) | StepState::Undone(Outcome::Failed { .. }))
+        };
+        if self.no_quiet {
+            0
+        } else if self.quiet_for_unknown_only {
+            let mut only = open.clone();
+            for state in only.states.iter_mut().filter(|state| failed(state)) {
+                *state = StepState::Pending;
+            }
+            only.quiet_ms()
+        } else {
+            open.quiet_ms()
+        }
+    }
+
+    pub fn trace(&self, id: &str, fencing: u64, records: &HostRecords) -> Trace {
+        let here = records.transaction.as_ref().is_some_and(|last| last.begin.transaction == id);
+        if self.no_history && !here { Trace::Nothing } else { evidence::trace(id, fencing, records) }
+    }
+
+    pub fn way(&self, traces: impl IntoIterator<Item = Trace>, away: bool) -> Way {
+        match evidence::way(traces, away) {
+            Way::Wait | Way::Commit { .. } if self.go_on_without_all => Way::Commit { known: true },
+            way => way,
+        }
+    }
+}
