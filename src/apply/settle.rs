@@ -1,10 +1,10 @@
 //! Bringing to an end what a run of jiji that is gone left open.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jiji_model::event::Sink;
 use jiji_model::name::HostName;
-use jiji_model::transaction::{Begin, Course, Decision, Ending, HostRecords, Transaction, Way, evidence};
+use jiji_model::transaction::{Begin, Course, Decision, Ending, Transaction, Way, evidence};
 
 use super::cancel::Cancel;
 use super::drive::Drive;
@@ -16,6 +16,9 @@ use super::lease;
 use super::link::HostLink;
 use super::points::Points;
 use super::{Options, Seen};
+
+/// How often something new that is open is settled before it is left to the next run.
+const ROUNDS: u32 = 3;
 
 /// A transaction that was settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,37 +50,55 @@ pub async fn settle_open<L: HostLink>(
     cancel: &Cancel,
     sink: &dyn Sink,
 ) -> Result<Vec<Settled>, ApplyError> {
-    let open = |records: &HostRecords| records.transaction.as_ref().is_some_and(Transaction::is_open);
-    let hosts: BTreeSet<&HostName> = seen.iter().filter(|(_, records)| open(records)).map(|(host, _)| host).collect();
-    let with_open: BTreeMap<HostName, &L> =
-        links.iter().filter(|(host, _)| hosts.contains(host)).map(|(host, link)| (host.clone(), link)).collect();
-    if with_open.is_empty() {
-        return Ok(Vec::new());
-    }
     let watch = Watch::new(sink);
-    let fencing = lease::next_fencing(seen);
-    lease::take(&with_open, scope, fencing, options, cancel, &watch).await?;
-    let settled = settle_leased(scope, seen, &with_open, fencing, options, cancel, &watch).await;
-    lease::give_back(with_open.values().copied()).await;
-    settled
+    let all: BTreeMap<HostName, &L> = links.iter().map(|(host, link)| (host.clone(), link)).collect();
+    let mut known = seen.clone();
+    let mut all_settled = Vec::new();
+    for _ in 0..ROUNDS {
+        let reached = known.iter().filter(|(host, _)| all.contains_key(*host));
+        let open = evidence::open(reached).into_iter().flat_map(|(_, hosts)| hosts);
+        let with_open: BTreeMap<HostName, &L> = open.map(|host| (host.clone(), all[host])).collect();
+        if with_open.is_empty() {
+            return Ok(all_settled);
+        }
+        let fencing = lease::next_fencing(&known);
+        lease::take(&with_open, scope, fencing, options, cancel, &watch).await?;
+        let settled = settle_leased(scope, &all, &with_open, fencing, options, cancel, &watch).await;
+        lease::give_back(with_open.values().copied()).await;
+        all_settled.extend(settled?);
+        // Whoever was at work may have left something open meanwhile, on hosts where nothing was.
+        let (now, errors) = split(lease::look_again(&all, scope).await);
+        if let Some(error) = errors.into_values().next() {
+            return Err(error.into());
+        }
+        known.extend(now);
+    }
+    let open = evidence::open(&known).into_iter().flat_map(|(_, hosts)| hosts).next();
+    match open {
+        Some(host) => Err(ApplyError::Moved { host: host.clone(), what: "another transaction began there" }),
+        None => Ok(all_settled),
+    }
 }
 
 async fn settle_leased<L: HostLink>(
     scope: &str,
-    seen: &Seen,
+    all: &BTreeMap<HostName, &L>,
     links: &BTreeMap<HostName, &L>,
     fencing: u64,
     options: &Options,
     cancel: &Cancel,
     watch: &Watch<'_>,
 ) -> Result<Vec<Settled>, ApplyError> {
-    // Under the leases nothing moves any more: what the dead run's last step did is recorded by now.
-    let (now, errors) = split(lease::look_again(links, scope).await);
+    // Under the leases nothing moves any more where something is open: what the dead run's last step did is recorded by now. The others
+    // are looked at again too: what they tell must not be older than what the leased ones do.
+    let (known, errors) = split(lease::look_again(all, scope).await);
     if let Some(error) = errors.into_values().next() {
         return Err(error.into());
     }
-    let mut known = seen.clone();
-    known.extend(now);
+    if !evidence::open(&known).into_iter().flat_map(|(_, hosts)| hosts).all(|host| links.contains_key(host)) {
+        // It began on more hosts meanwhile: those leases are needed too.
+        return Ok(Vec::new());
+    }
     let leased = known.iter().filter(|(host, _)| links.contains_key(*host));
     let mut all_settled = Vec::new();
     let mut waits = None;

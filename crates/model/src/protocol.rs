@@ -255,8 +255,9 @@ pub enum Request {
     Interrupt,
     /// Record a settlement. Needs the lease. Answered by [`Reply::Done`].
     Settle(Settlement),
-    /// Take back what was done, the last step first; every undo is tried. Needs the lease and a settled revert, so that no step can
-    /// follow. Answered by [`Reply::Ran`].
+    /// Take back what was done, the last step first, once what was begun can take effect no more. What an undo that failed was built on
+    /// is left as it is; every other one is tried. Needs the lease and a settled revert, so that no step can follow. Answered by
+    /// [`Reply::Ran`].
     Undo,
     /// Nothing is left to do: keep the release, if there is one, write the audit line, close the journal. Needs the lease. Answered by
     /// [`Reply::Done`].

@@ -168,6 +168,9 @@ impl<'s> Keeper<'s> {
             if self.session.closing.is_wanted() {
                 break;
             }
+            if accept::undo_in_the_way(self.open()?.transaction(), &step).is_some() {
+                continue;
+            }
             let failure = self.step(&step, true, &mut report.steps).await?;
             report.failure = report.failure.or(failure.map(Box::new));
         }

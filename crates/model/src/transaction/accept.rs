@@ -140,6 +140,15 @@ pub fn undo(open: &Transaction) -> Result<Vec<&Step>, Refused> {
     }
 }
 
+/// Why a step must not be taken back now, if something is in its way: what was built on it and could not be taken back. A candidate that
+/// requests still go to is not removed.
+pub fn undo_in_the_way(open: &Transaction, step: &Step) -> Option<String> {
+    let failed = |state: &StepState| matches!(state, StepState::Undone(outcome) if !outcome.is_ok());
+    let pairs = open.begin.steps.iter().zip(&open.states);
+    let mut later = pairs.filter(|(later, state)| later.phase > step.phase && failed(state));
+    later.next().map(|(later, _)| format!("take back: `{}`, which came after, is not taken back", later.title))
+}
+
 /// Whether `id` may be concluded with this release, or without one.
 ///
 /// # Errors

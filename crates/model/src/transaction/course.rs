@@ -99,8 +99,10 @@ enum Standing {
     Here,
     /// It answers, and something could not be taken back there.
     Marred,
-    /// It does not, or never began.
-    Out,
+    /// It does not, or did not do what it had to: how it stands is not known until it is reached again.
+    Lost,
+    /// It refused to begin.
+    Never,
 }
 
 /// One transaction as its operator sees it. `H` names a host.
@@ -129,8 +131,14 @@ impl<H: Ord + Clone> Course<H> {
 
     /// The hosts that answer.
     pub fn hosts(&self) -> Vec<H> {
-        let here = self.hosts.iter().filter(|(_, standing)| **standing != Standing::Out);
+        let here = self.hosts.iter().filter(|(_, standing)| matches!(standing, Standing::Here | Standing::Marred));
         here.map(|(host, _)| host.clone()).collect()
+    }
+
+    /// The hosts that are in doubt.
+    pub fn lost(&self) -> Vec<H> {
+        let lost = self.hosts.iter().filter(|(_, standing)| **standing == Standing::Lost);
+        lost.map(|(host, _)| host.clone()).collect()
     }
 
     /// What comes next. The same until [`Self::hear`] is called.
@@ -168,11 +176,12 @@ impl<H: Ord + Clone> Course<H> {
         for (host, heard) in heard {
             let standing = match (self.stage, heard) {
                 (_, Heard::Done) => continue,
-                // Refused: nothing began there. A step that failed is taken back, or left for the next run.
+                (Stage::Begin, Heard::Refused) => Standing::Never,
+                // A step that failed is taken back, or left for the next run.
                 (Stage::Undo, Heard::Failed) => Standing::Marred,
                 (Stage::Run(_) | Stage::Batch(..), Heard::Failed | Heard::Refused) => continue,
                 (Stage::Further(_), Heard::Failed) => continue,
-                _ => Standing::Out,
+                _ => Standing::Lost,
             };
             self.hosts.insert(host.clone(), standing);
         }

@@ -10,7 +10,7 @@ use jiji_model::transaction::{
 };
 
 use super::rules::Rules;
-use super::world::{Ask, Effect, Host, Id, State, began, effect, release};
+use super::world::{Ask, Effect, Id, State, began, effect, release};
 
 /// Something that is done or not, and never in half.
 #[derive(Debug, Clone)]
@@ -146,14 +146,20 @@ impl State {
                 }
             }
             Ask::Undo => {
-                for step in accept::undo(open).map_err(refused)? {
+                // What is in the way of a step depends on how those before it ended.
+                let mut before = open.clone();
+                for (index, step) in accept::undo(open).map_err(refused)?.into_iter().enumerate() {
+                    if !rules.undo_all && accept::undo_in_the_way(&before, step).is_some() {
+                        continue;
+                    }
                     let undo = step.undo.as_ref().expect("only those that have one");
                     let id = || step.id.clone();
-                    let fails = failure.is_some() && !things.iter().any(|thing| matches!(thing, Durable::Effect(_)));
                     things.push(Durable::Entry(Entry::UndoStarted { step: id() }));
                     things.push(Durable::Effect(effect(undo)));
-                    let outcome = if fails { failed() } else { done.clone() };
-                    things.push(Durable::Entry(Entry::UndoEnded { step: id(), outcome }));
+                    let outcome = if index == 0 && failure.is_some() { failed() } else { done.clone() };
+                    let ended = Entry::UndoEnded { step: id(), outcome };
+                    before.apply(ended.clone()).expect("the step is known");
+                    things.push(Durable::Entry(ended));
                 }
             }
             Ask::Settle(settlement) => match accept::settle(open, settlement, fencing).map_err(refused)? {

@@ -9,6 +9,9 @@ use jiji_model::transaction::{
 
 use super::host::Reach;
 use super::rules::Rules;
+/// How often something new is settled before it is left to the next run.
+const ROUNDS: u8 = 3;
+
 use super::world::{Ask, At, Id, Script, Session, State, begin, host_id, steps};
 
 impl State {
@@ -21,25 +24,27 @@ impl State {
     }
 
     /// Connects to every host that can be reached, and looks.
-    pub fn look(&mut self, rules: &Rules, operator: usize) {
+    pub fn look(&mut self, operator: usize) {
         for host in self.ids() {
             let here = &mut self.hosts[usize::from(host)];
             if here.up {
                 here.sessions[operator] = Some(Session { asked: None, deaf: false });
             }
         }
-        self.plan(rules, operator, true);
+        self.plan(operator);
     }
 
     /// What is recorded on the hosts that answer; on the given ones, or on all.
     fn records(&self, operator: usize, hosts: Option<&[Id]>) -> BTreeMap<Id, Arc<HostRecords>> {
         let all = self.ids().filter(|host| hosts.is_none_or(|hosts| hosts.contains(host)));
-        let answer = |host: &Id| self.hosts[usize::from(*host)].sessions[operator].is_some_and(|session| !session.deaf);
+        let answer = |host: &Id| {
+            self.hosts[usize::from(*host)].sessions[operator].is_some_and(|session| !session.deaf)
+        };
         all.filter(answer).map(|host| (host, Arc::clone(&self.hosts[usize::from(host)].records))).collect()
     }
 
     /// After a look: settles what is open, or ships.
-    fn plan(&mut self, rules: &Rules, operator: usize, first: bool) {
+    fn plan(&mut self, operator: usize) {
         let seen = self.records(operator, None);
         let script = self.operators[operator].script;
         if script == Script::Ship && seen.len() < self.hosts.len() {
@@ -49,9 +54,11 @@ impl State {
         let mut hosts: Vec<Id> = open.into_iter().flat_map(|(_, hosts)| hosts).collect();
         hosts.sort_unstable();
         let settling = !hosts.is_empty();
-        if settling && !first {
-            // Somebody else left something open meanwhile: the plan cannot begin.
-            return self.end(operator, false);
+        if settling {
+            self.operators[operator].rounds += 1;
+            if self.operators[operator].rounds > ROUNDS {
+                return self.end(operator, false);
+            }
         }
         let fencing = evidence::next_fencing(seen.values().map(|records| &**records));
         if !settling {
@@ -63,8 +70,7 @@ impl State {
                 let here = &self.hosts[usize::from(*host)];
                 steps(*host, here.routed, here.runs, version)
             };
-            let planned: BTreeMap<_, _> =
-                seen.keys().map(|host| (*host, of(host))).filter(|(_, s)| !s.is_empty()).collect();
+            let planned: BTreeMap<_, _> = seen.keys().map(|host| (*host, of(host))).filter(|(_, s)| !s.is_empty()).collect();
             hosts = planned.keys().copied().collect();
             if hosts.is_empty() {
                 return self.end(operator, true);
@@ -101,21 +107,22 @@ impl State {
             return;
         }
         let (hosts, settling) = (std::mem::take(hosts), *settling);
-        // Under the leases nothing moves any more.
-        let now = self.records(operator, Some(&hosts));
+        // Under the leases nothing moves any more. Who settles looks at the others too.
+        let now = self.records(operator, (!settling).then_some(&hosts));
         let seen = Arc::clone(&self.operators[operator].seen);
-        if now.len() < hosts.len() {
+        if now.len() < if settling { seen.len() } else { hosts.len() } {
             return self.end(operator, false);
         }
         if settling {
-            let mut known = (*seen).clone();
-            known.extend(now);
-            let leased = known.iter().filter(|(host, _)| hosts.contains(host));
-            let rest = evidence::open(leased.map(|(host, records)| (*host, &**records)));
-            let rest = rest.into_iter().map(|(open, hosts)| (Arc::new(open.begin.clone()), hosts)).collect();
-            self.operators[operator].seen = Arc::new(known);
+            let open = evidence::open(now.iter().map(|(host, records)| (*host, &**records)));
+            if !open.iter().flat_map(|(_, hosts)| hosts).all(|host| hosts.contains(host)) {
+                self.give_back(operator);
+                return self.plan(operator);
+            }
+            let rest = open.into_iter().map(|(open, hosts)| (Arc::new(open.begin.clone()), hosts)).collect();
+            self.operators[operator].seen = Arc::new(now);
             self.settle_next(rules, operator, rest);
-        } else if now.iter().any(|(host, now)| evidence::moved(&seen[host], now).is_some()) {
+        } else if now.iter().any(|(host, now)| evidence::moved(&seen[host], now, false).is_some()) {
             self.end(operator, false);
         } else {
             let batches = hosts.iter().map(|host| vec![*host]).collect();
@@ -142,22 +149,15 @@ impl State {
             return self.drive(rules, operator, Course::settle(hosts, decision, sure), rest, true);
         }
         self.give_back(operator);
-        let this = &self.operators[operator];
-        match (this.script, this.doubt) {
-            (_, true) => self.end(operator, false),
-            (Script::Abort, false) => self.end(operator, true),
-            (Script::Ship, false) => self.plan(rules, operator, false),
+        if self.operators[operator].doubt {
+            self.end(operator, false);
+        } else {
+            // Something may have been left open meanwhile where nothing was.
+            self.plan(operator);
         }
     }
 
-    fn drive(
-        &mut self,
-        rules: &Rules,
-        operator: usize,
-        course: Course<Id>,
-        rest: Vec<(Arc<Begin>, Vec<Id>)>,
-        settling: bool,
-    ) {
+    fn drive(&mut self, rules: &Rules, operator: usize, course: Course<Id>, rest: Vec<(Arc<Begin>, Vec<Id>)>, settling: bool) {
         self.operators[operator].at = At::Driving { course, heard: BTreeMap::new(), rest, settling };
         self.go_on(rules, operator);
     }
@@ -212,9 +212,7 @@ impl State {
         if rules.go_on_without_all && matches!(course.next(), Move::Settle { decision: Decision::Commit, .. }) {
             answers.clear();
         }
-        let lost = answers.values().any(|heard| *heard == Heard::Lost);
         course.hear(&answers);
-        self.operators[operator].doubt |= lost;
     }
 
     /// A host answered, or is lost to its operator.
@@ -230,7 +228,8 @@ impl State {
 
     fn ended(&mut self, rules: &Rules, operator: usize, ending: Ending) {
         let At::Driving { course, rest, settling, .. } = &mut self.operators[operator].at else { return };
-        let (hosts, rest, settling) = (course.hosts(), std::mem::take(rest), *settling);
+        let (hosts, lost) = (course.hosts(), !course.lost().is_empty());
+        let (rest, settling) = (std::mem::take(rest), *settling);
         let doubt = match ending {
             Ending::Concluded(_) => {
                 if hosts.iter().any(|host| self.hosts[usize::from(*host)].journal().is_none_or(|last| last.is_open())) {
@@ -240,7 +239,7 @@ impl State {
             }
             Ending::Waiting | Ending::NotTakenBack => true,
         };
-        self.operators[operator].doubt |= doubt;
+        self.operators[operator].doubt |= doubt || lost;
         if settling {
             if self.operators[operator].doubt {
                 return self.end(operator, false);
@@ -286,13 +285,15 @@ impl State {
         let hosts = || answer.iter().map(|host| &self.hosts[usize::from(*host)]);
         let mut routed: Vec<Id> = hosts().map(|host| host.routed).collect();
         routed.dedup();
-        let leased =
-            hosts().any(|host| host.lease.as_ref().is_some_and(|lease| usize::try_from(lease.session) == Ok(operator)));
+        let leased = hosts().any(|host| {
+            host.lease.as_ref().is_some_and(|lease| usize::try_from(lease.session) == Ok(operator))
+        });
         // Where another operator is at work by now, it has the word.
-        let at_work =
-            self.operators.iter().any(|other| matches!(other.at, At::Leasing { .. } | At::Driving { .. } | At::Dead));
+        let at_work = self.hosts.iter().any(|host| host.sessions.iter().any(Option::is_some));
         if leased {
             self.wrong.get_or_insert("a settled run left a lease");
+        } else if !at_work && hosts().any(|host| host.journal().is_some_and(|last| last.is_open())) {
+            self.wrong.get_or_insert("a settled run left a journal open on a host that it reached");
         } else if routed.len() > 1 && !at_work {
             self.wrong.get_or_insert("after a settled run the hosts that it reached do not agree");
         }
@@ -313,8 +314,9 @@ impl State {
         run.at = At::Idle;
         run.begins = Arc::default();
         run.doubt = false;
+        run.rounds = 0;
         later.operators.push(run);
-        later.look(rules, settler);
+        later.look(settler);
         for _ in 0..1000 {
             match &later.operators[settler].at {
                 At::Leasing { .. } => later.acquire(rules, settler, Reach::Dies(0)),
@@ -361,9 +363,7 @@ impl State {
                 return Some("a transaction ended both ways");
             }
             let highest = history.highest.map(|settlement| settlement.decision);
-            if history.committed && highest != Some(Decision::Commit)
-                || history.reverted && highest != Some(Decision::Revert)
-            {
+            if history.committed && highest != Some(Decision::Commit) || history.reverted && highest != Some(Decision::Revert) {
                 return Some("the settlement with the highest number does not hold everywhere");
             }
         }

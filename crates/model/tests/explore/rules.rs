@@ -13,6 +13,8 @@ pub struct Rules {
     pub no_quiet: bool,
     /// Steps that failed are taken back at once; only those whose end is not known are waited for.
     pub quiet_for_unknown_only: bool,
+    /// Every undo is tried, also of what another one that failed was built on.
+    pub undo_all: bool,
     /// The operator goes on with those hosts that recorded the commit, and so does who settles.
     pub go_on_without_all: bool,
     /// A host that is further on tells nothing of an older transaction.

@@ -142,7 +142,7 @@ impl State {
     pub fn after(&self, action: Action, rules: &Rules) -> Self {
         let mut next = self.clone();
         match action {
-            Action::Look(operator) => next.look(rules, operator),
+            Action::Look(operator) => next.look(operator),
             Action::Acquire(operator, reach) => next.acquire(rules, operator, reach),
             Action::GiveUp(operator) => next.acquire(rules, operator, Reach::Dies(0)),
             Action::Serve(host, operator) => {

@@ -98,6 +98,8 @@ pub struct Operator {
     pub begins: Arc<BTreeMap<Id, Arc<Begin>>>,
     /// Whether a host was lost, or something is left open.
     pub doubt: bool,
+    /// How often it found something open.
+    pub rounds: u8,
 }
 
 /// What happened to one operator's transaction, anywhere: for the invariants alone.
@@ -190,7 +192,6 @@ fn blank() -> Begin {
         at_s: 0,
         plan: Digest::of(""),
         hosts: Vec::new(),
-        addresses: BTreeMap::new(),
         host: host_name(0),
         steps: Vec::new(),
         services: BTreeMap::new(),
@@ -217,6 +218,7 @@ impl State {
             seen: Arc::default(),
             begins: Arc::default(),
             doubt: false,
+            rounds: 0,
         };
         Self {
             hosts: vec![host; hosts],
@@ -246,7 +248,7 @@ impl State {
             write_records(&host.records, hasher);
         }
         for operator in &self.operators {
-            (operator.fencing, operator.doubt).hash(hasher);
+            (operator.fencing, operator.doubt, operator.rounds).hash(hasher);
             match &operator.at {
                 At::Idle => 0u8.hash(hasher),
                 At::Leasing { hosts, next, settling } => (1u8, hosts, next, settling).hash(hasher),
