@@ -3,6 +3,8 @@
 //! The rules are the functions of [`jiji_model::transaction`]; what is played here is what has no rule: processes that die between any
 //! two durable things, lines that are cut, effects that come late. What is found has a test of its own in `found.rs`.
 
+#![expect(clippy::print_stdout, reason = "what was explored is a measurement")]
+
 mod host;
 mod operator;
 mod rules;

@@ -37,9 +37,7 @@ impl State {
     /// What is recorded on the hosts that answer; on the given ones, or on all.
     fn records(&self, operator: usize, hosts: Option<&[Id]>) -> BTreeMap<Id, Arc<HostRecords>> {
         let all = self.ids().filter(|host| hosts.is_none_or(|hosts| hosts.contains(host)));
-        let answer = |host: &Id| {
-            self.hosts[usize::from(*host)].sessions[operator].is_some_and(|session| !session.deaf)
-        };
+        let answer = |host: &Id| self.hosts[usize::from(*host)].sessions[operator].is_some_and(|session| !session.deaf);
         all.filter(answer).map(|host| (host, Arc::clone(&self.hosts[usize::from(host)].records))).collect()
     }
 
@@ -70,7 +68,8 @@ impl State {
                 let here = &self.hosts[usize::from(*host)];
                 steps(*host, here.routed, here.runs, version)
             };
-            let planned: BTreeMap<_, _> = seen.keys().map(|host| (*host, of(host))).filter(|(_, s)| !s.is_empty()).collect();
+            let planned: BTreeMap<_, _> =
+                seen.keys().map(|host| (*host, of(host))).filter(|(_, s)| !s.is_empty()).collect();
             hosts = planned.keys().copied().collect();
             if hosts.is_empty() {
                 return self.end(operator, true);
@@ -157,7 +156,14 @@ impl State {
         }
     }
 
-    fn drive(&mut self, rules: &Rules, operator: usize, course: Course<Id>, rest: Vec<(Arc<Begin>, Vec<Id>)>, settling: bool) {
+    fn drive(
+        &mut self,
+        rules: &Rules,
+        operator: usize,
+        course: Course<Id>,
+        rest: Vec<(Arc<Begin>, Vec<Id>)>,
+        settling: bool,
+    ) {
         self.operators[operator].at = At::Driving { course, heard: BTreeMap::new(), rest, settling };
         self.go_on(rules, operator);
     }
@@ -285,9 +291,8 @@ impl State {
         let hosts = || answer.iter().map(|host| &self.hosts[usize::from(*host)]);
         let mut routed: Vec<Id> = hosts().map(|host| host.routed).collect();
         routed.dedup();
-        let leased = hosts().any(|host| {
-            host.lease.as_ref().is_some_and(|lease| usize::try_from(lease.session) == Ok(operator))
-        });
+        let leased =
+            hosts().any(|host| host.lease.as_ref().is_some_and(|lease| usize::try_from(lease.session) == Ok(operator)));
         // Where another operator is at work by now, it has the word.
         let at_work = self.hosts.iter().any(|host| host.sessions.iter().any(Option::is_some));
         if leased {
@@ -363,7 +368,9 @@ impl State {
                 return Some("a transaction ended both ways");
             }
             let highest = history.highest.map(|settlement| settlement.decision);
-            if history.committed && highest != Some(Decision::Commit) || history.reverted && highest != Some(Decision::Revert) {
+            if history.committed && highest != Some(Decision::Commit)
+                || history.reverted && highest != Some(Decision::Revert)
+            {
                 return Some("the settlement with the highest number does not hold everywhere");
             }
         }
