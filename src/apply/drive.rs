@@ -221,7 +221,7 @@ impl<'a, L: HostLink> Drive<'a, L> {
         let ends = self
             .on(hosts, async |link| {
                 let begin = begins.get(link.host()).expect("every host has its beginning");
-                let release = (decision == Decision::Commit).then(|| Box::new(release(begin)));
+                let release = (decision == Decision::Commit).then(|| Box::new(Release::of(begin)));
                 let audit = audit_event(begin, decision, at_s, command, fencing);
                 let request = Request::Conclude { release, retain, audit };
                 done(link, request, PATIENCE, "conclude the transaction").await
@@ -235,20 +235,6 @@ impl<'a, L: HostLink> Drive<'a, L> {
             self.watch.concluded(host, decision);
         }
         Ok(())
-    }
-}
-
-/// The release that a committed transaction makes.
-fn release(begin: &Begin) -> Release {
-    Release {
-        version: Release::VERSION,
-        number: begin.fencing,
-        transaction: begin.transaction.clone(),
-        plan: begin.plan,
-        who: begin.who.clone(),
-        command: begin.command.clone(),
-        at_s: begin.at_s,
-        services: begin.services.clone(),
     }
 }
 

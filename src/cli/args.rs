@@ -53,6 +53,9 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Move the fleet back to an earlier release.
     Rollback(RollbackArgs),
+    /// List the releases that hosts remember, newest first.
+    #[command(visible_alias = "history")]
+    Releases,
     /// Show what runs on each host.
     Status,
     /// List, inspect and install plugins.
@@ -130,8 +133,9 @@ pub struct ApplyArgs {
 /// `jiji rollback`.
 #[derive(Debug, Args)]
 pub struct RollbackArgs {
-    /// The release's number; the last good one that all hosts have otherwise. `jiji status` lists them.
-    pub release: Option<u64>,
+    /// The release: its number, or the beginning of an image's digest, a plan's or a transaction's id. Without it the last good one
+    /// before the current that all hosts remember. `jiji releases` lists them.
+    pub release: Option<String>,
 }
 
 /// `jiji plugin …`.

@@ -16,6 +16,7 @@ mod plugin;
 pub mod ready;
 #[cfg(test)]
 mod reference;
+mod releases;
 mod ship;
 mod ship_failure;
 
@@ -83,6 +84,7 @@ fn run(cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) -> Result
         Command::Push(args) => runtime()?.block_on(build::push(global, args, environment, report)),
         Command::Plan(args) => runtime()?.block_on(plan::run(global, args, environment, report)),
         Command::Apply(args) => runtime()?.block_on(apply::run(global, args, environment, report)),
+        Command::Releases => runtime()?.block_on(releases::run(global, environment)),
         Command::Status => runtime()?.block_on(status::run(global, environment)),
         Command::Plugin(command) => plugin::run(global, command, environment, report, &runtime()?),
         Command::Version => version::run(global),

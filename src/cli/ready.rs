@@ -41,7 +41,20 @@ pub fn ship(
     command: &str,
     report: &Arc<dyn Report>,
 ) -> Result<Ship, Failure> {
-    let secrets = secrets(place)?;
+    ship_with(place, environment, command, secrets(place)?, report)
+}
+
+/// The same with these secrets.
+///
+/// # Errors
+/// Exit 1 where this machine is in the way.
+pub fn ship_with(
+    place: &Workplace,
+    environment: &Environment,
+    command: &str,
+    secrets: Secrets,
+    report: &Arc<dyn Report>,
+) -> Result<Ship, Failure> {
     let run =
         apply::random_id().map_err(|error| Failure::text(Exit::Internal, format!("draw a random number: {error}")))?;
     let options = apply::Options::new(run, &environment.who, command, now_s());

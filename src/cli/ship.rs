@@ -5,13 +5,14 @@ use std::sync::Arc;
 use jiji_model::event::{bytes, seconds};
 
 use super::args::{Global, RollbackArgs, ShipArgs};
-use super::environment::Environment;
+use super::environment::{self, Environment};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::ready;
 use super::ship_failure;
 use super::workplace::Workplace;
 use crate::report::{Report, Summary};
+use crate::secrets::Secrets;
 use crate::ship::{Ship, ShipError, Shipped, Source};
 
 /// Builds, pushes what is missing, and moves the fleet.
@@ -51,9 +52,11 @@ pub async fn rollback(
     report: &Arc<dyn Report>,
 ) -> Result<Exit, Failure> {
     let place = Workplace::open(global, environment)?;
-    let ship = ready::ship(&place, environment, "rollback", report)?;
+    // What the release needs is known only from the hosts.
+    let secrets = Secrets::available(&place.loaded.secrets, &environment::variable);
+    let mut ship = ready::ship_with(&place, environment, "rollback", secrets, report)?;
     let cancel = ready::on_signals(ship.cancel.clone());
-    let shipped = ship.rollback(args.release).await;
+    let shipped = ship.rollback(args.release.as_deref(), &environment::variable).await;
     cancel.abort();
     finish(&ship, shipped, "rolled back", report)
 }

@@ -39,9 +39,10 @@ fn plain(error: &ShipError) -> Failure {
             .hint("set `builder.registry.server`, or `jiji ship`, which needs no registry: hosts get images from here"),
         ShipError::Lock(_) => Failure::new(Exit::Usage, error),
         ShipError::Store(_) | ShipError::Thread => Failure::new(Exit::Internal, error),
-        ShipError::NoBlob { .. } => {
-            Failure::new(Exit::Refused, error).hint("build the image again, or set `builder.registry` to keep images")
-        }
+        ShipError::NoBlob { image, .. } => Failure::new(Exit::Refused, error).hint(format!(
+            "check out the sources of that version and `jiji build`: it makes the same image again, `{image}`; \
+             `builder.registry` keeps images beyond `retain`"
+        )),
         ShipError::Plugin(cause) => with_hint(Failure::new(Exit::Plugin, error), cause.hint()),
         ShipError::Rounds { .. } => Failure::new(Exit::Plugin, error),
         ShipError::Fleet(cause) => hosts::failure(cause),

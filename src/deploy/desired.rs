@@ -137,6 +137,8 @@ pub enum Reason {
     NotRunning,
     /// It is not at the address that was decided.
     Address,
+    /// It was changed behind jiji's back.
+    Tampered,
 }
 
 /// How long a container may take to stop where nothing says so, in seconds.
@@ -149,6 +151,8 @@ pub(super) struct Wish {
     pub(super) retain: u32,
     /// Where it is what an earlier release ran: that.
     pub(super) earlier: Option<PlannedService>,
+    /// Whether its container was changed behind jiji's back, so that it is replaced whatever its labels say.
+    pub(super) distrusted: bool,
 }
 
 /// Compares what `project` wants on the hosts that were looked at with what they run.
@@ -212,6 +216,7 @@ fn wish(project: &Project, name: &ServiceName, service: &Service, image: &Image)
         },
         retain: service.retain.max(1),
         earlier: None,
+        distrusted: false,
     }
 }
 
@@ -419,6 +424,9 @@ fn reasons(
     }
     if facts.addresses.get(NETWORK).copied() != decided.address {
         why.push(Reason::Address);
+    }
+    if wish.distrusted && why.is_empty() {
+        why.push(Reason::Tampered);
     }
     why
 }

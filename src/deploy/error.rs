@@ -102,17 +102,35 @@ pub enum PlanError {
     #[error("plan step `{}`: {}", .0.step, .0.reason)]
     Form(Refusal),
     /// There is no release to go back to.
-    #[error("find an earlier release that is known on every host")]
+    #[error("find an earlier release that every host remembers and that ran something else")]
     NoRelease,
-    /// The release that was asked for is not known on this host any more.
-    #[error("find release {number} on `{host}`: {}", kept(known))]
+    /// No host remembers the release that was asked for.
+    #[error("find release `{wanted}`: {}", kept(known))]
     UnknownRelease {
+        /// What was asked for.
+        wanted: String,
+        /// The numbers of those that hosts remember, newest first.
+        known: Vec<u64>,
+    },
+    /// The beginning that was asked for is that of several releases.
+    #[error("find release `{wanted}`: it may be {}", listed(.numbers))]
+    Ambiguous {
+        /// What was asked for.
+        wanted: String,
+        /// The numbers of the releases, newest first.
+        numbers: Vec<u64>,
+    },
+    /// A host remembers nothing, and no other host can tell what a service ran there.
+    #[error("go to release {number} with `{service}` on `{host}`: it remembers nothing, {}", nobody_but(.elsewhere.as_ref()))]
+    Forgotten {
         /// The server.
         host: HostName,
-        /// What was asked for.
+        /// The service.
+        service: ServiceName,
+        /// The release's number.
         number: u64,
-        /// What is known there, newest first.
-        known: Vec<u64>,
+        /// Another host that ran the service, and its architecture in Go's words.
+        elsewhere: Option<(HostName, String)>,
     },
 }
 
@@ -120,12 +138,23 @@ fn because(cause: Option<&str>) -> String {
     cause.map_or_else(String::new, |cause| format!(" (`{cause}`)"))
 }
 
+fn listed(numbers: &[u64]) -> String {
+    let numbers: Vec<_> = numbers.iter().map(u64::to_string).collect();
+    numbers.join(", ")
+}
+
 fn kept(known: &[u64]) -> String {
     if known.is_empty() {
-        return "it has none".to_owned();
+        return "hosts remember none".to_owned();
     }
-    let numbers: Vec<_> = known.iter().map(u64::to_string).collect();
-    format!("it has {}", numbers.join(", "))
+    format!("hosts remember {}", listed(known))
+}
+
+fn nobody_but(other: Option<&(HostName, String)>) -> String {
+    match other {
+        None => "and no other host ran it".to_owned(),
+        Some((other, architecture)) => format!("and `{other}`, which ran it, has the architecture `{architecture}`"),
+    }
 }
 
 impl PlanError {
@@ -144,9 +173,11 @@ impl PlanError {
             }
             Self::Route { .. } => Some("give one of them another `proxy.host` or `proxy.path`"),
             Self::Open { .. } => Some("`jiji ship` settles it first"),
-            Self::UnknownRelease { .. } | Self::NoRelease => {
-                Some("`jiji status` lists the releases of each host; `retain` says how many stay")
-            }
+            Self::UnknownRelease { .. } | Self::NoRelease => Some("`jiji releases` lists what each host remembers"),
+            Self::Ambiguous { .. } => Some("name it by its number"),
+            Self::Forgotten { .. } => Some(
+                "`jiji deploy` or `jiji ship` brings the project's present version there; what ran before is in `jiji.lock`'s history",
+            ),
             Self::Unknown { .. }
             | Self::NoSeed { .. }
             | Self::RosterFull { .. }

@@ -23,7 +23,7 @@ const SECRETS: &str = "core.secrets.";
 /// The scope of containers that projects share.
 pub(super) const SHARED_SCOPE: &str = "*";
 
-fn want(id: impl Into<String>, query: Query) -> Want {
+pub(super) fn want(id: impl Into<String>, query: Query) -> Want {
     Want { id: id.into(), query }
 }
 
@@ -72,6 +72,11 @@ pub(super) fn secrets_want(service: &ServiceName, mut names: Vec<SecretName>) ->
     want(format!("{SECRETS}{service}"), Query::SecretsMac { names })
 }
 
+/// Whether a want can be answered only after secrets were sent.
+pub fn needs_secrets(want: &Want) -> bool {
+    matches!(want.query, Query::SecretsMac { .. })
+}
+
 /// The records of every host that answered with some: leases, transactions, releases.
 pub fn records(observation: &Observation) -> BTreeMap<HostName, HostRecords> {
     let hosts = observation.hosts.iter();
@@ -81,6 +86,22 @@ pub fn records(observation: &Observation) -> BTreeMap<HostName, HostRecords> {
             _ => None,
         })
         .collect()
+}
+
+/// A host's architecture in Go's words, where it told it.
+pub(super) fn architecture<'a>(observation: &'a Observation, host: &HostName) -> Option<&'a str> {
+    match observation.answer(host, HOST) {
+        Some(Answer::Host(facts)) => Some(&facts.architecture),
+        _ => None,
+    }
+}
+
+/// The keyed digest of a service's secrets as they were sent now.
+pub(super) fn mac<'a>(observation: &'a Observation, host: &HostName, service: &ServiceName) -> Option<&'a str> {
+    match observation.answer(host, &format!("{SECRETS}{service}")) {
+        Some(Answer::Mac(mac)) => Some(mac),
+        _ => None,
+    }
 }
 
 /// One host as planning sees it.

@@ -31,8 +31,11 @@ pub use basis::{Basis, HostBasis, basis};
 pub use changes::{Changes, EnvChange, EnvKind, RouteChange, RouteKind, ServiceChange, changes};
 pub use desired::{Change, Desired, HostDesired, Old, Reason, ServiceDesired, desired};
 pub use error::{PlanError, Refused};
-pub use look::{records, wants};
-pub use rollback::{Target, choose, rollback, rollback_wants};
+pub use look::{needs_secrets, records, wants};
+pub use rollback::{
+    Choice, Histories, Ran, Sameness, Target, adopt, choose, current, history, history_want, release_wants, rollback,
+    rollback_wants, secrets_of, target,
+};
 pub use saved::{MAX_BYTES as MAX_PLAN_BYTES, Origin, Saved, SavedError, configuration};
 
 /// The image of each service, one for each platform.

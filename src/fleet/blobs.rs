@@ -28,6 +28,26 @@ pub struct BlobProgress {
 }
 
 impl Session {
+    /// Brings a blob from the host's store to this one's, and verifies it. Gives the bytes that came.
+    ///
+    /// # Errors
+    /// [`FleetError::Refused`] where the host does not have it, [`FleetError::Store`] where what came is not the blob, and
+    /// [`FleetError::Lost`].
+    pub async fn fetch_blob(&self, store: &Store, digest: &Digest, size: u64) -> Result<u64, FleetError> {
+        let failed = |source: StoreError| FleetError::Store { host: self.host().clone(), source: Arc::new(source) };
+        let mut blob = store.receive(digest, size).map_err(failed)?;
+        let begun = blob.offset();
+        while blob.offset() < size {
+            let piece = self.ask_piece(*digest, blob.offset()).await?;
+            if piece.is_empty() {
+                return Err(failed(StoreError::Short { digest: *digest, received: blob.offset(), size }));
+            }
+            blob.append(&piece).map_err(failed)?;
+        }
+        blob.finish().map_err(failed)?;
+        Ok(size - begun)
+    }
+
     /// Brings blobs from the store to the host: those it does not have, from where an earlier transfer was cut. Gives what was sent.
     ///
     /// `progress` is called after the offer and after each piece, and must not block.

@@ -229,7 +229,7 @@ impl FleetError {
             Self::Refused { why, .. } => match why {
                 RefusalKind::NewerFormat | RefusalKind::Unsupported | RefusalKind::OpenTransaction => 15,
                 RefusalKind::NoLease => 10,
-                RefusalKind::NoTransaction | RefusalKind::OutOfOrder | RefusalKind::Io => 1,
+                RefusalKind::NoTransaction | RefusalKind::OutOfOrder | RefusalKind::Io | RefusalKind::Absent => 1,
             },
             Self::ControlDirectory { .. }
             | Self::ControlPath { .. }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use jiji_model::digest::Digest;
 use jiji_model::name::{HostName, SecretName};
 use jiji_model::protocol::{self, Ask, Decoder, FrameError, FrameKind, Hello, HostEvent, Reply, Request, Tell};
 use jiji_model::secret::Secret;
@@ -69,8 +70,16 @@ struct Shared {
     listener: Mutex<Option<Listener>>,
 }
 
+/// A piece of a blob that was asked for.
+struct Piece {
+    digest: Digest,
+    offset: u64,
+    content: Option<Vec<u8>>,
+}
+
 struct State {
     pending: HashMap<u64, oneshot::Sender<Reply>>,
+    piece: Option<Piece>,
     lost: Option<LostCause>,
     /// When the host was last heard, or last took a piece of a blob.
     active: Instant,
@@ -165,7 +174,7 @@ impl Session {
             host: host.clone(),
             sent: AtomicU64::new(sent),
             received: AtomicU64::new(received),
-            state: Mutex::new(State { pending: HashMap::new(), lost: None, active: Instant::now() }),
+            state: Mutex::new(State { pending: HashMap::new(), piece: None, lost: None, active: Instant::now() }),
             listener: Mutex::new(None),
         });
         let (messages, next_message) = mpsc::channel(16);
@@ -240,6 +249,18 @@ impl Session {
             _ => {}
         }
         Ok(reply)
+    }
+
+    /// Asks for a piece of a blob of the host's store. One at a time: who asks for another meanwhile gets what was asked for last.
+    pub(super) async fn ask_piece(&self, digest: Digest, offset: u64) -> Result<Vec<u8>, FleetError> {
+        self.shared.state().piece = Some(Piece { digest, offset, content: None });
+        let replied = self.ask(Request::Piece { digest, offset }, PATIENCE).await;
+        let piece = self.shared.state().piece.take();
+        replied?;
+        let doing = "send a blob back";
+        piece
+            .and_then(|piece| piece.content)
+            .ok_or_else(|| FleetError::Unexpected { host: self.shared.host.clone(), doing })
     }
 
     /// Asks after all pieces of blobs that wait.
@@ -367,6 +388,8 @@ fn doing(request: &Request) -> &'static str {
         Request::Observe { .. } => "observe",
         Request::Offer { .. } => "offer blobs",
         Request::Received { .. } => "verify blobs",
+        Request::Piece { .. } => "send a blob back",
+        Request::Repair { .. } => "repair records",
         Request::Acquire(_) => "take the lease",
         Request::Heartbeat => "keep the lease",
         Request::Begin(_) => "begin the transaction",
@@ -431,6 +454,17 @@ async fn read(
     loop {
         while let Some(frame) = decoder.next_frame()? {
             shared.state().active = Instant::now();
+            if frame.kind == FrameKind::Blob {
+                let (digest, offset, content) = protocol::decode_blob(&frame.payload)?;
+                let mut state = shared.state();
+                // One that nobody asked for is not of the protocol.
+                let Some(piece) = state.piece.as_mut().filter(|piece| (piece.digest, piece.offset) == (digest, offset))
+                else {
+                    return Err(FrameError::Malformed { what: "blob" });
+                };
+                piece.content = Some(content.to_vec());
+                continue;
+            }
             if frame.kind != FrameKind::Message {
                 return Err(FrameError::Malformed { what: "answer" });
             }

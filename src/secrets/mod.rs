@@ -104,6 +104,34 @@ impl Secrets {
         if missing.is_empty() { Ok(Self(secrets)) } else { Err(MissingSecrets { missing }) }
     }
 
+    /// Gets those secrets that are asked for and have a value, for who needs to know only later which of them must.
+    pub fn available(asked: &[Asked], lookup: &dyn Fn(&str) -> Option<String>) -> Self {
+        let mut secrets = Self::default();
+        secrets.look_up(asked.iter().map(|asked| &asked.name), lookup);
+        secrets
+    }
+
+    /// Gets more secrets, such as those that an earlier release had. Gives the names of those that have no value.
+    pub fn look_up<'a>(
+        &mut self,
+        names: impl IntoIterator<Item = &'a SecretName>,
+        lookup: &dyn Fn(&str) -> Option<String>,
+    ) -> Vec<SecretName> {
+        let mut missing = Vec::new();
+        for name in names {
+            if self.0.contains_key(name) {
+                continue;
+            }
+            match lookup(name.as_str()).filter(|value| !value.is_empty() && !value.contains('\0')) {
+                Some(value) => {
+                    self.0.insert(name.clone(), Secret::new(value));
+                }
+                None => missing.push(name.clone()),
+            }
+        }
+        missing
+    }
+
     /// The value of a secret.
     pub fn get(&self, name: &SecretName) -> Option<&Secret> {
         self.0.get(name)

@@ -60,13 +60,19 @@ pub enum ShipError {
     /// The store could not be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Blobs that hosts lack are not in the store either, and no registry is known that has them.
-    #[error("find blob `{digest}` of `{repository}`: neither the store nor a registry has it")]
+    /// Hosts lack a blob, and nobody who was asked has it.
+    #[error("find blob `{digest}` of `{repository}`: {}", nobody(registry.as_deref(), hosts))]
     NoBlob {
         /// The repository it belongs to.
         repository: String,
         /// The blob.
         digest: jiji_model::digest::Digest,
+        /// The manifest of the image it belongs to.
+        image: jiji_model::digest::Digest,
+        /// The registry that was asked, if one was.
+        registry: Option<String>,
+        /// The hosts that were asked.
+        hosts: Vec<HostName>,
     },
     /// A plugin was refused or failed.
     #[error(transparent)]
@@ -126,6 +132,16 @@ pub enum ShipError {
 fn names(errors: &BTreeMap<HostName, FleetError>) -> String {
     let names: Vec<_> = errors.keys().map(|host| format!("`{host}`")).collect();
     names.join(", ")
+}
+
+fn nobody(registry: Option<&str>, hosts: &[HostName]) -> String {
+    let hosts: Vec<_> = hosts.iter().map(|host| format!("`{host}`")).collect();
+    let registry =
+        registry.map_or_else(|| "no registry is known".to_owned(), |registry| format!("not in `{registry}`"));
+    match hosts.is_empty() {
+        true => format!("not in this machine's store, and {registry}"),
+        false => format!("not in this machine's store, {registry}, and not on {}", hosts.join(", ")),
+    }
 }
 
 fn secrets(missing: &[jiji_model::name::SecretName]) -> String {

@@ -8,7 +8,6 @@ use jiji_model::digest::Digest;
 use jiji_model::event::Record;
 use jiji_model::image::{Image, Platform};
 use jiji_model::name::{RepositoryName, ServiceName, TagName};
-use jiji_model::plan::PlannedImage;
 use jiji_model::project::{Build, Registry, Source as ImageSource};
 use jiji_model::reference::Reference;
 
@@ -235,23 +234,8 @@ impl Ship {
         Ok((pins, seeds))
     }
 
-    /// Sees to it that the store has every blob of images that hosts lack.
-    pub(super) async fn fetch_layers(&self, images: &[PlannedImage], seeds: &Seeds) -> Result<(), ShipError> {
-        for PlannedImage { image, .. } in images {
-            let missing = image.blobs().find(|blob| !matches!(self.store.has(&blob.digest), Ok(Some(_))));
-            let Some(blob) = missing else { continue };
-            let no_blob = || ShipError::NoBlob { repository: image.repository.clone(), digest: blob.digest };
-            let from = self.origin(image, seeds).ok_or_else(no_blob)?;
-            let text = format!("fetching {} from {}", image.repository, from.registry);
-            self.sink.emit(Record::new("registry.fetching", text));
-            let digest = image.manifest.digest;
-            self.client.pull(&from, &digest, &image.platform, &self.store, Depth::WithLayers).await?;
-        }
-        Ok(())
-    }
-
     /// Where an image can be had: from the registry that names it, or from the one it was pushed to.
-    fn origin(&self, image: &Image, seeds: &Seeds) -> Option<Reference> {
+    pub(super) fn origin(&self, image: &Image, seeds: &Seeds) -> Option<Reference> {
         let of_plugin = seeds.iter().find(|(_, images)| images.iter().any(|seed| seed.id() == image.id()));
         if let Some(reference) = of_plugin.and_then(|(reference, _)| reference.parse().ok()) {
             return Some(reference);

@@ -5,10 +5,12 @@
 //! hands what one room gives to the next.
 
 mod error;
+mod gather;
 mod images;
 mod look;
 mod pipeline;
 mod planned;
+mod rollback;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,6 +31,7 @@ use crate::secrets::Secrets;
 
 pub use error::ShipError;
 pub use images::Pushed;
+pub use rollback::Lookup;
 
 /// Everything that a ship works with.
 pub struct Ship {

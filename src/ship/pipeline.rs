@@ -1,4 +1,4 @@
-//! Ship, plan and rollback, from the first connection to the last record.
+//! Ship and plan, from the first connection to the last record.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -28,7 +28,7 @@ pub(super) struct Looked {
     pub(super) desired: Desired,
     pub(super) answers: Answers,
     pub(super) assembled: Assembled,
-    settled: Vec<Settled>,
+    pub(super) settled: Vec<Settled>,
 }
 
 impl Ship {
@@ -49,18 +49,6 @@ impl Ship {
             Ok(images) => self.deliver(&fleet, source, images, &mut durations).await,
             Err(error) => Err(error),
         };
-        self.end(fleet, shipped, durations, start).await
-    }
-
-    /// Moves the fleet back to an earlier release: the one with this number, or the last good one that all hosts have.
-    ///
-    /// # Errors
-    /// As [`Self::ship`].
-    pub async fn rollback(&self, number: Option<u64>) -> Result<Shipped, ShipError> {
-        let start = Instant::now();
-        let mut durations = Durations::new();
-        let fleet = self.connect().await?;
-        let shipped = self.deliver_release(&fleet, number, &mut durations).await;
         self.end(fleet, shipped, durations, start).await
     }
 
@@ -163,7 +151,7 @@ impl Ship {
         Ok(Looked { observation, desired, answers, assembled, settled })
     }
 
-    async fn settle(&self, fleet: &Fleet, observation: &Observation) -> Result<Vec<Settled>, ShipError> {
+    pub(super) async fn settle(&self, fleet: &Fleet, observation: &Observation) -> Result<Vec<Settled>, ShipError> {
         let records = deploy::records(observation);
         let scope = self.project.scope();
         // A ship reaches every host of the project, or does nothing.
@@ -172,55 +160,6 @@ impl Ship {
         settle_open(&scope, &records, &fleet.sessions, &options, &self.cancel, &*self.sink)
             .await
             .map_err(|error| ShipError::Apply { error: Box::new(error), verdicts: Vec::new() })
-    }
-
-    async fn deliver_release(
-        &self,
-        fleet: &Fleet,
-        number: Option<u64>,
-        durations: &mut Durations,
-    ) -> Result<Shipped, ShipError> {
-        let start = Instant::now();
-        let ready = self.ready(&platforms(fleet), None).await?;
-        let nothing = Images::new();
-        let mut wants = Wants::new();
-        for host in fleet.sessions.keys() {
-            wants.insert(host.clone(), deploy::wants(&self.project, host, &nothing, &ready.seeds));
-        }
-        let mut observation = Observation::default();
-        self.ask(fleet, &wants, &mut observation).await?;
-        let settled = self.settle(fleet, &observation).await?;
-        if !settled.is_empty() {
-            observation = Observation::default();
-            self.ask(fleet, &wants, &mut observation).await?;
-        }
-        let target = deploy::choose(&deploy::records(&observation), number)?;
-        let needed: BTreeSet<_> = target.hosts.keys().flat_map(|host| target.secrets(host)).collect();
-        let missing: Vec<_> = needed.into_iter().filter(|name| self.secrets.get(name).is_none()).collect();
-        if !missing.is_empty() {
-            return Err(ShipError::SecretsMissing { number: target.number, missing });
-        }
-        self.send_secrets(fleet, |host| target.secrets(host)).await?;
-        let wants = fleet.sessions.keys().map(|host| (host.clone(), deploy::rollback_wants(&target, host))).collect();
-        self.ask(fleet, &wants, &mut observation).await?;
-        let text = format!("rolling back to release {}", target.number);
-        self.sink.emit(Record::new("ship.rollback", text).with(serde_json::json!({"release": target.number})));
-        let retain = self.project.services.values().map(|service| service.retain).max().unwrap_or(1);
-        let desired = deploy::rollback(&self.project.scope(), &target, retain, &observation)?;
-        let answers = self.answers(fleet, &ready, &desired, &mut observation, Wish::Release).await?;
-        let assembled = deploy::assemble(&desired, &ready.seeds, &answers, &observation)?;
-        durations.insert("look", since(start));
-        let mut images = Images::new();
-        let services = desired.hosts.values().flat_map(|host| &host.services);
-        for (name, serving) in services.filter_map(|(name, service)| Some((name, service.change.serving()?))) {
-            let known = images.entry(name.clone()).or_default();
-            if known.iter().all(|image| image.id() != serving.image.id()) {
-                known.push(serving.image.clone());
-            }
-        }
-        let looked = Looked { observation, desired, answers, assembled, settled };
-        let shipped = self.apply(fleet, &ready, looked, durations).await?;
-        Ok(Shipped { images, ..shipped })
     }
 
     pub(super) async fn apply(
@@ -235,7 +174,7 @@ impl Ship {
         if plan.is_empty() {
             return Ok(Shipped { notes, settled, ..Shipped::default() });
         }
-        self.fetch_layers(&plan.images, &ready.seeds).await?;
+        self.gather(fleet, &plan.images, &ready.seeds).await?;
         let seen = deploy::records(&observation);
         let applied =
             apply::apply(&plan, &seen, &fleet.sessions, &self.store, &self.apply, &self.cancel, &*self.sink).await;

@@ -139,9 +139,15 @@ impl Ship {
             let Some(service) = self.project.services.get(name) else { continue };
             for image in images {
                 let from = match &service.source {
-                    ImageSource::Build(_) => self.built_from(name, &image.manifest.digest)?.ok_or_else(|| {
-                        ShipError::NoBlob { repository: image.repository.clone(), digest: image.manifest.digest }
-                    })?,
+                    ImageSource::Build(_) => {
+                        self.built_from(name, &image.manifest.digest)?.ok_or_else(|| ShipError::NoBlob {
+                            repository: image.repository.clone(),
+                            digest: image.manifest.digest,
+                            image: image.manifest.digest,
+                            registry: None,
+                            hosts: Vec::new(),
+                        })?
+                    }
                     ImageSource::Image(text) => {
                         let reference: Reference =
                             text.parse().map_err(|cause| ShipError::Reference { service: name.clone(), cause })?;

@@ -10,6 +10,8 @@
 //! | [`session`] | frames in and out, asks in their order, heartbeats and blobs beside them |
 //! | [`engine`] | Docker and Podman behind one type |
 //! | [`observe`] | answers every kind of query, changes nothing |
+//! | [`compare`] | how a container differs from what was decided |
+//! | [`integrity`] | whether the records are as jiji wrote them |
 //! | [`execute`] | runs every kind of action |
 //! | [`probe`] | one probe, and the loop of probes with its timeline |
 //! | [`lease`] | who may change a project here |
@@ -22,8 +24,10 @@
 
 pub mod clock;
 pub mod command;
+pub mod compare;
 pub mod engine;
 pub mod execute;
+pub mod integrity;
 pub mod journal;
 pub mod lease;
 pub mod observe;

@@ -21,7 +21,7 @@ use sha2::Digest as _;
 use crate::engine::{Engine, EngineError};
 use crate::place::Place;
 use crate::secrets::{self, Secrets};
-use crate::{Settings, clock, command, probe, records};
+use crate::{Settings, clock, command, compare, integrity, probe, records};
 
 /// How many bytes of JSON the facts of one look may be.
 pub const FACTS: usize = 1024 * 1024;
@@ -131,6 +131,22 @@ impl Observer<'_> {
             Query::Records { scope } => {
                 let records = records::observe(self.place, scope).map_err(text)?;
                 Ok(Answer::Records(Box::new(records)))
+            }
+            Query::History { scope } => {
+                let project = self.place.project(scope).map_err(text)?;
+                records::history(&project).map(Answer::History).map_err(text)
+            }
+            Query::Release { scope, at } => {
+                let project = self.place.project(scope).map_err(text)?;
+                let release = records::release_at(&project, *at).map_err(text)?;
+                Ok(release.map_or(Answer::Absent, |release| Answer::Release(Box::new(release))))
+            }
+            Query::Integrity { scope } => {
+                integrity::look(self.place, scope).map(|facts| Answer::Integrity(Box::new(facts))).map_err(text)
+            }
+            Query::Compare { service, secrets } => {
+                let found = compare::service(self.engine()?, self.place, service, secrets.as_deref()).await;
+                found.map(Answer::Differences).map_err(text)
             }
             Query::SecretsMac { names } => match secrets::host_key(self.place).map_err(text)? {
                 None => Ok(Answer::Absent),

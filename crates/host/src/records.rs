@@ -9,10 +9,14 @@ use std::path::Path;
 
 use jiji_model::digest::canonical_json;
 use jiji_model::transaction::audit::{AuditEvent, AuditLine};
-use jiji_model::transaction::{HostRecords, Release, Roster};
+use jiji_model::transaction::{HostRecords, Release, ReleaseLine, Roster};
 
 use crate::place::{self, Durability, Place, PlaceError, Project, failed};
-use crate::{journal, lease};
+use crate::{journal, lease, secrets};
+
+/// How many releases a host remembers at least: a record is a few kilobytes, and one that outlives its image can be gone back to by
+/// bringing the image again.
+const REMEMBERED: u32 = 20;
 
 /// Everything that is kept of a project, and what it shares with others. Writes nothing.
 ///
@@ -20,11 +24,16 @@ use crate::{journal, lease};
 /// [`PlaceError`] when a record cannot be read.
 pub fn observe(place: &Place, scope: &str) -> Result<HostRecords, PlaceError> {
     let project = place.project(scope)?;
+    let transaction = journal::read(&project.journal())?;
+    let releases = kept(&project)?;
+    // A file that was lost or changed must not let a number be given twice.
+    let begun = transaction.as_ref().map_or(0, |transaction| transaction.begin.fencing);
+    let released = releases.first().map_or(0, |release| release.number);
     Ok(HostRecords {
-        fencing: lease::fencing(&project)?,
+        fencing: lease::fencing(&project)?.max(begun).max(released),
         lease: lease::observe(&project)?,
-        transaction: journal::read(&project.journal())?,
-        releases: releases(&project)?,
+        transaction,
+        releases,
         last_address: last_address(place)?,
         roster: place::read_record(&place.roster(), Roster::VERSION)?,
     })
@@ -43,8 +52,52 @@ pub fn releases(project: &Project) -> Result<Vec<Release>, PlaceError> {
     Ok(releases)
 }
 
+/// Those of a project's releases whose images and blobs the host keeps, the newest first.
+///
+/// # Errors
+/// [`PlaceError`].
+pub fn kept(project: &Project) -> Result<Vec<Release>, PlaceError> {
+    let mut kept: Vec<Release> = Vec::new();
+    for path in numbers(project)?.into_values().rev() {
+        let retain = kept.first().and_then(|newest| newest.retain);
+        if retain.is_some_and(|retain| kept.len() >= usize::try_from(retain).unwrap_or(usize::MAX)) {
+            break;
+        }
+        kept.extend(place::read_record::<Release>(&path, Release::VERSION)?);
+    }
+    Ok(kept)
+}
+
+/// Every release that is remembered, the newest first, in short. One that is damaged is left out: drift is told apart from history.
+///
+/// # Errors
+/// [`PlaceError`], [`PlaceError::Newer`] for one of a newer jiji.
+pub fn history(project: &Project) -> Result<Vec<ReleaseLine>, PlaceError> {
+    let mut lines = Vec::new();
+    for path in numbers(project)?.into_values().rev() {
+        match place::read_record::<Release>(&path, Release::VERSION) {
+            Ok(release) => lines.extend(release.map(|release| release.line())),
+            Err(PlaceError::Record { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(lines)
+}
+
+/// The newest release up to number `at`.
+///
+/// # Errors
+/// [`PlaceError`].
+pub fn release_at(project: &Project, at: u64) -> Result<Option<Release>, PlaceError> {
+    let numbers = numbers(project)?;
+    match numbers.range(..=at).next_back() {
+        Some((_, path)) => place::read_record(path, Release::VERSION),
+        None => Ok(None),
+    }
+}
+
 /// The releases' files by their numbers.
-fn numbers(project: &Project) -> Result<BTreeMap<u64, std::path::PathBuf>, PlaceError> {
+pub(crate) fn numbers(project: &Project) -> Result<BTreeMap<u64, std::path::PathBuf>, PlaceError> {
     let dir = project.releases();
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
@@ -62,17 +115,21 @@ fn numbers(project: &Project) -> Result<BTreeMap<u64, std::path::PathBuf>, Place
     Ok(numbers)
 }
 
-/// Keeps a release, and of the older ones as many as make `retain` together.
+/// Keeps a release under the host's seal, and of the older ones as many as make `retain` together, or more: the record of a release is
+/// kept longer than its image.
 ///
 /// # Errors
 /// [`PlaceError`].
-pub fn keep_release(project: &Project, release: &Release, retain: u32) -> Result<(), PlaceError> {
+pub fn keep_release(place: &Place, project: &Project, release: &Release, retain: u32) -> Result<(), PlaceError> {
     let dir = project.releases();
     place::create_dir(&dir)?;
     let path = dir.join(format!("{}.json", release.number));
-    place::write(&path, &canonical_json(release), 0o600, Durability::Synced)?;
-    let retain = usize::try_from(retain.max(1)).unwrap_or(usize::MAX);
-    for path in numbers(project)?.into_values().rev().skip(retain) {
+    let mut release = Release { retain: Some(retain.max(1)), seal: None, ..release.clone() };
+    // A key that is damaged is told of by drift; a release that was decided is kept all the same.
+    release.seal = secrets::ensure_host_key(place).ok().map(|key| secrets::seal(&key, &release));
+    place::write(&path, &canonical_json(&release), 0o600, Durability::Synced)?;
+    let remembered = usize::try_from(retain.max(REMEMBERED)).unwrap_or(usize::MAX);
+    for path in numbers(project)?.into_values().rev().skip(remembered) {
         fs::remove_file(&path).map_err(failed("remove", &path))?;
     }
     place::sync_dir(&dir)
@@ -181,6 +238,9 @@ mod tests {
             command: "ship".into(),
             at_s: 0,
             services: BTreeMap::new(),
+            retain: None,
+            secrets: BTreeMap::new(),
+            seal: None,
         }
     }
 
@@ -218,14 +278,52 @@ mod tests {
     }
 
     #[test]
+    fn records_of_version_2_are_read_as_they_were_written() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/v2/release.json");
+        let release: Release = place::read_record(&path, Release::VERSION).expect("readable").expect("there");
+        assert_eq!(canonical_json(&release), fs::read(path).expect("read"));
+        assert_eq!((release.version, release.retain, release.secrets.len()), (2, Some(2), 1));
+        let key = [7; 32];
+        assert_eq!(release.seal, Some(secrets::seal(&key, &release)), "the fixture was sealed with this key");
+        assert!(
+            place::read_record::<Release>(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/v2/release.json"), 1)
+                .is_err()
+        );
+    }
+
+    #[test]
     fn the_newest_releases_are_kept_by_number_and_not_by_name() {
-        let (_dir, _, project) = project();
+        let (_dir, place, project) = project();
         project.create().expect("created");
-        for number in [2, 9, 10, 11] {
-            keep_release(&project, &release(number), 3).expect("kept");
+        for number in (1..=30).rev().chain([31]) {
+            keep_release(&place, &project, &release(number), 3).expect("kept");
         }
-        let numbers: Vec<u64> = releases(&project).expect("read").iter().map(|release| release.number).collect();
-        assert_eq!(numbers, [11, 10, 9]);
+        let lines: Vec<u64> = history(&project).expect("read").iter().map(|line| line.number).collect();
+        assert_eq!(lines, (12..=31).rev().collect::<Vec<_>>(), "twenty are remembered");
+        let kept: Vec<u64> = kept(&project).expect("read").iter().map(|release| release.number).collect();
+        assert_eq!(kept, [31, 30, 29], "the images of three are kept");
+        assert_eq!(release_at(&project, 500).expect("read").map(|release| release.number), Some(31));
+        assert_eq!(release_at(&project, 11).expect("read"), None);
+    }
+
+    #[test]
+    fn a_number_is_not_given_twice_though_the_file_that_counts_was_lost() {
+        let (_dir, place, project) = project();
+        project.create().expect("created");
+        keep_release(&place, &project, &release(7), 2).expect("kept");
+        assert_eq!(observe(&place, "shop").expect("looked").fencing, 7);
+    }
+
+    #[test]
+    fn a_change_to_a_sealed_release_shows() {
+        let (_dir, place, project) = project();
+        project.create().expect("created");
+        keep_release(&place, &project, &release(7), 2).expect("kept");
+        let mut kept = release_at(&project, 7).expect("read").expect("there");
+        let key = secrets::host_key(&place).expect("readable").expect("made");
+        assert_eq!(kept.seal, Some(secrets::seal(&key, &kept)));
+        kept.who = "somebody@else".into();
+        assert_ne!(kept.seal, Some(secrets::seal(&key, &kept)));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use jiji_model::name::SecretName;
 use jiji_model::plan::LABEL_SECRETS;
 use jiji_model::secret::Secret;
+use jiji_model::transaction::{Release, Seal};
 use sha2::{Digest as _, Sha256};
 
 use crate::place::{self, Durability, Place, PlaceError};
@@ -108,6 +109,16 @@ fn hmac_sha256(key: &[u8], message: &[u8]) -> [u8; 32] {
     let pad = |byte: u8| block.map(|b| b ^ byte);
     let inner = Sha256::new().chain_update(pad(0x36)).chain_update(message).finalize();
     Sha256::new().chain_update(pad(0x5c)).chain_update(inner).finalize().into()
+}
+
+/// What shows a later change of a release's record.
+pub fn seal(key: &[u8; 32], release: &Release) -> Seal {
+    Seal { key: key_id(key), mac: jiji_model::digest::Digest::from_bytes(hmac_sha256(key, &release.sealed())).hex() }
+}
+
+/// Which key it is, without a word about it: of a keyed digest of a constant, the first 16 hexadecimal digits.
+pub fn key_id(key: &[u8; 32]) -> String {
+    jiji_model::digest::Digest::from_bytes(hmac_sha256(key, b"jiji.key")).hex()[..16].to_owned()
 }
 
 /// The host's key, where it has one.

@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::image::ImageId;
 use crate::name::{AbsPath, ContainerName, HostName, SecretName};
+use crate::plan::PlannedService;
 use crate::project::Engine;
-use crate::transaction::{HostRecords, Lease};
+use crate::transaction::{HostRecords, Lease, Release, ReleaseLine};
 
 /// A question with an id that its fact repeats.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +102,31 @@ pub enum Query {
         /// Names of the secrets.
         names: Vec<SecretName>,
     },
+    /// Every release of a project that the host remembers, in short. Answered by [`Answer::History`].
+    History {
+        /// The project's scope.
+        scope: String,
+    },
+    /// The newest release up to a number, whole. Answered by [`Answer::Release`] or [`Answer::Absent`].
+    Release {
+        /// The project's scope.
+        scope: String,
+        /// The number.
+        at: u64,
+    },
+    /// Whether what jiji keeps on the host is as jiji wrote it. Answered by [`Answer::Integrity`].
+    Integrity {
+        /// The project's scope.
+        scope: String,
+    },
+    /// How a service's container differs from what was decided. Secrets' values are compared on the host, by their keyed digest.
+    /// Answered by [`Answer::Differences`]; a container that is not there differs in [`Part::Existence`] alone.
+    Compare {
+        /// What was decided.
+        service: Box<PlannedService>,
+        /// The keyed digest of its secrets as the release recorded it, where it did.
+        secrets: Option<String>,
+    },
 }
 
 /// The answer to the want of the same id.
@@ -145,6 +171,14 @@ pub enum Answer {
     Records(Box<HostRecords>),
     /// To [`Query::SecretsMac`].
     Mac(String),
+    /// To [`Query::History`]: newest first.
+    History(Vec<ReleaseLine>),
+    /// To [`Query::Release`].
+    Release(Box<Release>),
+    /// To [`Query::Integrity`].
+    Integrity(Box<IntegrityFacts>),
+    /// To [`Query::Compare`].
+    Differences(Vec<Difference>),
 }
 
 /// The host itself.
@@ -294,4 +328,111 @@ pub struct LeaseFacts {
     pub lease: Lease,
     /// Whether its session still runs and it has not expired.
     pub live: bool,
+}
+
+/// Whether what jiji keeps on a host is as jiji wrote it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntegrityFacts {
+    /// What is readable and whole of the project's records. What is damaged is left out.
+    pub records: HostRecords,
+    /// What is not, with the reason.
+    pub damaged: Vec<Damage>,
+    /// The release that the last transaction's journal says was decided, where that journal is whole and its release is not.
+    pub decided: Option<Box<Release>>,
+    /// Permission bits of the directory of all records; none where there is none.
+    pub mode: Option<u32>,
+    /// Programs below `bin` that are not what their names say.
+    pub programs: Vec<ProgramFacts>,
+}
+
+/// A program of jiji's on a host that is not what its name says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramFacts {
+    /// Its file's name: the digest that it should have.
+    pub name: String,
+    /// The digest that it has.
+    pub sha256: Digest,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// A record that is not as jiji wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damage {
+    /// Which.
+    pub file: RecordFile,
+    /// What is wrong with it, a fragment for people.
+    pub reason: String,
+}
+
+/// A record on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordFile {
+    /// The lease.
+    Lease,
+    /// The highest fencing number granted.
+    Fencing,
+    /// The journal of the last transaction.
+    Journal,
+    /// The release of this number.
+    Release(u64),
+    /// The audit log.
+    Audit,
+    /// The roster of servers.
+    Roster,
+    /// The address leased last.
+    LastAddress,
+    /// The host's key.
+    Key,
+}
+
+impl std::fmt::Display for RecordFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Lease => f.write_str("lease.json"),
+            Self::Fencing => f.write_str("fencing"),
+            Self::Journal => f.write_str("journal"),
+            Self::Release(number) => write!(f, "releases/{number}.json"),
+            Self::Audit => f.write_str("audit.jsonl"),
+            Self::Roster => f.write_str("roster.json"),
+            Self::LastAddress => f.write_str("last-address"),
+            Self::Key => f.write_str("host.key"),
+        }
+    }
+}
+
+/// How a container differs from what was decided. No value of a variable is in it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Difference {
+    /// In what.
+    pub part: Part,
+    /// What was decided, a fragment for people.
+    pub expected: String,
+    /// What is there instead.
+    pub found: String,
+}
+
+/// What of a container may differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// There is none of that name.
+    Existence,
+    /// It does not run.
+    State,
+    /// It runs another image.
+    Image,
+    /// Variables.
+    Env,
+    /// The values of its secrets.
+    Secrets,
+    /// Labels.
+    Labels,
+    /// Mounts.
+    Mounts,
+    /// Entry point, arguments, user, restart policy or published ports.
+    Settings,
+    /// Its networks or its address.
+    Network,
 }

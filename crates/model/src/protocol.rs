@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::name::{ContainerName, SecretName};
-use crate::observation::{BlobFacts, Fact, Want};
+use crate::observation::{BlobFacts, Fact, RecordFile, Want};
 use crate::plan::Phase;
 use crate::probe::{Probe, Timeline};
 use crate::secret::Secret;
@@ -37,6 +37,9 @@ pub const MAX_FRAME: usize = 4 * 1024 * 1024;
 
 /// Content bytes in a blob frame as the operator sends them.
 pub const BLOB_CHUNK: usize = 256 * 1024;
+
+/// Most content bytes of a piece that a host sends: few turns on the wire, and no more in memory than that.
+pub const PIECE: usize = 2 * 1024 * 1024;
 
 /// What a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,6 +241,24 @@ pub enum Request {
         /// The blobs.
         digests: Vec<Digest>,
     },
+    /// Send a piece of a blob of this host's own store, at most [`PIECE`] bytes: one blob frame comes, then [`Reply::Done`]. Without the
+    /// blob no frame comes and it is refused.
+    Piece {
+        /// The blob.
+        digest: Digest,
+        /// Where the piece begins.
+        offset: u64,
+    },
+    /// Records that are damaged are set aside, and this release is kept where the host has none of its number. Whatever is whole stays as
+    /// it is. Refused while somebody else holds the lease. Answered by [`Reply::Done`].
+    Repair {
+        /// The project's scope.
+        scope: String,
+        /// The records.
+        files: Vec<RecordFile>,
+        /// The release.
+        release: Option<Box<Release>>,
+    },
     /// Take the lease. Answered by [`Reply::Lease`].
     Acquire(LeaseRequest),
     /// The operator is alive: the lease lasts. Not answered.
@@ -345,6 +366,8 @@ pub enum RefusalKind {
     Unsupported,
     /// A file could not be read or written.
     Io,
+    /// The host does not have what was asked for.
+    Absent,
 }
 
 /// What running or undoing did.

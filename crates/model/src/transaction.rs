@@ -27,7 +27,7 @@ pub use course::{Course, Ending, Heard, Move};
 pub use evidence::{Trace, Way};
 pub use journal::{Begin, Decision, Entry, Outcome, Settlement, StepState, Transaction};
 pub use lease::{Lease, LeaseDecision, LeaseRequest};
-pub use release::Release;
+pub use release::{Release, ReleaseLine, Seal, ServiceLine};
 pub use roster::Roster;
 
 use std::net::Ipv4Addr;
@@ -45,7 +45,7 @@ pub struct HostRecords {
     pub lease: Option<LeaseFacts>,
     /// The transaction that is open here or, where none is, the last one.
     pub transaction: Option<Transaction>,
-    /// Releases, newest first.
+    /// Releases whose images this host keeps, newest first. Older ones are told by [`crate::observation::Query::History`].
     pub releases: Vec<Release>,
     /// The address leased last on this host, by any project: the next one is looked for after it, so that an address rests long
     /// before it is used again.

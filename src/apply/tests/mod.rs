@@ -241,6 +241,9 @@ fn earlier() -> jiji_model::transaction::Release {
         command: "ship".to_owned(),
         at_s: 0,
         services: BTreeMap::new(),
+        retain: None,
+        secrets: BTreeMap::new(),
+        seal: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Plans of small fleets.
 
 mod properties;
+mod rollback;
 mod saved;
 mod world;
 
@@ -17,10 +18,7 @@ use jiji_model::probe::ProbeSpec;
 use jiji_model::project::{Check, Project};
 use jiji_model::transaction::roster::{Entry, Roster};
 
-use super::{
-    Answers, Change, EnvKind, HostAnswers, PlanError, Reason, Seeds, assemble, changes, choose, desired, records,
-    rollback, rollback_wants, wants,
-};
+use super::{Answers, Change, EnvKind, HostAnswers, PlanError, Reason, Seeds, assemble, changes, desired, wants};
 use world::{World, host, image, images, lines, project, service, service_name};
 
 fn shop() -> Project {
@@ -403,63 +401,4 @@ fn a_plan_shows_what_changes_without_any_value() {
     assert_eq!(changes.bytes[&host("one")], 1_002_000);
     let json = serde_json::to_string(&changes).expect("JSON");
     assert!(!json.contains("s3cr3t"), "{json}");
-}
-
-#[test]
-fn a_rollback_runs_what_an_earlier_release_ran_without_bringing_its_image_again() {
-    let project = shop();
-    let mut world = World::of(&["one", "two"]);
-    let first = world.ship(&project, &images(&project, "1"));
-    world.ship(&project, &images(&project, "2"));
-    let mut observation = world.observe(&project, &images(&project, "2"), &Seeds::new());
-    let target = choose(&records(&observation), None).expect("an earlier release");
-    assert_eq!(target.number, 1);
-    for (host, machine) in &world.0 {
-        let wants = rollback_wants(&target, host);
-        let Query::Images { images } = &wants[0].query else { panic!("images first") };
-        let have: Vec<_> = images.iter().filter(|image| machine.images.contains(image)).copied().collect();
-        let answers = observation.hosts.get_mut(host).expect("looked at");
-        answers.insert(wants[0].id.clone(), jiji_model::observation::Answer::Images(have));
-    }
-    let desired = rollback("shop", &target, 2, &observation).expect("a plan");
-    let plan = assemble(&desired, &Seeds::new(), &Answers::new(), &observation).expect("a plan").plan;
-    assert!(plan.images.is_empty(), "the engine still has it");
-    let now = &plan.releases[&host("one")][&service_name("web")];
-    let then = &first.releases[&host("one")][&service_name("web")];
-    assert_eq!((now.image.id(), now.spec), (then.image.id(), then.spec));
-    assert_ne!((&now.container, now.address), (&then.container, then.address));
-    world.apply(&plan);
-    let observation = world.observe(&project, &images(&project, "1"), &Seeds::new());
-    assert_eq!(choose(&records(&observation), None).expect("and back again").number, 2);
-}
-
-#[test]
-fn a_release_that_is_not_kept_any_more_is_said_with_those_that_are() {
-    let project = project(&["one"], &[("web", service(&["one"]))]);
-    let mut world = World::of(&["one"]);
-    let observe = |world: &World| records(&world.observe(&project, &images(&project, "1"), &Seeds::new()));
-    assert_eq!(choose(&observe(&world), None), Err(PlanError::NoRelease));
-    for version in ["1", "2", "3"] {
-        world.ship(&project, &images(&project, version));
-    }
-    let error = choose(&observe(&world), Some(1)).expect_err("gone");
-    assert_eq!(error.to_string(), "find release 1 on `one`: it has 3, 2");
-    assert_eq!(choose(&observe(&world), Some(2)).expect("kept").number, 2);
-}
-
-#[test]
-fn a_host_that_a_release_did_not_change_counts_with_the_one_before() {
-    let only_one = service(&["one"]);
-    let project = project(&["one", "two"], &[("web", service(&["one", "two"])), ("api", only_one)]);
-    let mut project = project;
-    project.services.get_mut(&service_name("api")).expect("it is there").proxy = None;
-    let mut world = World::of(&["one", "two"]);
-    let first = images(&project, "1");
-    world.ship(&project, &first);
-    let mut second = first.clone();
-    second.insert(service_name("api"), vec![image("shop/api", "2", "amd64")]);
-    let plan = world.ship(&project, &second);
-    assert_eq!(plan.hosts(), [host("one")]);
-    let target = choose(&records(&world.observe(&project, &second, &Seeds::new())), None).expect("an earlier release");
-    assert_eq!((target.number, target.hosts[&host("two")].number), (1, 1));
 }

@@ -88,6 +88,8 @@ pub(super) struct Machine {
     pub(super) network: Option<NetworkFacts>,
     pub(super) images: BTreeSet<jiji_model::image::ImageId>,
     pub(super) records: HostRecords,
+    /// Every release that it remembers, newest first.
+    pub(super) history: Vec<Release>,
     /// The keyed digest of whatever secrets are sent.
     pub(super) mac: String,
 }
@@ -100,6 +102,7 @@ impl Default for Machine {
             network: None,
             images: BTreeSet::new(),
             records: HostRecords::default(),
+            history: Vec::new(),
             mac: "mac of the first value".to_owned(),
         }
     }
@@ -111,7 +114,7 @@ impl Machine {
         self.containers.iter().filter(fits).cloned().collect()
     }
 
-    fn answer(&self, query: &Query) -> Answer {
+    pub(super) fn answer(&self, query: &Query) -> Answer {
         match query {
             Query::Host => Answer::Host(HostFacts {
                 engine: self.engine.map(|kind| EngineFacts { kind, version: "4.3.1".to_owned() }),
@@ -130,6 +133,11 @@ impl Machine {
                 Answer::Images(images.iter().filter(|image| self.images.contains(image)).copied().collect())
             }
             Query::SecretsMac { .. } => Answer::Mac(self.mac.clone()),
+            Query::History { .. } => Answer::History(self.history.iter().map(Release::line).collect()),
+            Query::Release { at, .. } => match self.history.iter().find(|release| release.number <= *at) {
+                Some(release) => Answer::Release(Box::new(release.clone())),
+                None => Answer::Absent,
+            },
             other => panic!("the core does not ask {other:?}"),
         }
     }
@@ -253,22 +261,25 @@ impl World {
             self.0.get_mut(&step.host).expect("a known host").act(&step.action);
         }
         for (host, services) in &plan.releases {
-            let records = &mut self.0.get_mut(host).expect("a known host").records;
-            records.fencing = number;
-            records.releases.insert(
-                0,
-                Release {
-                    version: Release::VERSION,
-                    number,
-                    transaction: format!("t{number}"),
-                    plan: plan.digest(),
-                    who: "ann@laptop".to_owned(),
-                    command: "ship".to_owned(),
-                    at_s: 0,
-                    services: services.clone(),
-                },
-            );
-            records.releases.truncate(plan.retain as usize);
+            let machine = self.0.get_mut(host).expect("a known host");
+            let with_secrets = services.iter().filter(|(_, service)| !service.container_spec.secrets().is_empty());
+            let release = Release {
+                version: Release::VERSION,
+                number,
+                transaction: format!("t{number}"),
+                plan: plan.digest(),
+                who: "ann@laptop".to_owned(),
+                command: "ship".to_owned(),
+                at_s: 0,
+                services: services.clone(),
+                retain: Some(plan.retain),
+                secrets: with_secrets.map(|(name, _)| (name.clone(), machine.mac.clone())).collect(),
+                seal: None,
+            };
+            machine.records.fencing = number;
+            machine.history.insert(0, release);
+            machine.records.releases = machine.history.clone();
+            machine.records.releases.truncate(plan.retain as usize);
         }
     }
 

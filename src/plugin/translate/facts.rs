@@ -86,9 +86,14 @@ pub(in super::super) fn answer(answer: &Answer) -> types::Answer {
             types::Answer::Http(types::HttpFacts { result: result_to_wit(&http.result), took_ms: http.took_ms })
         }
         // No plugin can ask for these.
-        Answer::Images(_) | Answer::Blobs(_) | Answer::Records(_) | Answer::Mac(_) => {
-            types::Answer::Failed("not for plugins".to_owned())
-        }
+        Answer::Images(_)
+        | Answer::Blobs(_)
+        | Answer::Records(_)
+        | Answer::Mac(_)
+        | Answer::History(_)
+        | Answer::Release(_)
+        | Answer::Integrity(_)
+        | Answer::Differences(_) => types::Answer::Failed("not for plugins".to_owned()),
     }
 }
 

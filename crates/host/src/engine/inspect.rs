@@ -3,7 +3,7 @@
 //! Docker writes ids with `sha256:` and names with a slash before, Podman neither. Fields that one of them lacks are optional; what is
 //! not listed here is ignored, because both add fields with every release.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use jiji_model::digest::Digest;
@@ -110,6 +110,12 @@ impl ContainerInspect {
         digest(&self.image).is_some_and(|image| image == id.config || image == id.manifest)
     }
 
+    /// The networks that it is in.
+    pub fn networks(&self) -> Vec<String> {
+        let networks = self.network_settings.networks.iter().flat_map(BTreeMap::keys);
+        networks.cloned().collect()
+    }
+
     /// Its address in a network: the one it has, or the one it will have again when it is started.
     pub fn address(&self, network: &str) -> Option<Ipv4Addr> {
         let endpoint = self.network_settings.networks.as_ref()?.get(network)?;
@@ -149,6 +155,149 @@ impl ContainerInspect {
             addresses: networks.filter_map(|network| Some((network.clone(), self.address(network)?))).collect(),
             labels: self.config.labels.clone().unwrap_or_default(),
         }
+    }
+}
+
+/// With what a container was made: what says how it was asked for. Its environment holds secrets and is never printed.
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Made {
+    config: MadeConfig,
+    host_config: HostConfig,
+    /// What is mounted.
+    pub mounts: Vec<MadeMount>,
+}
+
+/// What an image says of containers that are made of it.
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct MadeImage {
+    config: MadeConfig,
+}
+
+/// The part of `inspect` that containers and images have in common. Everything may be null.
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct MadeConfig {
+    env: Option<Vec<String>>,
+    cmd: Option<Words>,
+    entrypoint: Option<Words>,
+    user: Option<String>,
+}
+
+/// Podman 4 writes a container's entry point as one text, Docker and later ones as a list.
+#[derive(Clone, Deserialize)]
+#[serde(untagged)]
+enum Words {
+    Text(String),
+    List(Vec<String>),
+}
+
+impl Words {
+    fn list(words: Option<&Self>) -> Vec<String> {
+        match words {
+            None => Vec::new(),
+            Some(Self::Text(text)) if text.is_empty() => Vec::new(),
+            Some(Self::Text(text)) => vec![text.clone()],
+            Some(Self::List(list)) => list.clone(),
+        }
+    }
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct HostConfig {
+    restart_policy: RestartPolicy,
+    port_bindings: Option<BTreeMap<String, Option<Vec<PortBinding>>>>,
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct RestartPolicy {
+    name: String,
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct PortBinding {
+    host_port: String,
+}
+
+/// What is mounted in a container.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct MadeMount {
+    /// `bind`, `volume`, `tmpfs`.
+    #[serde(rename = "Type")]
+    pub kind: String,
+    /// Name of a volume.
+    pub name: String,
+    /// Path on the host.
+    pub source: String,
+    /// Path in the container.
+    pub destination: String,
+    /// Whether it may be written.
+    #[serde(rename = "RW")]
+    pub writable: bool,
+}
+
+impl Made {
+    /// Its environment, `NAME=VALUE` each.
+    pub fn env(&self) -> &[String] {
+        self.config.env.as_deref().unwrap_or_default()
+    }
+
+    /// Its entry point in one text.
+    pub fn entrypoint(&self) -> String {
+        Words::list(self.config.entrypoint.as_ref()).join(" ")
+    }
+
+    /// Its arguments.
+    pub fn command(&self) -> Vec<String> {
+        Words::list(self.config.cmd.as_ref())
+    }
+
+    /// Its user; empty where none was asked for.
+    pub fn user(&self) -> String {
+        self.config.user.clone().unwrap_or_default()
+    }
+
+    /// When the engine starts it again, in the engines' words.
+    pub fn restart(&self) -> &str {
+        &self.host_config.restart_policy.name
+    }
+
+    /// Ports of the host that lead into it, `HOST->CONTAINER` each.
+    pub fn ports(&self) -> BTreeSet<String> {
+        let bindings = self.host_config.port_bindings.iter().flatten();
+        bindings
+            .flat_map(|(port, bindings)| {
+                let port = port.split('/').next().unwrap_or(port);
+                bindings.iter().flatten().map(move |binding| format!("{}->{port}", binding.host_port))
+            })
+            .collect()
+    }
+}
+
+impl MadeImage {
+    /// Its environment, `NAME=VALUE` each.
+    pub fn env(&self) -> &[String] {
+        self.config.env.as_deref().unwrap_or_default()
+    }
+
+    /// Its entry point in one text.
+    pub fn entrypoint(&self) -> String {
+        Words::list(self.config.entrypoint.as_ref()).join(" ")
+    }
+
+    /// Its arguments.
+    pub fn command(&self) -> Vec<String> {
+        Words::list(self.config.cmd.as_ref())
+    }
+
+    /// Its user; empty where it names none.
+    pub fn user(&self) -> String {
+        self.config.user.clone().unwrap_or_default()
     }
 }
 

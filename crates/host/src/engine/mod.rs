@@ -13,11 +13,12 @@ use std::time::Duration;
 use jiji_model::image::ImageId;
 use jiji_model::observation::{ContainerFacts, NetworkFacts};
 use jiji_model::project;
+use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 
 use crate::Settings;
 use crate::command::{self, Command, CommandError, Output};
-use inspect::{ContainerInspect, ImageInspect, NetworkInspect};
+use inspect::{ContainerInspect, ImageInspect, Made, MadeImage, NetworkInspect};
 
 /// A container engine of this host.
 #[derive(Debug, Clone)]
@@ -230,6 +231,30 @@ impl Engine {
         let found = self.inspect_containers(&[name.to_owned()]).await?;
         // Podman also finds containers by a beginning of their ids.
         Ok(found.into_iter().find(|container| container.plain_name() == name))
+    }
+
+    /// One container with what it was made with, if it is there.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn inspect_made(&self, name: &str) -> Result<Option<(ContainerInspect, Made)>, EngineError> {
+        let unreadable =
+            |source| EngineError::Unreadable { kind: self.kind, what: "container inspect".to_owned(), source };
+        for value in self.inspect::<serde_json::Value>("container", &[name.to_owned()]).await? {
+            let inspect = ContainerInspect::deserialize(&value).map_err(unreadable)?;
+            if inspect.plain_name() == name {
+                return Ok(Some((inspect, Made::deserialize(&value).map_err(unreadable)?)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What an image says of its containers, if it is there.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn inspect_made_image(&self, id: &str) -> Result<Option<MadeImage>, EngineError> {
+        Ok(self.inspect("image", &[id.to_owned()]).await?.pop())
     }
 
     /// The containers with every one of these labels (`NAME=VALUE`), running or not.

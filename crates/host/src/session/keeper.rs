@@ -4,13 +4,15 @@
 //! synced before what it announces is done, and before what it reports is told. What a journal's entries mean, what is
 //! accepted, and which steps are left to do or to take back, is [`jiji_model::transaction`]'s.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use jiji_model::digest::Digest;
-use jiji_model::plan::{Action, Phase, Step};
+use jiji_model::name::{ContainerName, ServiceName};
+use jiji_model::observation::RecordFile;
+use jiji_model::plan::{Action, ContainerSpec, LABEL_SECRETS, Phase, Step};
 use jiji_model::protocol::{HostEvent, RefusalKind, Reply, RunReport, StepFailure, StepReport};
 use jiji_model::transaction::audit::AuditEvent;
 use jiji_model::transaction::{
@@ -21,8 +23,8 @@ use super::{Refusal, Session, abort};
 use crate::execute::{Executor, unsupported};
 use crate::journal::{self, Journal};
 use crate::observe::chain;
-use crate::place::Lock;
-use crate::{lease, probe, records};
+use crate::place::{Lock, Project};
+use crate::{integrity, lease, probe, records, secrets};
 
 /// Longest cause of a failure in the journal, in characters.
 const CAUSE: usize = 1024;
@@ -32,6 +34,8 @@ pub(super) struct Keeper<'s> {
     session: &'s Session,
     /// The project's journal, once the lease is held and there is one.
     journal: Option<Journal>,
+    /// The keyed digests of the secrets that this session gave to containers.
+    ran: BTreeMap<ContainerName, String>,
 }
 
 fn out_of_order(message: impl Into<String>) -> Refusal {
@@ -40,7 +44,7 @@ fn out_of_order(message: impl Into<String>) -> Refusal {
 
 impl<'s> Keeper<'s> {
     pub(super) fn new(session: &'s Session) -> Self {
-        Self { session, journal: None }
+        Self { session, journal: None, ran: BTreeMap::new() }
     }
 
     /// Holds the records' lock while the lease is this session's. Never held across a wait: the reader takes the same lock.
@@ -82,6 +86,34 @@ impl<'s> Keeper<'s> {
             }
             Err(decision) => Ok(Reply::Lease(decision)),
         }
+    }
+
+    /// Sets damaged records aside and keeps a release that is missing. This is what a lease needs first: it refuses records that cannot be
+    /// read.
+    pub(super) async fn repair(
+        &mut self,
+        scope: &str,
+        files: &[RecordFile],
+        release: Option<Release>,
+    ) -> Result<Reply, Refusal> {
+        let place = &self.session.place;
+        let project = place.project(scope)?;
+        if self.session.lease.borrow().is_none()
+            && let Ok(Some(held)) = lease::observe(&project)
+            && held.live
+        {
+            return Err(Refusal::new(RefusalKind::NoLease, format!("repair: {} is at work", held.lease.who)));
+        }
+        integrity::set_aside(place, scope, files)?;
+        if let Some(release) = release {
+            let secrets = self.secrets_of(&project, &release).await;
+            let _lock = project.lock()?;
+            if !records::numbers(&project)?.contains_key(&release.number) {
+                // How many images are kept is the next release's to say.
+                records::keep_release(place, &project, &Release { secrets, ..release }, u32::MAX)?;
+            }
+        }
+        Ok(Reply::Done)
     }
 
     pub(super) fn release(&mut self) -> Result<Reply, Refusal> {
@@ -227,7 +259,12 @@ impl<'s> Keeper<'s> {
             executor.run(step, action).await
         });
         Ok(match result.await? {
-            Ok(outcome) => (outcome, None),
+            Ok(outcome) => {
+                if let (Action::ContainerRun(spec), false) = (action, undo) {
+                    self.ran.extend(self.mac(spec).map(|mac| (spec.name.clone(), mac)));
+                }
+                (outcome, None)
+            }
             Err(error) => {
                 let cause: String = self.session.secrets.borrow().redact(&chain(&error));
                 let cause: String = cause.chars().take(CAUSE).collect();
@@ -268,23 +305,75 @@ impl<'s> Keeper<'s> {
         Ok(work(&executor).await)
     }
 
-    pub(super) fn conclude(
+    /// The keyed digest of a container's secrets as this session has them.
+    fn mac(&self, spec: &ContainerSpec) -> Option<String> {
+        let names = spec.secrets();
+        if names.is_empty() {
+            return None;
+        }
+        let key = secrets::host_key(&self.session.place).ok().flatten()?;
+        self.session.secrets.borrow().mac(&key, &names).ok()
+    }
+
+    /// The keyed digests of the secrets that a release's containers run with: as this session ran them, as the release before says of
+    /// containers that stayed, or as the containers themselves do, where somebody else's transaction is brought to its end.
+    async fn secrets_of(&self, project: &Project, release: &Release) -> BTreeMap<ServiceName, String> {
+        let before = records::release_at(project, release.number.saturating_sub(1)).ok().flatten();
+        let mut macs = BTreeMap::new();
+        let mut unknown: BTreeMap<&str, &ServiceName> = BTreeMap::new();
+        for (name, service) in &release.services {
+            if service.container_spec.secrets().is_empty() {
+                continue;
+            }
+            let stayed = before.as_ref().filter(|before| {
+                before.services.get(name).is_some_and(|earlier| earlier.container == service.container)
+            });
+            let known = self.ran.get(&service.container).or_else(|| stayed?.secrets.get(name));
+            match known {
+                Some(mac) => {
+                    macs.insert(name.clone(), mac.clone());
+                }
+                None => {
+                    unknown.insert(service.container.as_str(), name);
+                }
+            }
+        }
+        if !unknown.is_empty()
+            && let Ok(Some(engine)) = self.session.engine().await
+        {
+            let names: Vec<String> = unknown.keys().map(|name| (*name).to_owned()).collect();
+            for container in engine.inspect_containers(&names).await.unwrap_or_default() {
+                if let (Some(name), Some(mac)) = (unknown.get(container.plain_name()), container.label(LABEL_SECRETS)) {
+                    macs.insert((*name).clone(), mac.to_owned());
+                }
+            }
+        }
+        macs
+    }
+
+    pub(super) async fn conclude(
         &mut self,
         release: Option<&Release>,
         retain: u32,
         audit: AuditEvent,
     ) -> Result<Reply, Refusal> {
-        let _lock = self.guard()?;
         let project = match self.session.lease.borrow().as_ref() {
             Some(held) => held.project().clone(),
-            None => return Err(out_of_order("conclude: no lease is held")),
+            None => return Err(Refusal::new(RefusalKind::NoLease, "conclude: this session has no lease")),
         };
         let last = self.journal.as_ref().map(Journal::transaction);
         if accept::conclude(last, &audit.transaction, release)? == Accepted::Already {
             return Ok(Reply::Done);
         }
+        // Asked before the lock, which is never held across a wait.
+        let secrets = match release {
+            Some(release) => self.secrets_of(&project, release).await,
+            None => BTreeMap::new(),
+        };
+        let _lock = self.guard()?;
         if let Some(release) = release {
-            records::keep_release(&project, release, retain)?;
+            let release = Release { secrets, ..release.clone() };
+            records::keep_release(&self.session.place, &project, &release, retain)?;
         }
         abort::point("after-release", "");
         records::audit(&project, audit)?;
@@ -294,8 +383,9 @@ impl<'s> Keeper<'s> {
         Ok(Reply::Done)
     }
 
-    /// Drops blobs that nothing here will need: those of what runs stay, because the next image has most of its layers in common with
-    /// them. Whoever else has the store open may need any of them, so then all stay until the next time.
+    /// Drops blobs that nothing here will need. Those of what runs and of the releases whose images are kept stay: the next image has
+    /// most of its layers in common with them, an image that somebody prunes comes back from here, and so does one that another host
+    /// lost. Whoever else has the store open may need any of them, so then all stay until the next time.
     fn tidy(&self) {
         let mut keep: BTreeSet<Digest> = BTreeSet::new();
         let Ok(entries) = std::fs::read_dir(self.session.place.projects()) else { return };
@@ -305,11 +395,10 @@ impl<'s> Keeper<'s> {
                 continue;
             };
             // What cannot be read may need anything.
-            let (Ok(releases), Ok(transaction)) = (records::releases(&project), journal::read(&project.journal()))
-            else {
+            let (Ok(releases), Ok(transaction)) = (records::kept(&project), journal::read(&project.journal())) else {
                 return;
             };
-            let running = releases.first().into_iter().flat_map(|release| release.services.values());
+            let running = releases.iter().flat_map(|release| release.services.values());
             let open = transaction.filter(Transaction::is_open);
             let steps = open.iter().flat_map(|transaction| &transaction.begin.steps);
             let coming = steps.filter_map(|step| match &step.action {

@@ -11,15 +11,16 @@ mod receive;
 mod tests;
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek as _, Write};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use jiji_model::digest::Digest;
 use jiji_model::protocol::{
-    Ask, Decoder, Frame, FrameError, FrameKind, Hello, HostEvent, RefusalKind, Reply, Request, Tell, VERSION, decode,
-    decode_blob, decode_secrets, encode,
+    Ask, Decoder, Frame, FrameError, FrameKind, Hello, HostEvent, PIECE, RefusalKind, Reply, Request, Tell, VERSION,
+    decode, decode_blob, decode_secrets, encode, encode_blob,
 };
 use jiji_model::transaction::Refused;
 use tokio::sync::{Notify, OnceCell, mpsc};
@@ -150,7 +151,11 @@ impl Outbox {
     }
 
     fn tell(&self, tell: &Tell) {
-        if self.frames.send(encode(tell)).is_err() {
+        self.frame(encode(tell));
+    }
+
+    fn frame(&self, frame: Vec<u8>) {
+        if self.frames.send(frame).is_err() {
             self.closed.store(true, Ordering::Relaxed);
         }
     }
@@ -416,16 +421,37 @@ impl Session {
                 }
                 Ok(Reply::Blobs(self.receiver.borrow_mut().state(&digests)?))
             }
+            Request::Piece { digest, offset } => self.piece(&digest, offset),
+            Request::Repair { scope, files, release } => {
+                keeper.repair(&scope, &files, release.map(|release| *release)).await
+            }
             Request::Acquire(request) => keeper.acquire(&request).await,
             Request::Begin(begin) => keeper.begin(*begin),
             Request::Run { phase } => keeper.run(phase).await,
             Request::Settle(settlement) => keeper.settle(settlement),
             Request::Undo => keeper.undo().await,
-            Request::Conclude { release, retain, audit } => keeper.conclude(release.as_deref(), retain, audit),
+            Request::Conclude { release, retain, audit } => keeper.conclude(release.as_deref(), retain, audit).await,
             Request::Release => keeper.release(),
             // Never queued.
             Request::Heartbeat | Request::Interrupt => Ok(Reply::Done),
         }
+    }
+
+    /// Sends a piece of a blob. A session that only looks has opened no store, and this opens none: that would create and sweep it.
+    fn piece(&self, digest: &Digest, offset: u64) -> Result<Reply, Refusal> {
+        let path = self.place.store().join("blobs/sha256").join(digest.hex());
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                Refusal::new(RefusalKind::Absent, format!("send blob `{digest}`: it is not here"))
+            }
+            _ => Refusal::new(RefusalKind::Io, format!("send blob `{digest}`: {error}")),
+        };
+        let mut file = std::fs::File::open(&path).map_err(failed)?;
+        file.seek(io::SeekFrom::Start(offset)).map_err(failed)?;
+        let mut piece = Vec::new();
+        file.take(PIECE as u64).read_to_end(&mut piece).map_err(failed)?;
+        self.outbox.frame(encode_blob(digest, offset, &piece));
+        Ok(Reply::Done)
     }
 
     async fn engine(&self) -> &Result<Option<Engine>, EngineError> {

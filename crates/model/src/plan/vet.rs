@@ -103,9 +103,13 @@ pub fn vet_wants(wants: &[Want], grants: &Grants) -> Result<(), Vec<Refusal>> {
                 refusals.push(refusal(&want.id, reason, false));
                 continue;
             }
-            Query::Blobs { .. } | Query::Records { .. } | Query::SecretsMac { .. } => {
-                Err("read jiji's own records".to_owned())
-            }
+            Query::Blobs { .. }
+            | Query::Records { .. }
+            | Query::SecretsMac { .. }
+            | Query::History { .. }
+            | Query::Release { .. }
+            | Query::Integrity { .. }
+            | Query::Compare { .. } => Err("read jiji's own records".to_owned()),
         };
         if let Err(what) = allowed {
             refusals.push(refusal(&want.id, format!("not granted: {what}"), true));

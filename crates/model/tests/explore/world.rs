@@ -300,16 +300,7 @@ fn write_records(records: &HostRecords, hasher: &mut DefaultHasher) {
 
 /// The release that a transaction makes.
 pub fn release(begin: &Begin) -> jiji_model::transaction::Release {
-    jiji_model::transaction::Release {
-        version: jiji_model::transaction::Release::VERSION,
-        number: begin.fencing,
-        transaction: begin.transaction.clone(),
-        plan: begin.plan,
-        who: String::new(),
-        command: String::new(),
-        at_s: 0,
-        services: BTreeMap::new(),
-    }
+    jiji_model::transaction::Release::of(begin)
 }
 
 impl Host {

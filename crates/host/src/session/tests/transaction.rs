@@ -109,16 +109,7 @@ fn settle(decision: Decision, fencing: u64) -> Request {
 }
 
 fn conclude(begin: &Begin, decision: Decision) -> Request {
-    let release = Release {
-        version: Release::VERSION,
-        number: begin.fencing,
-        transaction: begin.transaction.clone(),
-        plan: begin.plan,
-        who: begin.who.clone(),
-        command: begin.command.clone(),
-        at_s: 0,
-        services: BTreeMap::new(),
-    };
+    let release = Release::of(begin);
     let audit = AuditEvent {
         transaction: begin.transaction.clone(),
         fencing: begin.fencing,
