@@ -53,6 +53,8 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Move the fleet back to an earlier release.
     Rollback(RollbackArgs),
+    /// Show how hosts differ from what was decided last: exit code 13 where they do.
+    Drift(DriftArgs),
     /// List the releases that hosts remember, newest first.
     #[command(visible_alias = "history")]
     Releases,
@@ -136,6 +138,14 @@ pub struct RollbackArgs {
     /// The release: its number, or the beginning of an image's digest, a plan's or a transaction's id. Without it the last good one
     /// before the current that all hosts remember. `jiji releases` lists them.
     pub release: Option<String>,
+}
+
+/// `jiji drift`.
+#[derive(Debug, Args)]
+pub struct DriftArgs {
+    /// Make hosts what was decided last, as one transaction and without dropping a request, and show what is left.
+    #[arg(long)]
+    pub fix: bool,
 }
 
 /// `jiji plugin …`.

@@ -6,6 +6,7 @@
 mod apply;
 pub mod args;
 mod build;
+mod drift;
 pub mod environment;
 pub mod exit;
 pub mod failure;
@@ -84,6 +85,7 @@ fn run(cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) -> Result
         Command::Push(args) => runtime()?.block_on(build::push(global, args, environment, report)),
         Command::Plan(args) => runtime()?.block_on(plan::run(global, args, environment, report)),
         Command::Apply(args) => runtime()?.block_on(apply::run(global, args, environment, report)),
+        Command::Drift(args) => runtime()?.block_on(drift::run(global, args, environment, report)),
         Command::Releases => runtime()?.block_on(releases::run(global, environment)),
         Command::Status => runtime()?.block_on(status::run(global, environment)),
         Command::Plugin(command) => plugin::run(global, command, environment, report, &runtime()?),

@@ -50,6 +50,29 @@ pub fn assemble(
     answers: &Answers,
     observation: &Observation,
 ) -> Result<Assembled, Refused> {
+    assemble_with(desired, seeds, answers, observation, &Extra::default())
+}
+
+/// What a plan does beside what its services take.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Extra {
+    /// Images that hosts are brought.
+    pub images: BTreeMap<HostName, Vec<Image>>,
+    /// Steps, each run after the others of its phase.
+    pub steps: BTreeMap<HostName, Vec<Step>>,
+}
+
+/// [`assemble`] with more to do.
+///
+/// # Errors
+/// As [`assemble`].
+pub fn assemble_with(
+    desired: &Desired,
+    seeds: &Seeds,
+    answers: &Answers,
+    observation: &Observation,
+    extra: &Extra,
+) -> Result<Assembled, Refused> {
     let mut errors = Vec::new();
     let mut notes = Vec::new();
     let mut plan = Plan {
@@ -85,10 +108,14 @@ pub fn assemble(
         let services = builder.services();
         builder.boot();
         builder.prepare(&services);
+        for image in extra.images.get(host).into_iter().flatten() {
+            builder.ensure_image(None, Phase::Prepare, image);
+        }
         for phase in [Phase::Publish, Phase::Cutover, Phase::Withdraw] {
             builder.plugins(phase);
         }
         builder.drain();
+        builder.steps.extend(extra.steps.get(host).into_iter().flatten().cloned());
         builder.finalize(&services);
         let Builder { steps, needed, .. } = builder;
         if steps.is_empty() {

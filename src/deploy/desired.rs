@@ -151,8 +151,19 @@ pub(super) struct Wish {
     pub(super) retain: u32,
     /// Where it is what an earlier release ran: that.
     pub(super) earlier: Option<PlannedService>,
-    /// Whether its container was changed behind jiji's back, so that it is replaced whatever its labels say.
-    pub(super) distrusted: bool,
+    /// Whether what runs is judged.
+    pub(super) trust: Trust,
+}
+
+/// How a container that runs is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// By its state, its image, its labels and its address, as they were seen.
+    Looks,
+    /// It was changed behind jiji's back: it is replaced whatever it looks like.
+    Never,
+    /// It was found to be as decided, and stays.
+    Blind,
 }
 
 /// Compares what `project` wants on the hosts that were looked at with what they run.
@@ -216,7 +227,7 @@ fn wish(project: &Project, name: &ServiceName, service: &Service, image: &Image)
         },
         retain: service.retain.max(1),
         earlier: None,
-        distrusted: false,
+        trust: Trust::Looks,
     }
 }
 
@@ -330,6 +341,17 @@ fn numbers(looks: &BTreeMap<HostName, Look<'_>>, errors: &mut Vec<PlanError>) ->
     numbers
 }
 
+/// The roster that all hosts should have.
+///
+/// # Errors
+/// Every host that was not looked at well enough.
+pub(super) fn decided_roster(observation: &Observation) -> Result<Roster, Vec<PlanError>> {
+    let looks: Result<BTreeMap<_, _>, PlanError> =
+        observation.hosts.keys().map(|host| Ok((host.clone(), Look::of(observation, host)?))).collect();
+    // A network that is none of jiji's has no number, and is told of apart.
+    Ok(numbers(&looks.map_err(|error| vec![error])?, &mut Vec::new()))
+}
+
 /// Addresses for new containers of a host: the next after the one leased last that nobody has, so that an address rests for long before
 /// somebody else answers at it.
 struct Addresses {
@@ -405,6 +427,9 @@ fn reasons(
     let Some(decided) = decided else {
         return vec![Reason::First];
     };
+    if wish.trust == Trust::Blind {
+        return Vec::new();
+    }
     let facts = look.ours.iter().find(|facts| facts.name == decided.container.as_str());
     let Some(facts) = facts.filter(|facts| facts.running()) else {
         return vec![Reason::NotRunning];
@@ -425,7 +450,7 @@ fn reasons(
     if facts.addresses.get(NETWORK).copied() != decided.address {
         why.push(Reason::Address);
     }
-    if wish.distrusted && why.is_empty() {
+    if wish.trust == Trust::Never && why.is_empty() {
         why.push(Reason::Tampered);
     }
     why

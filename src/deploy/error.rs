@@ -104,6 +104,9 @@ pub enum PlanError {
     /// There is no release to go back to.
     #[error("find an earlier release that every host remembers and that ran something else")]
     NoRelease,
+    /// No host remembers any release.
+    #[error("find what was decided last: no host remembers a release")]
+    NothingShipped,
     /// No host remembers the release that was asked for.
     #[error("find release `{wanted}`: {}", kept(known))]
     UnknownRelease {
@@ -174,6 +177,7 @@ impl PlanError {
             Self::Route { .. } => Some("give one of them another `proxy.host` or `proxy.path`"),
             Self::Open { .. } => Some("`jiji ship` settles it first"),
             Self::UnknownRelease { .. } | Self::NoRelease => Some("`jiji releases` lists what each host remembers"),
+            Self::NothingShipped => Some("`jiji ship` makes the first one"),
             Self::Ambiguous { .. } => Some("name it by its number"),
             Self::Forgotten { .. } => Some(
                 "`jiji deploy` or `jiji ship` brings the project's present version there; what ran before is in `jiji.lock`'s history",

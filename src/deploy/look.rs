@@ -16,7 +16,7 @@ const HOST: &str = "core.host";
 const OURS: &str = "core.containers";
 const SHARED: &str = "core.shared";
 const NET: &str = "core.network";
-const RECORDS: &str = "core.records";
+pub(super) const RECORDS: &str = "core.records";
 const IMAGES: &str = "core.images";
 const SECRETS: &str = "core.secrets.";
 

@@ -5,13 +5,15 @@
 //! what a proxy or a health check needs is a plugin's: its answers come in as data.
 //!
 //! The order of calls: [`wants`] says what to ask; [`desired`] compares the answers with the project; the plugins are asked with what it
-//! found; [`assemble`] puts everything into one plan. [`rollback`] stands in for [`desired`] where an earlier release is wanted. A plan
-//! that is to be applied later is [`Saved`] with the [`Basis`] that it stands on.
+//! found; [`assemble`] puts everything into one plan. [`rollback`] stands in for [`desired`] where an earlier release is wanted, and for
+//! drift the present one; how hosts differ from that is [`findings`]'. A plan that is to be applied later is [`Saved`] with the
+//! [`Basis`] that it stands on.
 
 mod assemble;
 mod basis;
 mod changes;
 mod desired;
+mod drift;
 mod error;
 mod look;
 mod rollback;
@@ -26,10 +28,14 @@ use jiji_model::name::{HostName, ServiceName};
 use jiji_model::plan::Step;
 use jiji_model::probe::ProbeSpec;
 
-pub use assemble::{Assembled, assemble};
+pub use assemble::{Assembled, Extra, assemble, assemble_with};
 pub use basis::{Basis, HostBasis, basis};
 pub use changes::{Changes, EnvChange, EnvKind, RouteChange, RouteKind, ServiceChange, changes};
-pub use desired::{Change, Desired, HostDesired, Old, Reason, ServiceDesired, desired};
+pub use desired::{Change, Desired, HostDesired, Old, Reason, ServiceDesired, Trust, desired};
+pub use drift::{
+    Expected, Finding, Kind, Proxied, believe, compare_wants, distrusted, drift_wants, expected, findings, is_open,
+    kept, mend, mend_wants, record_findings, recorded, repairs,
+};
 pub use error::{PlanError, Refused};
 pub use look::{needs_secrets, records, wants};
 pub use rollback::{

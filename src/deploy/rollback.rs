@@ -13,7 +13,7 @@ use jiji_model::plan::PlannedService;
 use jiji_model::project::Project;
 use jiji_model::transaction::{Release, ReleaseLine};
 
-use super::desired::{Desired, Wish, compare};
+use super::desired::{Desired, Trust, Wish, compare};
 use super::error::{PlanError, Refused};
 use super::look::{architecture, images_want, mac, secrets_want, want};
 
@@ -305,7 +305,7 @@ pub fn secrets_of(
 }
 
 /// Compares an earlier release with what runs. Probes and routes of the candidates are those of the earlier release; the proxy plugin
-/// is asked again with its routes, because addresses are new. Containers of `distrusted` services are replaced whatever they look like.
+/// is asked again with its routes, because addresses are new. `trust` says how what runs is judged.
 ///
 /// # Errors
 /// Every reason why there is no plan.
@@ -313,7 +313,7 @@ pub fn rollback(
     scope: &str,
     target: &Target,
     retain: u32,
-    distrusted: &BTreeSet<(HostName, ServiceName)>,
+    trust: &dyn Fn(&HostName, &ServiceName) -> Trust,
     observation: &Observation,
 ) -> Result<Desired, Refused> {
     let hosts = target.hosts.iter();
@@ -327,7 +327,7 @@ pub fn rollback(
                         spec: service.container_spec.clone(),
                         retain: retain.max(1),
                         earlier: Some(service.clone()),
-                        distrusted: distrusted.contains(&(host.clone(), name.clone())),
+                        trust: trust(host, name),
                     };
                     (name.clone(), wish)
                 })

@@ -144,7 +144,7 @@ impl Ship {
         Err(ShipError::Rounds { host, rounds: MAX_ROUNDS })
     }
 
-    fn host_answers(
+    pub(super) fn host_answers(
         &self,
         ready: &Ready,
         desired: &Desired,

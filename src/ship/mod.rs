@@ -4,6 +4,7 @@
 //! plugins' together. Where the look shows that nothing would change, that is all that happens. This room has no rules of its own: it
 //! hands what one room gives to the next.
 
+mod drift;
 mod error;
 mod gather;
 mod images;
@@ -29,6 +30,7 @@ use crate::lockfile::LockFile;
 use crate::registry::Client;
 use crate::secrets::Secrets;
 
+pub use drift::{Drift, Mended};
 pub use error::ShipError;
 pub use images::Pushed;
 pub use rollback::Lookup;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use jiji_model::event::Record;
-use jiji_model::name::{HostName, SecretName};
+use jiji_model::name::{HostName, SecretName, ServiceName};
 use jiji_model::observation::Observation;
 use jiji_model::transaction::Decision;
 
@@ -16,7 +16,7 @@ use super::look::{Ready, Wants, Wish, platforms};
 use super::pipeline::{Durations, Looked, since};
 use super::{Ship, ShipError, Shipped};
 use crate::apply::Settled;
-use crate::deploy::{self, Choice, Desired, Histories, Images, Sameness, Target};
+use crate::deploy::{self, Choice, Desired, Histories, Images, Sameness, Trust};
 use crate::fleet::Fleet;
 
 /// Gives the value of a secret that the project may not name any more.
@@ -69,12 +69,13 @@ impl Ship {
                 self.sink.emit(Record::new("rollback.adopted", text).on(host).service(service));
             }
         }
-        self.look_up(&target, lookup)?;
+        let needed = target.hosts.keys().flat_map(|host| target.secrets(host)).collect();
+        self.look_up(target.number, &needed, lookup)?;
         self.send_secrets(fleet, |host| target.secrets(host)).await?;
         let wants = fleet.sessions.keys().map(|host| (host.clone(), deploy::rollback_wants(&target, host))).collect();
         self.ask(fleet, &wants, &mut observation).await?;
-        self.tell_secrets(&target, &observation);
-        let desired = deploy::rollback(&scope, &target, self.retain(), &BTreeSet::new(), &observation)?;
+        self.tell_secrets(target.number, deploy::secrets_of(&target, &observation));
+        let desired = deploy::rollback(&scope, &target, self.retain(), &|_, _| Trust::Looks, &observation)?;
         let answers = self.answers(fleet, &ready, &desired, &mut observation, Wish::Release).await?;
         let assembled = deploy::assemble(&desired, &ready.seeds, &answers, &observation)?;
         durations.insert("look", since(start));
@@ -121,12 +122,16 @@ impl Ship {
     }
 
     /// Gets the secrets that a release needs and the project may not name any more.
-    pub(super) fn look_up(&mut self, target: &Target, lookup: &Lookup<'_>) -> Result<(), ShipError> {
-        let needed: BTreeSet<SecretName> = target.hosts.keys().flat_map(|host| target.secrets(host)).collect();
-        let missing = self.secrets.look_up(&needed, lookup);
+    pub(super) fn look_up(
+        &mut self,
+        number: u64,
+        needed: &BTreeSet<SecretName>,
+        lookup: &Lookup<'_>,
+    ) -> Result<(), ShipError> {
+        let missing = self.secrets.look_up(needed, lookup);
         match missing.is_empty() {
             true => Ok(()),
-            false => Err(ShipError::SecretsMissing { number: target.number, missing }),
+            false => Err(ShipError::SecretsMissing { number, missing }),
         }
     }
 
@@ -149,9 +154,9 @@ impl Ship {
     }
 
     /// Says whose secrets containers get, and whether they are those that the release ran with.
-    pub(super) fn tell_secrets(&self, target: &Target, observation: &Observation) {
+    pub(super) fn tell_secrets(&self, number: u64, told: Vec<(HostName, ServiceName, Vec<SecretName>, Sameness)>) {
         let mut by_answer: BTreeMap<Sameness, (BTreeSet<SecretName>, BTreeSet<HostName>)> = BTreeMap::new();
-        for (host, _, secrets, sameness) in deploy::secrets_of(target, observation) {
+        for (host, _, secrets, sameness) in told {
             let (names, hosts) = by_answer.entry(sameness).or_default();
             names.extend(secrets);
             hosts.insert(host);
@@ -159,7 +164,7 @@ impl Ship {
         for (sameness, (names, hosts)) in by_answer {
             let quoted: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
             let on: Vec<_> = hosts.iter().map(HostName::to_string).collect();
-            let (quoted, on, number) = (quoted.join(", "), on.join(", "), target.number);
+            let (quoted, on) = (quoted.join(", "), on.join(", "));
             let text = match sameness {
                 Sameness::Same => format!("{quoted} from this environment, as in release {number}, on {on}"),
                 Sameness::Differ => {

@@ -249,3 +249,122 @@ fn actual_mount(mount: &MadeMount) -> Option<String> {
     };
     Some(format!("{source} at {}{}", mount.destination, if mount.writable { "" } else { " (read only)" }))
 }
+
+#[cfg(test)]
+mod tests {
+    use jiji_model::digest::Digest;
+    use serde::Deserialize as _;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The service of the fixture.
+    fn planned() -> PlannedService {
+        let bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/v2/release.json")).expect("read");
+        let release: jiji_model::transaction::Release = serde_json::from_slice(&bytes).expect("a release");
+        release.services.into_values().next().expect("a service")
+    }
+
+    /// What an engine says of its container as it was made.
+    fn container(service: &PlannedService) -> Value {
+        json!({
+            "Id": "1", "Name": format!("/{}", service.container), "Image": service.image.config.digest,
+            "State": {"Status": "running", "ExitCode": 0, "OOMKilled": false, "Pid": 7},
+            "Config": {
+                "Env": ["PATH=/bin", "GREETING=hello", "HELLO_KEY=s3cr3t", "PORT=8080", "HOSTNAME=x"],
+                "Cmd": ["serve"], "Entrypoint": null, "User": "65534",
+                "Labels": {
+                    "jiji.scope": "shop", "jiji.service": "web", "jiji.spec": service.spec, "jiji.address": service.address,
+                },
+            },
+            "HostConfig": {"RestartPolicy": {"Name": "unless-stopped"}, "PortBindings": {}},
+            "Mounts": [],
+            "NetworkSettings": {"Networks": {"jiji": {"IPAddress": service.address}}},
+        })
+    }
+
+    fn image() -> MadeImage {
+        let config = json!({"Env": ["PATH=/bin", "PORT=8080"], "Cmd": ["serve"], "Entrypoint": null, "User": "65534"});
+        MadeImage::deserialize(&json!({ "Config": config })).expect("an image")
+    }
+
+    /// The parts that differ once the container was changed.
+    fn parts(change: impl Fn(&mut Value)) -> Vec<(Part, String)> {
+        let service = planned();
+        let mut value = container(&service);
+        change(&mut value);
+        let inspect = ContainerInspect::deserialize(&value).expect("a container");
+        let made = Made::deserialize(&value).expect("a container");
+        let seen = Seen { service: &service, inspect: &inspect, made: &made, image: &image() };
+        let key = [7; 32];
+        let mut secrets = Secrets::default();
+        let name = SecretName::new("HELLO_KEY").expect("a name");
+        secrets.add(BTreeMap::from([(name.clone(), Secret::new("s3cr3t"))]));
+        let names = [name];
+        let recorded = secrets.mac(&key, &names).expect("known");
+        let all = [
+            seen.state(),
+            seen.image(),
+            seen.env(),
+            seen.secrets(&key, Some(&recorded)),
+            seen.labels(None),
+            seen.mounts(),
+            seen.settings(),
+            seen.network(),
+        ];
+        let all: Vec<Difference> = all.into_iter().flatten().collect();
+        assert!(!serde_json::to_string(&all).expect("JSON").contains("s3cr3t"), "no value is told");
+        all.into_iter().map(|difference| (difference.part, difference.found)).collect()
+    }
+
+    #[test]
+    fn a_container_as_it_was_made_differs_in_nothing() {
+        assert_eq!(parts(|_| {}), []);
+        // Podman 4 says its entry point as one text, and the engine's own variables are nobody's doing.
+        assert_eq!(parts(|value| value["Config"]["Entrypoint"] = json!("")), []);
+        assert_eq!(
+            parts(|value| value["Config"]["Env"].as_array_mut().expect("a list").push(json!("container=podman"))),
+            []
+        );
+    }
+
+    #[test]
+    fn each_part_that_was_changed_is_named_without_a_value() {
+        let push = |list: &mut Value, item: Value| list.as_array_mut().expect("a list").push(item);
+        let cases: [(Part, &str, &dyn Fn(&mut Value)); 12] = [
+            (Part::State, "exited (137)", &|value| value["State"] = json!({"Status": "exited", "ExitCode": 137})),
+            (Part::State, "paused", &|value| value["State"]["Status"] = json!("paused")),
+            (Part::Image, "image ", &|value| value["Image"] = json!(Digest::of("other"))),
+            (Part::Env, "also `DEBUG`", &|value| push(&mut value["Config"]["Env"], json!("DEBUG=1"))),
+            (Part::Env, "other value of `GREETING`", &|value| value["Config"]["Env"][1] = json!("GREETING=s3cr3t")),
+            (Part::Env, "without `PORT`", &|value| value["Config"]["Env"][3] = json!("HOME=/")),
+            (Part::Secrets, "other values", &|value| value["Config"]["Env"][2] = json!("HELLO_KEY=other")),
+            (Part::Labels, "another `jiji.spec`", &|value| value["Config"]["Labels"]["jiji.spec"] = json!("x")),
+            (Part::Mounts, "/etc at /x", &|value| {
+                push(&mut value["Mounts"], json!({"Type": "bind", "Source": "/etc", "Destination": "/x", "RW": true}));
+            }),
+            (Part::Settings, "arguments `sleep 1`", &|value| value["Config"]["Cmd"] = json!(["sleep", "1"])),
+            (Part::Settings, "ports `80->8080`", &|value| {
+                value["HostConfig"]["PortBindings"] = json!({"8080/tcp": [{"HostIp": "", "HostPort": "80"}]});
+            }),
+            (Part::Network, "10.210.0.150 in `jiji`", &|value| {
+                value["NetworkSettings"]["Networks"]["jiji"]["IPAddress"] = json!("10.210.0.150");
+            }),
+        ];
+        for (part, found, change) in cases {
+            let parts = parts(change);
+            assert!(parts.len() == 1 && parts[0].0 == part && parts[0].1.starts_with(found), "{part:?}: {parts:?}");
+        }
+    }
+
+    #[test]
+    fn volumes_that_an_image_declares_and_memory_are_no_difference() {
+        let change = |value: &mut Value| {
+            value["Mounts"] = json!([
+                {"Type": "volume", "Name": "a".repeat(64), "Destination": "/data", "RW": true},
+                {"Type": "tmpfs", "Destination": "/tmp", "RW": true},
+            ]);
+        };
+        assert_eq!(parts(change), []);
+    }
+}

@@ -17,6 +17,7 @@
 //! | `projects/SCOPE/lease.json` | the lease, until it is given back |
 //! | `projects/SCOPE/journal` | the open transaction, or the last one; one JSON entry per line |
 //! | `projects/SCOPE/releases/NUMBER.json` | what ran |
+//! | `aside/`, `projects/SCOPE/aside/` | damaged records that were set aside; read by nobody |
 //! | `projects/SCOPE/audit.jsonl` | what happened |
 //!
 //! Reading never creates anything.

@@ -247,6 +247,7 @@ fn service(change: &ServiceChange) -> Option<ServiceView> {
         Reason::Secrets => "secrets",
         Reason::NotRunning => "not_running",
         Reason::Address => "address",
+        Reason::Tampered => "tampered",
     };
     Some(ServiceView {
         service: change.service.to_string(),

@@ -1,5 +1,6 @@
 //! Plans of small fleets.
 
+mod drift;
 mod properties;
 mod rollback;
 mod saved;

@@ -1,6 +1,6 @@
 //! Going back, on small fleets.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jiji_model::name::{HostName, SecretName};
 use jiji_model::observation::{Observation, Want};
@@ -10,7 +10,7 @@ use jiji_model::project::Project;
 use super::shop;
 use super::world::{Machine, World, host, image, images, project, service, service_name};
 use crate::deploy::{
-    Answers, Histories, PlanError, Refused, Sameness, Seeds, Target, assemble, choose, history, history_want,
+    Answers, Histories, PlanError, Refused, Sameness, Seeds, Target, Trust, assemble, choose, history, history_want,
     release_wants, rollback, rollback_wants, secrets_of, target,
 };
 
@@ -44,7 +44,7 @@ fn back(world: &World, project: &Project, wanted: Option<&str>) -> Result<(Targe
 
 fn plan(world: &World, project: &Project, wanted: Option<&str>) -> Plan {
     let (target, observation) = back(world, project, wanted).unwrap_or_else(|refused| panic!("{refused}"));
-    let desired = rollback("shop", &target, 2, &BTreeSet::new(), &observation);
+    let desired = rollback("shop", &target, 2, &|_, _| Trust::Looks, &observation);
     let desired = desired.unwrap_or_else(|refused| panic!("{refused}"));
     assemble(&desired, &Seeds::new(), &Answers::new(), &observation).expect("a plan").plan
 }

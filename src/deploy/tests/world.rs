@@ -6,7 +6,9 @@ use std::net::Ipv4Addr;
 use jiji_model::digest::Digest;
 use jiji_model::image::{CONFIG, Descriptor, Image, LAYER_GZIP, MANIFEST, Platform};
 use jiji_model::name::{HostName, ProjectName, ServiceName};
-use jiji_model::observation::{Answer, ContainerFacts, EngineFacts, HostFacts, NetworkFacts, Observation, Query};
+use jiji_model::observation::{
+    Answer, ContainerFacts, Difference, EngineFacts, HostFacts, IntegrityFacts, NetworkFacts, Observation, Part, Query,
+};
 use jiji_model::plan::{
     Action, ContainerImage, ContainerSpec, LABEL_SCOPE, LABEL_SECRETS, LABEL_SPEC, NETWORK, Plan, Step,
 };
@@ -90,6 +92,8 @@ pub(super) struct Machine {
     pub(super) records: HostRecords,
     /// Every release that it remembers, newest first.
     pub(super) history: Vec<Release>,
+    /// What is damaged there.
+    pub(super) integrity: IntegrityFacts,
     /// The keyed digest of whatever secrets are sent.
     pub(super) mac: String,
 }
@@ -103,6 +107,7 @@ impl Default for Machine {
             images: BTreeSet::new(),
             records: HostRecords::default(),
             history: Vec::new(),
+            integrity: IntegrityFacts::default(),
             mac: "mac of the first value".to_owned(),
         }
     }
@@ -138,6 +143,22 @@ impl Machine {
                 Some(release) => Answer::Release(Box::new(release.clone())),
                 None => Answer::Absent,
             },
+            Query::Integrity { .. } => Answer::Integrity(Box::new(IntegrityFacts {
+                records: self.records.clone(),
+                mode: Some(0o700),
+                ..self.integrity.clone()
+            })),
+            Query::Compare { service, .. } => {
+                let found = self.containers.iter().find(|facts| facts.name == service.container.as_str());
+                let differs = |part, found: &str| {
+                    vec![Difference { part, expected: "as decided".to_owned(), found: found.to_owned() }]
+                };
+                Answer::Differences(match found {
+                    None => differs(Part::Existence, "none of that name"),
+                    Some(facts) if !facts.running() => differs(Part::State, &facts.state),
+                    Some(_) => Vec::new(),
+                })
+            }
             other => panic!("the core does not ask {other:?}"),
         }
     }
