@@ -90,6 +90,7 @@ fn after_a_death_at_any_step_the_next_ship_makes_all_hosts_agree_without_a_faile
 fn a_run_that_is_killed_in_the_middle_of_a_cutover_is_settled_by_the_next() -> Outcome {
     let site = LAB.take()?;
     let project = Project::new(&site, "killed")?;
+    project.edit("\nplugins:\n", "\nrollout:\n  max_parallel: 1\n\nplugins:\n")?;
     let authority = project.authority();
     project.ship()?;
     project.set_version("v2")?;

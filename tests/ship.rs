@@ -109,6 +109,7 @@ fn a_route_that_is_refused_on_the_second_host_is_taken_back_on_the_first() -> Ou
     project.ship()?;
     let old = [look::only(&first, "refused")?, look::only(&second, "refused")?];
 
+    project.edit("\nplugins:\n", "\nrollout:\n  max_parallel: 1\n\nplugins:\n")?;
     // While the first host is cut over, somebody else takes the new host name on the second host's proxy.
     project.set_version("v2")?;
     project.edit("host: refused.test\n", "hosts: [refused.test, taken.test]\n")?;

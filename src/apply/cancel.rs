@@ -31,6 +31,11 @@ impl Cancel {
         *self.0.borrow() >= REVERT
     }
 
+    /// Waits until somebody asks to stop.
+    pub async fn requested(&self) {
+        self.reached(REVERT).await;
+    }
+
     /// Waits until it was asked for `level` times.
     pub(super) async fn reached(&self, level: u8) {
         // This handle keeps the sender, so the wait ends with the value alone.

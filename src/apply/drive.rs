@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiji_model::name::HostName;
 use jiji_model::plan::{Phase, Step};
+use jiji_model::project::Rollout;
 use jiji_model::protocol::{RefusalKind, Request, RunReport, StepFailure};
 use jiji_model::transaction::audit::AuditEvent;
 use jiji_model::transaction::{Begin, Decision, Release, Settlement};
@@ -43,6 +44,9 @@ pub(super) struct Drive<'a, L> {
     pub(super) fencing: u64,
     /// Whether whoever asks to stop interrupts what runs. Not where something older is brought to its end.
     pub(super) interruptible: bool,
+    /// How it goes over the hosts, and in how many batches.
+    pub(super) rollout: Rollout,
+    pub(super) batches: usize,
     pub(super) options: &'a Options,
     pub(super) cancel: &'a Cancel,
     pub(super) watch: &'a Watch<'a>,
@@ -153,6 +157,29 @@ impl<'a, L: HostLink> Drive<'a, L> {
             run.await
         }?;
         Ok(self.reports(ends, phase, false))
+    }
+
+    /// Tells of a batch, after the time that passes between two. Gives whether it is to begin: nobody asked to stop meanwhile.
+    pub(super) async fn batch(&mut self, number: usize, hosts: &[HostName]) -> Result<bool, Detach> {
+        let pause = Duration::from_millis(self.rollout.wait_ms.into());
+        if number > 0 && !pause.is_zero() {
+            self.watch.pausing(pause);
+            let cancel = self.cancel;
+            let passed = async {
+                tokio::select! {
+                    biased;
+                    () = cancel.reached(REVERT) => false,
+                    () = tokio::time::sleep(pause) => true,
+                }
+            };
+            if !self.hearing.during(self.watch, passed).await {
+                return Ok(false);
+            }
+        }
+        if self.batches > 1 {
+            self.watch.batch(number + 1, self.batches, hosts);
+        }
+        Ok(true)
     }
 
     fn reports(&mut self, ends: Ends<RunReport>, phase: Phase, undo: bool) -> Run {

@@ -8,6 +8,7 @@ use jiji_model::probe::{Probe, ProbeResult, Timeline};
 use jiji_model::protocol::StepFailure;
 use jiji_model::transaction::{Decision, Lease};
 
+use super::events::span;
 use crate::fleet::FleetError;
 
 /// A step that failed.
@@ -48,12 +49,14 @@ pub enum ApplyError {
         host: HostName,
     },
     /// Somebody else is at work. Nothing was done.
-    #[error("take the lease of `{host}`: {who} holds it", who = lease.who)]
+    #[error("take the lease of `{host}`: {}", held(lease, *age_ms))]
     Held {
         /// The host.
         host: HostName,
         /// Who.
         lease: Box<Lease>,
+        /// Milliseconds since it was taken, where the host says.
+        age_ms: Option<u64>,
     },
     /// Something happened on the host since it was looked at. Nothing was done.
     #[error("change `{host}`: {what} since it was looked at")]
@@ -122,6 +125,13 @@ pub enum ApplyError {
         /// What is in the way.
         cause: Cause,
     },
+}
+
+fn held(lease: &Lease, age_ms: Option<u64>) -> String {
+    match age_ms {
+        Some(age) => format!("{} has held it for {}", lease.who, span(age)),
+        None => format!("{} holds it", lease.who),
+    }
 }
 
 fn hosts<'a>(hosts: impl Iterator<Item = &'a HostName>) -> String {
@@ -202,6 +212,11 @@ impl ApplyError {
         }
     }
 
+    /// Whether somebody else was there first, so that the same may go well later.
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Held { .. } | Self::Moved { .. })
+    }
+
     /// Steps that failed, first those for which it was reverted, then those that could not be taken back.
     pub fn failures(&self) -> Vec<&Failure> {
         match self {
@@ -234,9 +249,9 @@ impl ApplyError {
         let one = |text: &str| vec![text.to_owned()];
         match self {
             Self::NotConnected { .. } => Vec::new(),
-            Self::Held { lease, .. } => {
-                vec![format!("wait until `{}` is done; `jiji status` shows who is at work", lease.who)]
-            }
+            Self::Held { .. } => one(
+                "`--wait-lock 10m` waits for it; `jiji status` shows who is at work. A run that is gone loses it by itself",
+            ),
             Self::Moved { .. } => one("somebody else changed it; look with `jiji plan` and ship again"),
             Self::Before(error) => error.hint().into_iter().collect(),
             Self::Stopped => Vec::new(),
@@ -246,16 +261,16 @@ impl ApplyError {
                 Cause::Step(_) => one("the old version serves; mend the cause and run `jiji ship` again"),
             },
             Self::RevertFailed { .. } => {
-                one("`jiji status` shows what each host runs; `jiji ship` takes up the revert where it failed")
+                one("`jiji status` shows what each host runs; `jiji abort` takes up the revert where it failed")
             }
-            Self::InDoubt { .. } => one("`jiji ship` settles what is in doubt as soon as those hosts answer"),
+            Self::InDoubt { .. } => one("`jiji abort` settles what is in doubt as soon as those hosts answer"),
             Self::Waiting { .. } => vec![
-                "the new version serves, and the old one is kept: bring the missing hosts back and settle again"
+                "the new version serves, and the old one is kept: run `jiji abort` once the missing hosts answer"
                     .to_owned(),
                 "a host that is gone for good is not waited for once it is taken out of `deploy.yml`".to_owned(),
             ],
-            Self::Detached { .. } => one("`jiji ship` settles what was left open"),
-            Self::Unsettled { .. } => one("mend the cause and run `jiji ship` again; `jiji status` shows what is open"),
+            Self::Detached { .. } => one("`jiji abort` settles what was left open, and so does the next `jiji ship`"),
+            Self::Unsettled { .. } => one("mend the cause and run `jiji abort`; `jiji status` shows what is open"),
         }
     }
 }

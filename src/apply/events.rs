@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiji_model::event::{Record, Sink, bytes};
 use jiji_model::name::{HostName, ServiceName};
@@ -13,6 +14,16 @@ use serde_json::json;
 use super::link::HostLink;
 use super::{phase_text, result_word};
 use crate::fleet::BlobProgress;
+
+/// A span of time for people, in whole seconds.
+pub(super) fn span(ms: u64) -> String {
+    let s = ms.div_ceil(1000);
+    match (s / 3600, s / 60 % 60, s % 60) {
+        (0, 0, s) => format!("{s}s"),
+        (0, m, s) => format!("{m}m {s}s"),
+        (h, m, _) => format!("{h}h {m}m"),
+    }
+}
 
 /// What is known of a step when its id comes by.
 #[derive(Debug, Clone)]
@@ -34,9 +45,18 @@ impl<'a> Watch<'a> {
         Self { sink }
     }
 
-    pub(super) fn waiting_for_lease(&self, host: &HostName, lease: &Lease) {
-        let text = format!("waiting for the lease of {}", lease.who);
+    /// Nobody knows yet whether its holder is at work.
+    pub(super) fn waiting_for_expiry(&self, host: &HostName, lease: &Lease) {
+        let text = format!("{} holds the lease; waiting for a sign of life", lease.who);
         let data = json!({"who": lease.who, "fencing": lease.fencing});
+        self.sink.emit(Record::new("apply.waiting", text).on(host).with(data));
+    }
+
+    pub(super) fn waiting_for_lease(&self, host: &HostName, lease: &Lease, age_ms: Option<u64>, left: Duration) {
+        let since = age_ms.map_or_else(String::new, |age| format!(" for {}", span(age)));
+        let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        let text = format!("{} is at work{since}; waiting for at most {}", lease.who, span(left_ms));
+        let data = json!({"who": lease.who, "fencing": lease.fencing, "age_ms": age_ms, "left_ms": left_ms});
         self.sink.emit(Record::new("apply.waiting", text).on(host).with(data));
     }
 
@@ -71,6 +91,19 @@ impl<'a> Watch<'a> {
         self.sink.emit(Record::new("apply.phase", phase_text(phase)).phase(phase).with(data));
     }
 
+    pub(super) fn batch(&self, number: usize, of: usize, hosts: &[HostName]) {
+        let names: Vec<_> = hosts.iter().map(ToString::to_string).collect();
+        let data = json!({"batch": number, "of": of, "hosts": hosts});
+        let text = format!("batch {number} of {of}: {}", names.join(", "));
+        self.sink.emit(Record::new("apply.batch", text).with(data));
+    }
+
+    pub(super) fn pausing(&self, time: Duration) {
+        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let text = format!("waiting {} before the next batch", span(ms));
+        self.sink.emit(Record::new("apply.pausing", text).with(json!({"ms": ms})));
+    }
+
     pub(super) fn interrupting(&self) {
         self.sink.emit(Record::new("apply.interrupting", "stopping after the step in hand, then reverting"));
     }
@@ -80,13 +113,13 @@ impl<'a> Watch<'a> {
         self.sink.emit(Record::new("apply.reverting", format!("reverting: {cause}")).with(data));
     }
 
-    pub(super) fn settling(&self, transaction: &str, decision: Decision, who: &str) {
-        let way = match decision {
-            Decision::Commit => "finishing",
-            Decision::Revert => "reverting",
+    pub(super) fn settling(&self, transaction: &str, decision: Decision, who: &str, command: &str) {
+        let (way, why) = match decision {
+            Decision::Commit => ("finishing", "it was decided"),
+            Decision::Revert => ("reverting", "it was not decided"),
         };
-        let text = format!("{way} the interrupted transaction of {who}");
-        let data = json!({"transaction": transaction, "decision": decision, "who": who});
+        let text = format!("{way} the interrupted `{command}` of {who}: {why}");
+        let data = json!({"transaction": transaction, "decision": decision, "who": who, "command": command});
         self.sink.emit(Record::new("apply.settling", text).with(data));
     }
 

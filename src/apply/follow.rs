@@ -88,7 +88,12 @@ async fn one<L: HostLink>(
             end.cause = ends.cause.map(Cause::Host);
             heard.extend(ends.refused.into_iter().map(|host| (host, Heard::Refused)));
         }
-        Move::Run { phase, hosts, .. } => {
+        Move::Run { phase, batch, hosts } => {
+            if let (Phase::Publish, Some(number)) = (*phase, *batch)
+                && !drive.batch(number, hosts).await?
+            {
+                return Ok(heard);
+            }
             let run = drive.run(*phase, hosts).await?;
             if phase.before_decided() {
                 heard = told(&run);
@@ -167,7 +172,7 @@ async fn pass(points: &Points, done: &Move<HostName>, course: &Course<HostName>)
         Move::Run { phase: Phase::Boot, .. } if !back => &["booted"],
         Move::Run { phase: Phase::Prepare, .. } if !back => &["prepared", "before-cutover-1"],
         Move::Run { phase: Phase::Cutover, .. } if !back => match next {
-            Move::Settle { .. } => &["cut-over"],
+            Move::Settle { .. } | Move::Run { phase: Phase::Hold, .. } => &["cut-over"],
             _ => &["between-cutovers"],
         },
         Move::Run { phase: Phase::Withdraw, .. } => &["withdrawn"],

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiji_model::event::Sink;
 use jiji_model::name::HostName;
 use jiji_model::observation::{Answer, Query, Want};
 use jiji_model::protocol::{Reply, Request};
@@ -19,6 +20,9 @@ use crate::fleet::{FleetError, PATIENCE};
 
 /// Time between two questions for a lease that somebody holds.
 const AGAIN: Duration = Duration::from_millis(400);
+
+/// Time between two lines about a lease that is waited for.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// The number after the highest that any host has granted.
 pub(super) fn next_fencing(seen: &Seen) -> u64 {
@@ -78,7 +82,7 @@ async fn take_one<L: HostLink>(
             }
             Reply::Lease(LeaseDecision::Held(lease)) => {
                 let earlier = first.get_or_insert_with(|| {
-                    watch.waiting_for_lease(host, &lease);
+                    watch.waiting_for_expiry(host, &lease);
                     lease.clone()
                 });
                 // A lease that is prolonged has a holder who is at work. One that is not belongs to a run that is gone, and is free
@@ -87,13 +91,63 @@ async fn take_one<L: HostLink>(
                     || lease.expires_ms > earlier.expires_ms;
                 let longest = Duration::from_millis(options.lease_ms.saturating_mul(2));
                 if prolonged || begun.elapsed() > longest {
-                    return Err(ApplyError::Held { host: host.clone(), lease: Box::new(lease) });
+                    let age_ms = age(link, &request.scope).await;
+                    return Err(ApplyError::Held { host: host.clone(), lease: Box::new(lease), age_ms });
                 }
                 tokio::time::sleep(AGAIN).await;
             }
             _ => {
                 return Err(ApplyError::Before(FleetError::Unexpected { host: host.clone(), doing: "take the lease" }));
             }
+        }
+    }
+}
+
+/// For how long the lease of a host has been held, as the host says.
+async fn age<L: HostLink>(link: &L, scope: &str) -> Option<u64> {
+    let links = BTreeMap::from([(link.host().clone(), link)]);
+    let (seen, _) = split(look_again(&links, scope).await);
+    seen.into_values().next()?.lease?.age_ms
+}
+
+/// Waits until nobody else is at work on any of the hosts, and takes nothing: whoever looks next may take it. Gives whether that is so;
+/// at `until` it may still not be. Whether the holder is alive is not judged here but where the lease is taken.
+///
+/// # Errors
+/// [`ApplyError::Stopped`] when somebody asked to stop, and what a host that is lost gives.
+pub async fn wait_until_free<L: HostLink>(
+    scope: &str,
+    links: &BTreeMap<HostName, L>,
+    options: &Options,
+    until: Instant,
+    cancel: &Cancel,
+    sink: &dyn Sink,
+) -> Result<bool, ApplyError> {
+    let watch = Watch::new(sink);
+    let links: BTreeMap<_, _> = links.iter().map(|(host, link)| (host.clone(), link)).collect();
+    let mut told: Option<(String, Instant)> = None;
+    loop {
+        let (seen, errors) = split(look_again(&links, scope).await);
+        if let Some(error) = errors.into_values().next() {
+            return Err(error.into());
+        }
+        let others = seen.into_iter().filter_map(|(host, records)| Some((host, records.lease?)));
+        let mut others = others.filter(|(_, facts)| facts.live && facts.lease.holder != options.run);
+        let Some((host, facts)) = others.next() else {
+            return Ok(true);
+        };
+        let now = Instant::now();
+        if now >= until {
+            return Ok(false);
+        }
+        if told.as_ref().is_none_or(|(holder, at)| *holder != facts.lease.holder || now - *at >= TOLD_EVERY) {
+            watch.waiting_for_lease(&host, &facts.lease, facts.age_ms, until - now);
+            told = Some((facts.lease.holder, now));
+        }
+        tokio::select! {
+            biased;
+            () = cancel.reached(REVERT) => return Err(ApplyError::Stopped),
+            () = tokio::time::sleep(AGAIN.min(until - now)) => {}
         }
     }
 }

@@ -14,6 +14,9 @@ pub trait HostLink: Send + Sync {
     /// The host.
     fn host(&self) -> &HostName;
 
+    /// How ssh reached it, as `ssh://[USER@]HOST[:PORT]`; none where no ssh was needed.
+    fn address(&self) -> Option<&str>;
+
     /// Asks, and waits for the answer as long as the host says something at least every `patience`. A refusal is an error.
     fn ask(&self, request: Request, patience: Duration) -> impl Future<Output = Result<Reply, FleetError>> + Send;
 
@@ -35,6 +38,10 @@ pub trait HostLink: Send + Sync {
 impl HostLink for Session {
     fn host(&self) -> &HostName {
         self.host()
+    }
+
+    fn address(&self) -> Option<&str> {
+        self.address()
     }
 
     async fn ask(&self, request: Request, patience: Duration) -> Result<Reply, FleetError> {

@@ -23,6 +23,7 @@ mod tests;
 mod transaction;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use jiji_model::name::HostName;
 use jiji_model::plan::{Phase, Plan};
@@ -30,8 +31,9 @@ use jiji_model::transaction::{Decision, HostRecords};
 
 pub use cancel::Cancel;
 pub use error::{ApplyError, Cause, Failure};
+pub use lease::wait_until_free;
 pub use link::HostLink;
-pub use settle::{Settled, settle_open};
+pub use settle::{Open, Settled, open, settle_open};
 pub use transaction::apply;
 
 use points::Points;
@@ -64,26 +66,26 @@ pub struct Options {
     pub command: String,
     /// Seconds since 1970 by this machine's clock, for people.
     pub at_s: u64,
-    /// How many hosts are cut over at once, at least 1.
-    pub batch: usize,
     /// Milliseconds that a lease lasts without a sign of life: how long a run that was killed keeps others out.
     pub lease_ms: u64,
     /// The project's hosts, where they are known: a host of an older transaction that is none of them is not waited for.
     pub project: Option<BTreeSet<HostName>>,
+    /// How long to wait for somebody else who is at work.
+    pub wait_lock: Duration,
     points: Points,
 }
 
 impl Options {
-    /// One host after the other, and a lease of 20 seconds.
+    /// With a lease of 20 seconds, and without waiting for anybody.
     pub fn new(run: impl Into<String>, who: impl Into<String>, command: impl Into<String>, at_s: u64) -> Self {
         Self {
             run: run.into(),
             who: who.into(),
             command: command.into(),
             at_s,
-            batch: 1,
             lease_ms: 20_000,
             project: None,
+            wait_lock: Duration::ZERO,
             points: Points::default(),
         }
     }
@@ -127,14 +129,15 @@ fn phase_text(phase: Phase) -> &'static str {
         Phase::Prepare => "starting candidates",
         Phase::Publish => "publishing",
         Phase::Cutover => "moving traffic",
+        Phase::Hold => "watching the new version",
         Phase::Withdraw => "withdrawing old routes",
         Phase::Drain => "stopping old containers",
         Phase::Finalize => "removing old containers and images",
     }
 }
 
-/// Records of every host that takes part.
-type Seen = BTreeMap<HostName, HostRecords>;
+/// What each host has recorded.
+pub type Seen = BTreeMap<HostName, HostRecords>;
 
 fn result_word(decision: Decision) -> &'static str {
     match decision {

@@ -1,9 +1,10 @@
 //! Bringing to an end what a run of jiji that is gone left open.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiji_model::event::Sink;
 use jiji_model::name::HostName;
+use jiji_model::project::Rollout;
 use jiji_model::transaction::{Begin, Course, Decision, Ending, Transaction, Way, evidence};
 
 use super::cancel::Cancel;
@@ -27,6 +28,8 @@ pub struct Settled {
     pub transaction: String,
     /// Who had begun it.
     pub who: String,
+    /// What was typed to begin it.
+    pub command: String,
     /// Which way it ended.
     pub decision: Decision,
     /// Hosts on which it was open and is concluded now.
@@ -37,7 +40,48 @@ pub struct Settled {
     pub left: Vec<Failure>,
 }
 
-/// Settles every transaction that is open on a host, the oldest first, the way that the hosts' records tell ([`evidence`]). `seen` is what every host that answers had recorded; look again afterwards.
+/// A transaction that is open on some host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Open {
+    /// Its id.
+    pub transaction: String,
+    /// Who began it.
+    pub who: String,
+    /// What was typed to begin it.
+    pub command: String,
+    /// Which way it would be settled, from what these hosts know; none where hosts must be reached first.
+    pub decision: Option<Decision>,
+    /// Hosts on which it is open.
+    pub hosts: Vec<HostName>,
+    /// Hosts that take part and were not seen.
+    pub away: Vec<HostName>,
+    /// Whether whoever began it, or whoever settles it, is at work on one of the hosts.
+    pub at_work: bool,
+}
+
+/// Every transaction that is open on a host, the oldest first. `project`: its hosts, where they are known.
+pub fn open(seen: &Seen, project: Option<&BTreeSet<HostName>>) -> Vec<Open> {
+    let open = evidence::open(seen).into_iter().map(|(transaction, hosts)| {
+        let begin = &transaction.begin;
+        Open {
+            transaction: begin.transaction.clone(),
+            who: begin.who.clone(),
+            command: begin.command.clone(),
+            decision: match way(begin, seen, project) {
+                Way::Commit { .. } => Some(Decision::Commit),
+                Way::Revert => Some(Decision::Revert),
+                Way::Wait => None,
+            },
+            away: begin.hosts.iter().filter(|host| !seen.contains_key(*host)).cloned().collect(),
+            at_work: hosts.iter().any(|host| seen[*host].lease.as_ref().is_some_and(|lease| lease.live)),
+            hosts: hosts.into_iter().cloned().collect(),
+        }
+    });
+    open.collect()
+}
+
+/// Settles every transaction that is open on a host, the oldest first, the way that the hosts' records tell ([`evidence`]). `seen` is what
+/// every host that answers had recorded; look again afterwards.
 ///
 /// # Errors
 /// [`ApplyError::Held`] where the run that began it is still at work, [`ApplyError::Unsettled`] where a step is in the way,
@@ -115,10 +159,10 @@ async fn settle_leased<L: HostLink>(
 }
 
 /// Which way a transaction ends, from what these hosts know of it.
-pub(super) fn way(begin: &Begin, seen: &Seen, options: &Options) -> Way {
+fn way(begin: &Begin, seen: &Seen, project: Option<&BTreeSet<HostName>>) -> Way {
     let traces = begin.hosts.iter().filter_map(|host| seen.get(host));
     let traces = traces.map(|records| evidence::trace(&begin.transaction, begin.fencing, records));
-    let away = evidence::away(begin, |host| seen.contains_key(host), options.project.as_ref());
+    let away = evidence::away(begin, |host| seen.contains_key(host), project);
     evidence::way(traces, !away.is_empty())
 }
 
@@ -132,7 +176,7 @@ async fn settle_one<'a, L: HostLink>(
     watch: &'a Watch<'a>,
 ) -> Result<Settled, ApplyError> {
     let id = &begin.transaction;
-    let (decision, sure) = match way(begin, known, options) {
+    let (decision, sure) = match way(begin, known, options.project.as_ref()) {
         Way::Commit { known } => (Decision::Commit, known),
         Way::Revert => (Decision::Revert, false),
         Way::Wait => {
@@ -145,7 +189,7 @@ async fn settle_one<'a, L: HostLink>(
     let begins: BTreeMap<_, _> =
         transactions.iter().map(|(host, transaction)| ((*host).clone(), transaction.begin.clone())).collect();
     let (who, command) = (begin.who.clone(), begin.command.clone());
-    watch.settling(id, decision, &who);
+    watch.settling(id, decision, &who, &command);
     let steps: Vec<_> = transactions.values().flat_map(|transaction| &transaction.begin.steps).collect();
     let mut drive = Drive {
         hearing: Hearing::of(links.values().copied(), steps),
@@ -154,6 +198,8 @@ async fn settle_one<'a, L: HostLink>(
         begins,
         fencing,
         interruptible: false,
+        rollout: Rollout::default(),
+        batches: 0,
         options,
         cancel,
         watch,
@@ -178,6 +224,7 @@ async fn settle_one<'a, L: HostLink>(
     Ok(Settled {
         transaction: id.clone(),
         who,
+        command,
         decision,
         hosts: drive.hosts(),
         away: begin.hosts.iter().filter(|host| !known.contains_key(*host)).cloned().collect(),

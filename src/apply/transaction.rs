@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use jiji_model::digest::Digest;
 use jiji_model::event::Sink;
 use jiji_model::name::HostName;
-use jiji_model::plan::{Action, Plan, Step};
+use jiji_model::plan::{Action, Phase, Plan, Step};
 use jiji_model::transaction::evidence::moved;
 use jiji_model::transaction::{Begin, Course, Decision, Ending};
 use jiji_store::Store;
@@ -62,8 +62,12 @@ pub async fn apply<L: HostLink>(
             return Err(error);
         }
     };
-    let begins = begins(plan, fencing, options);
+    let begins = begins(plan, fencing, &links, options);
     let transaction = transaction_id(options, fencing);
+    let mut batches = plan.rollout.batches(&plan.hosts());
+    if options.points.is("between-cutovers") {
+        batches = plan.hosts().into_iter().map(|host| vec![host]).collect();
+    }
     let mut drive = Drive {
         hearing: Hearing::of(links.values().copied(), &plan.steps),
         links,
@@ -71,13 +75,15 @@ pub async fn apply<L: HostLink>(
         begins,
         fencing,
         interruptible: true,
+        rollout: plan.rollout.clone(),
+        batches: batches.len(),
         options,
         cancel,
         watch: &watch,
     };
     drive.watch.begun(&transaction, fencing, &drive.hosts());
-    let batches = drive.hosts().chunks(options.batch.max(1)).map(<[_]>::to_vec).collect();
     let course = Course::begin(batches);
+    let course = if plan.steps.iter().any(|step| step.phase == Phase::Hold) { course.watched() } else { course };
     let followed = match follow(&mut drive, course, plan.retain, &options.command, &options.points).await {
         Ok(followed) => followed,
         Err(Detached { decision }) => {
@@ -109,9 +115,16 @@ fn transaction_id(options: &Options, fencing: u64) -> String {
     format!("{}-{fencing}", options.run)
 }
 
-fn begins(plan: &Plan, fencing: u64, options: &Options) -> BTreeMap<HostName, Begin> {
+fn begins<L: HostLink>(
+    plan: &Plan,
+    fencing: u64,
+    links: &BTreeMap<HostName, &L>,
+    options: &Options,
+) -> BTreeMap<HostName, Begin> {
     let hosts = plan.hosts();
     let digest = plan.digest();
+    let addresses: BTreeMap<_, _> =
+        links.iter().filter_map(|(host, link)| Some((host.clone(), link.address()?.to_owned()))).collect();
     let begins = hosts.iter().map(|host| {
         let begin = Begin {
             version: Begin::VERSION,
@@ -123,6 +136,7 @@ fn begins(plan: &Plan, fencing: u64, options: &Options) -> BTreeMap<HostName, Be
             at_s: options.at_s,
             plan: digest,
             hosts: hosts.clone(),
+            addresses: addresses.clone(),
             host: host.clone(),
             steps: plan.steps.iter().filter(|step| step.host == *host).cloned().collect(),
             services: plan.releases.get(host).cloned().unwrap_or_default(),

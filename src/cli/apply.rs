@@ -34,6 +34,7 @@ pub async fn run(
     let mut with = ready::ship(&place, environment, "apply", report)?;
     with.locked = false;
     with.push = false;
+    with.apply.wait_lock = args.lock.wait_lock.unwrap_or_default();
     let cancel = ready::on_signals(with.cancel.clone());
     let shipped = with.apply_saved(&saved).await;
     cancel.abort();

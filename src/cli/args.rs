@@ -1,8 +1,11 @@
 //! What may be typed. The command reference in `docs/commands.md` is made from these definitions and compared in a test.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+
+use crate::config;
 
 /// From source to running on your own servers: the same digest on every machine, one transaction per fleet.
 #[derive(Debug, Parser)]
@@ -53,6 +56,8 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Move the fleet back to an earlier release.
     Rollback(RollbackArgs),
+    /// Settle what an interrupted run left open: finish what was decided, take back what was not.
+    Abort(AbortArgs),
     /// Show how hosts differ from what was decided last: exit code 13 where they do.
     Drift(DriftArgs),
     /// List the releases that hosts remember, newest first.
@@ -70,6 +75,18 @@ pub enum Command {
     Host(HostArgs),
 }
 
+/// What is done while somebody else is at work on the hosts.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct LockArgs {
+    /// Wait so long for somebody else who is at work on the hosts: `90s`, `10m`. Without it, the run ends at once with exit code 10.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub wait_lock: Option<Duration>,
+}
+
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    config::duration_ms(text, true).map(|ms| Duration::from_millis(ms.into()))
+}
+
 /// `jiji ship`.
 #[derive(Debug, Args)]
 pub struct ShipArgs {
@@ -79,6 +96,9 @@ pub struct ShipArgs {
     /// Do not push to the registry, even if there is one.
     #[arg(long)]
     pub no_push: bool,
+    /// What is done while somebody else is at work.
+    #[command(flatten)]
+    pub lock: LockArgs,
 }
 
 /// `jiji build`.
@@ -103,7 +123,11 @@ pub struct PushArgs {
 
 /// `jiji deploy`.
 #[derive(Debug, Args)]
-pub struct DeployArgs {}
+pub struct DeployArgs {
+    /// What is done while somebody else is at work.
+    #[command(flatten)]
+    pub lock: LockArgs,
+}
 
 /// `jiji plan`.
 #[derive(Debug, Args)]
@@ -130,6 +154,9 @@ pub struct ApplyArgs {
     /// Fail unless it is the plan with this digest: the one that was looked at.
     #[arg(long, value_name = "sha256:…")]
     pub digest: Option<String>,
+    /// What is done while somebody else is at work.
+    #[command(flatten)]
+    pub lock: LockArgs,
 }
 
 /// `jiji rollback`.
@@ -138,6 +165,27 @@ pub struct RollbackArgs {
     /// The release: its number, or the beginning of an image's digest, a plan's or a transaction's id. Without it the last good one
     /// before the current that all hosts remember. `jiji releases` lists them.
     pub release: Option<String>,
+    /// What is done while somebody else is at work.
+    #[command(flatten)]
+    pub lock: LockArgs,
+}
+
+/// `jiji abort`.
+#[derive(Debug, Args)]
+pub struct AbortArgs {
+    /// Where the project's sources are not here: a server of it, `[ssh://][USER@]HOST[:PORT]`; may be given several times. Others that
+    /// took part are found from what hosts recorded.
+    #[arg(long = "host", value_name = "ADDRESS", requires = "name")]
+    pub hosts: Vec<String>,
+    /// Where the project's sources are not here: its name, with the `-e` that it was shipped with.
+    #[arg(long, value_name = "NAME", requires = "hosts", conflicts_with = "project")]
+    pub name: Option<String>,
+    /// Where the project's sources are not here: an ssh configuration file to use instead of the user's.
+    #[arg(long, value_name = "FILE", requires = "name")]
+    pub ssh_config: Option<PathBuf>,
+    /// What is done while somebody else is at work.
+    #[command(flatten)]
+    pub lock: LockArgs,
 }
 
 /// `jiji drift`.

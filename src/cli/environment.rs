@@ -8,6 +8,7 @@
 //! | `USER`, `HOSTNAME` | who a lease and the audit log name |
 //! | `NO_COLOR`, `CI` | no colours; no prompt and one line per event |
 //! | `JIJI_ABORT_AT` | test builds only: abort at this point of a transaction |
+//! | `JIJI_LEASE_MS` | test builds only: for how many milliseconds a lease lasts without a sign of life |
 //!
 //! Everything else of the environment is the project's: `${VAR}` in `deploy.yml`, and secrets.
 
@@ -28,6 +29,8 @@ pub struct Environment {
     pub ci: bool,
     /// Where a test build aborts.
     pub abort_at: Option<String>,
+    /// Milliseconds that a test build's leases last.
+    pub lease_ms: Option<u64>,
 }
 
 impl Environment {
@@ -52,6 +55,7 @@ impl Environment {
             color: set("NO_COLOR").is_none(),
             ci: set("CI").is_some(),
             abort_at: set("JIJI_ABORT_AT"),
+            lease_ms: set("JIJI_LEASE_MS").and_then(|text| text.parse().ok()),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use super::exit::Exit;
+use crate::report::SettledSummary;
 
 /// An error that is ready to be shown.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub struct Failure {
     pub detail: String,
     /// What to do, one line each.
     pub hints: Vec<String>,
+    /// What was settled before it failed.
+    pub settled: Vec<SettledSummary>,
 }
 
 impl Failure {
@@ -28,12 +31,13 @@ impl Failure {
             causes.push(error.to_string());
             source = error.source();
         }
-        Self { exit, message: error.to_string(), causes, detail: String::new(), hints: Vec::new() }
+        Self { exit, message: error.to_string(), causes, detail: String::new(), hints: Vec::new(), settled: Vec::new() }
     }
 
     /// From a text.
     pub fn text(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), causes: Vec::new(), detail: String::new(), hints: Vec::new() }
+        let (causes, hints, settled) = (Vec::new(), Vec::new(), Vec::new());
+        Self { exit, message: message.into(), causes, detail: String::new(), hints, settled }
     }
 
     /// The same with one more hint.

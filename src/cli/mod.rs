@@ -3,6 +3,7 @@
 //! This is the only room that knows the terminal, the environment, the user's directories and the wall clock; it hands them to the
 //! others. Whatever goes wrong becomes a [`failure::Failure`] here, with an exit code from [`exit`].
 
+mod abort;
 mod apply;
 pub mod args;
 mod build;
@@ -66,7 +67,14 @@ fn usage(error: &clap::Error) -> ExitCode {
 /// The error on standard error for people; with `--json` as the last events too.
 fn show(failure: &Failure, cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) {
     use std::io::{IsTerminal, Write};
-    let summary = Summary { result: failure.exit.name().to_owned(), exit: failure.exit.code(), ..Summary::default() };
+    let summary = Summary {
+        result: failure.exit.name().to_owned(),
+        exit: failure.exit.code(),
+        // It is told before what failed.
+        text: failure.settled.iter().map(|settled| settled.text.clone()).collect::<Vec<_>>().join("\n"),
+        settled: failure.settled.clone(),
+        ..Summary::default()
+    };
     if cli.global.json {
         report.emit(Record::new("error", failure.message.clone()).with(failure.data()));
     }
@@ -78,20 +86,30 @@ fn show(failure: &Failure, cli: &Cli, environment: &Environment, report: &Arc<dy
 fn run(cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) -> Result<Exit, Failure> {
     let global = &cli.global;
     match &cli.command {
-        Command::Ship(args) => runtime()?.block_on(ship::ship(global, args, environment, report)),
-        Command::Deploy(_) => runtime()?.block_on(ship::deploy(global, environment, report)),
-        Command::Rollback(args) => runtime()?.block_on(ship::rollback(global, args, environment, report)),
-        Command::Build(args) => runtime()?.block_on(build::build(global, args, environment, report)),
-        Command::Push(args) => runtime()?.block_on(build::push(global, args, environment, report)),
-        Command::Plan(args) => runtime()?.block_on(plan::run(global, args, environment, report)),
-        Command::Apply(args) => runtime()?.block_on(apply::run(global, args, environment, report)),
-        Command::Drift(args) => runtime()?.block_on(drift::run(global, args, environment, report)),
-        Command::Releases => runtime()?.block_on(releases::run(global, environment)),
-        Command::Status => runtime()?.block_on(status::run(global, environment)),
+        Command::Ship(args) => drive(ship::ship(global, args, environment, report)),
+        Command::Deploy(args) => drive(ship::deploy(global, args, environment, report)),
+        Command::Rollback(args) => drive(ship::rollback(global, args, environment, report)),
+        Command::Build(args) => drive(build::build(global, args, environment, report)),
+        Command::Push(args) => drive(build::push(global, args, environment, report)),
+        Command::Plan(args) => drive(plan::run(global, args, environment, report)),
+        Command::Apply(args) => drive(apply::run(global, args, environment, report)),
+        Command::Drift(args) => drive(drift::run(global, args, environment, report)),
+        Command::Releases => drive(releases::run(global, environment)),
+        Command::Abort(args) => drive(abort::run(global, args, environment, report)),
+        Command::Status => drive(status::run(global, environment)),
         Command::Plugin(command) => plugin::run(global, command, environment, report, &runtime()?),
         Command::Version => version::run(global),
         Command::Host(args) => host::run(args),
     }
+}
+
+/// Runs a command to its end.
+fn drive(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    let runtime = runtime()?;
+    let done = runtime.block_on(work);
+    // A build that was interrupted has a thread of its own, which nobody waits for: it ends with the process.
+    runtime.shutdown_background();
+    done
 }
 
 /// Drives sessions, registries and timers. Hashing and building have threads of their own.

@@ -55,11 +55,6 @@ pub fn ship_with(
     secrets: Secrets,
     report: &Arc<dyn Report>,
 ) -> Result<Ship, Failure> {
-    let run =
-        apply::random_id().map_err(|error| Failure::text(Exit::Internal, format!("draw a random number: {error}")))?;
-    let options = apply::Options::new(run, &environment.who, command, now_s());
-    #[cfg(feature = "abort-points")]
-    let options = options.abort_at(environment.abort_at.clone());
     Ok(Ship {
         project: Arc::new(place.project().clone()),
         root: place.root.clone(),
@@ -69,7 +64,7 @@ pub fn ship_with(
         secrets,
         compiled: environment.cache.join("plugins"),
         fleet: hosts::options(environment)?,
-        apply: options,
+        apply: options(environment, command)?,
         cancel: Cancel::default(),
         locked: false,
         push: true,
@@ -81,6 +76,23 @@ pub fn ship_with(
 /// Seconds since 1970 by this machine's clock.
 pub fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Who runs a transaction, and how.
+///
+/// # Errors
+/// Exit 1 where the system has no randomness.
+pub fn options(environment: &Environment, command: &str) -> Result<apply::Options, Failure> {
+    let run =
+        apply::random_id().map_err(|error| Failure::text(Exit::Internal, format!("draw a random number: {error}")))?;
+    let options = apply::Options::new(run, &environment.who, command, now_s());
+    #[cfg(feature = "abort-points")]
+    let mut options = options.abort_at(environment.abort_at.clone());
+    #[cfg(feature = "abort-points")]
+    if let Some(lease_ms) = environment.lease_ms {
+        options.lease_ms = lease_ms;
+    }
+    Ok(options)
 }
 
 /// The values of the project's secrets.

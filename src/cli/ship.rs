@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use jiji_model::event::{bytes, seconds};
 
-use super::args::{Global, RollbackArgs, ShipArgs};
+use super::abort;
+use super::args::{DeployArgs, Global, RollbackArgs, ShipArgs};
 use super::environment::{self, Environment};
 use super::exit::Exit;
 use super::failure::Failure;
@@ -26,6 +27,7 @@ pub async fn ship(
     let mut ship = ready::ship(&place, environment, "ship", report)?;
     ship.locked = args.locked;
     ship.push = !args.no_push;
+    ship.apply.wait_lock = args.lock.wait_lock.unwrap_or_default();
     let cancel = ready::on_signals(ship.cancel.clone());
     let shipped = ship.ship(Source::Build).await;
     cancel.abort();
@@ -33,11 +35,17 @@ pub async fn ship(
 }
 
 /// Moves the fleet to what the lock names.
-pub async fn deploy(global: &Global, environment: &Environment, report: &Arc<dyn Report>) -> Result<Exit, Failure> {
+pub async fn deploy(
+    global: &Global,
+    args: &DeployArgs,
+    environment: &Environment,
+    report: &Arc<dyn Report>,
+) -> Result<Exit, Failure> {
     let place = Workplace::open(global, environment)?;
     let mut ship = ready::ship(&place, environment, "deploy", report)?;
     ship.locked = true;
     ship.push = false;
+    ship.apply.wait_lock = args.lock.wait_lock.unwrap_or_default();
     let cancel = ready::on_signals(ship.cancel.clone());
     let shipped = ship.ship(Source::Lock).await;
     cancel.abort();
@@ -55,6 +63,7 @@ pub async fn rollback(
     // What the release needs is known only from the hosts.
     let secrets = Secrets::available(&place.loaded.secrets, &environment::variable);
     let mut ship = ready::ship_with(&place, environment, "rollback", secrets, report)?;
+    ship.apply.wait_lock = args.lock.wait_lock.unwrap_or_default();
     let cancel = ready::on_signals(ship.cancel.clone());
     let shipped = ship.rollback(args.release.as_deref(), &environment::variable).await;
     cancel.abort();
@@ -95,6 +104,10 @@ fn summary(ship: &Ship, shipped: &Shipped, done: &str) -> Summary {
         format!("unchanged: {hosts} run {what}, looked at in {}", seconds(total))
     };
     let left = shipped.left.iter().map(|failure| format!("{}: {}", failure.host, failure.title));
+    let settled: Vec<_> = shipped.settled.iter().map(abort::summary).collect();
+    // In the order in which it happened.
+    let text =
+        settled.iter().map(|settled| settled.text.as_str()).chain([text.as_str()]).collect::<Vec<_>>().join("\n");
     Summary {
         result: if shipped.changed { done.to_owned() } else { "unchanged".to_owned() },
         exit: Exit::Done.code(),
@@ -113,6 +126,7 @@ fn summary(ship: &Ship, shipped: &Shipped, done: &str) -> Summary {
         blob_bytes_sent: shipped.blob_bytes,
         bytes_pushed: shipped.pushed_bytes,
         durations_ms: shipped.durations.iter().map(|(stage, ms)| ((*stage).to_owned(), *ms)).collect(),
+        settled,
         left: left.collect(),
         scope: ship.project.scope(),
     }

@@ -1,14 +1,15 @@
 //! `jiji status`: what runs on each host, the last releases, and who is at work. Looks only, in one exec per host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
 
 use jiji_model::digest::Digest;
+use jiji_model::event::seconds;
 use jiji_model::name::HostName;
 use jiji_model::observation::{Answer, ContainerFacts, HostFacts, Observation, Query, Want};
 use jiji_model::plan::{LABEL_SCOPE, LABEL_SERVICE, NETWORK};
-use jiji_model::transaction::HostRecords;
+use jiji_model::transaction::{Decision, HostRecords};
 
 use super::args::Global;
 use super::environment::Environment;
@@ -16,12 +17,14 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::hosts;
 use super::workplace;
+use crate::apply::{self, Open};
 
 const HOST: &str = "host";
 const CONTAINERS: &str = "containers";
 const RECORDS: &str = "records";
 
-/// Looks at all hosts and prints what it saw. Hosts that do not answer are named, and make the exit code 6.
+/// Looks at all hosts and prints what it saw. Hosts that do not answer are named, and make the exit code 6; where a change was
+/// interrupted and nobody is at work on it, the exit code is 9.
 pub async fn run(global: &Global, environment: &Environment) -> Result<Exit, Failure> {
     let root = workplace::root(global)?;
     let loaded = workplace::load(&root, global.environment.as_deref())?;
@@ -30,12 +33,47 @@ pub async fn run(global: &Global, environment: &Environment) -> Result<Exit, Fai
     let wants: BTreeMap<_, _> = fleet.sessions.keys().map(|host| (host.clone(), wants(&scope))).collect();
     let (observation, lost) = fleet.observe(&wants).await;
     let failures = hosts::failures(fleet.unreachable.iter().chain(&lost));
-    let text = if global.json { json(&scope, &observation) } else { table(&observation) };
+    let hosts = loaded.project.used_servers().map(|(host, _)| host.clone()).collect();
+    let open = apply::open(&records(&observation), Some(&hosts));
+    let text = if global.json { json(&scope, &observation, &open) } else { table(&observation, &open) };
     fleet.close().await;
     std::io::stdout()
         .write_all(text.as_bytes())
         .map_err(|error| Failure::text(Exit::Internal, format!("write to standard output: {error}")))?;
-    failures.map_or(Ok(Exit::Done), Err)
+    match failures {
+        Some(failure) => Err(failure),
+        // Nobody is at work on it, so it stays as it is until somebody settles it.
+        None if open.iter().any(|open| !open.at_work) => Err(in_doubt(&open)),
+        None => Ok(Exit::Done),
+    }
+}
+
+fn in_doubt(open: &[Open]) -> Failure {
+    let left: Vec<_> = open.iter().filter(|open| !open.at_work).collect();
+    let hosts: BTreeSet<_> = left.iter().flat_map(|open| open.hosts.iter().chain(&open.away)).collect();
+    let hosts: Vec<_> = hosts.into_iter().map(|host| format!("`{host}`")).collect();
+    let failure = Failure::text(Exit::InDoubt, format!("say how the last change ended on {}", hosts.join(", ")));
+    let failure = left.iter().fold(failure, |failure, open| failure.detail(interrupted(open)));
+    failure.hint("`jiji abort` settles it now; the next `jiji ship` does so first")
+}
+
+/// What was interrupted, and which way it goes.
+fn interrupted(open: &Open) -> String {
+    let names = |hosts: &[HostName]| hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let way = match open.decision {
+        Some(Decision::Commit) => "it was decided and will be finished",
+        Some(Decision::Revert) => "it was not decided and will be reverted",
+        None => "it was decided, and hosts that do not answer must be reached before anything old goes",
+    };
+    let away = match open.away.as_slice() {
+        [] => String::new(),
+        away => format!("; {} took part and was not asked", names(away)),
+    };
+    format!("`{}` of {} was interrupted on {}: {way}{away}", open.command, open.who, names(&open.hosts))
+}
+
+fn records(observation: &Observation) -> apply::Seen {
+    seen(observation).filter_map(|seen| Some((seen.host.clone(), seen.records?.clone()))).collect()
 }
 
 fn wants(scope: &str) -> Vec<Want> {
@@ -89,7 +127,7 @@ fn manifest(container: &ContainerFacts, records: Option<&HostRecords>) -> Option
     container.manifest.or_else(|| of_config.next().map(|image| image.manifest.digest))
 }
 
-fn table(observation: &Observation) -> String {
+fn table(observation: &Observation, open: &[Open]) -> String {
     let mut out = String::new();
     // Writing to a String does not fail.
     for Seen { host, facts, containers, records } in seen(observation) {
@@ -113,23 +151,37 @@ fn table(observation: &Observation) -> String {
         for release in records.releases.iter().take(3) {
             let _ = writeln!(out, "  release {:<4} {} by {}", release.number, release.command, release.who);
         }
-        if let Some(transaction) = records.transaction.as_ref().filter(|transaction| transaction.is_open()) {
-            let begin = &transaction.begin;
-            let _ = writeln!(out, "  open: `{}` of {}; the next ship settles it", begin.command, begin.who);
+        for open in open.iter().filter(|open| !open.at_work && open.hosts.contains(host)) {
+            let way = match open.decision {
+                Some(Decision::Commit) => "to be finished",
+                Some(Decision::Revert) => "to be reverted",
+                None => "to be finished once all hosts answer",
+            };
+            let _ = writeln!(out, "  in doubt: `{}` of {} was interrupted, {way}", open.command, open.who);
         }
         if let Some(lease) = records.lease.as_ref().filter(|lease| lease.live) {
-            let _ = writeln!(out, "  at work: {}", lease.lease.who);
+            let since = lease.age_ms.map_or_else(String::new, |age| format!(" for {}", seconds(age)));
+            let _ = writeln!(out, "  at work: {}{since}", lease.lease.who);
         }
     }
     out
 }
 
-fn json(scope: &str, observation: &Observation) -> String {
+fn json(scope: &str, observation: &Observation, open: &[Open]) -> String {
     let hosts: BTreeMap<_, _> = seen(observation)
         .map(|Seen { host, facts, containers, records }| {
             let state = serde_json::json!({"host": facts, "containers": containers, "records": records});
             (host.to_string(), state)
         })
         .collect();
-    format!("{}\n", serde_json::json!({"v": 1, "scope": scope, "hosts": hosts}))
+    let open: Vec<_> = open
+        .iter()
+        .map(|open| {
+            serde_json::json!({
+                "transaction": open.transaction, "who": open.who, "command": open.command, "decision": open.decision,
+                "hosts": open.hosts, "away": open.away, "at_work": open.at_work,
+            })
+        })
+        .collect();
+    format!("{}\n", serde_json::json!({"v": 1, "scope": scope, "hosts": hosts, "open": open}))
 }

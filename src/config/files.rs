@@ -39,7 +39,7 @@ pub fn find(root: &Path, environment: Option<&str>) -> Result<Vec<Source>, Confi
 }
 
 /// Whether a name may stand in a file name and in a project's scope.
-pub(super) fn is_environment(name: &str) -> bool {
+pub fn is_environment(name: &str) -> bool {
     let bytes = name.as_bytes();
     (1..=20).contains(&bytes.len())
         && bytes[0].is_ascii_alphanumeric()

@@ -25,8 +25,9 @@ mod table;
 mod tree;
 
 pub use error::{ConfigError, ConfigErrors, Place, Problem};
-pub use files::{FILE, find, find_root, overlay_file};
+pub use files::{FILE, find, find_root, is_environment, overlay_file};
 pub use schema::{json_schema, reference};
+pub use shape::duration_ms;
 
 use error::Problems;
 use tree::{Kind, Span, Value};

@@ -235,7 +235,10 @@ impl Shape {
 }
 
 /// A duration in milliseconds, at most a day; `seconds` allows a bare number and forbids parts of a second.
-pub(super) fn duration_ms(text: &str, seconds: bool) -> Result<u32, &'static str> {
+///
+/// # Errors
+/// What would fit, for people.
+pub fn duration_ms(text: &str, seconds: bool) -> Result<u32, &'static str> {
     const DAY: u64 = 24 * 60 * 60 * 1000;
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);

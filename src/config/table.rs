@@ -57,7 +57,32 @@ pub(super) static PROJECT: Object = Object {
             "environment variables of every service; a service's own win",
         )
         .also(&["env"]),
+        field("rollout", Shape::Object(&ROLLOUT), "how a change goes over the servers")
+            .also(&["boot", "deploy", "update", "strategy"]),
         field("plugins", Shape::Object(&PLUGINS), "which plugin fills each role"),
+    ],
+};
+
+static ROLLOUT: Object = Object {
+    extensions: false,
+    fields: &[
+        field(
+            "max_parallel",
+            Shape::Integer { least: 1, most: 1000 },
+            "how many servers are moved to the new version at once; every server is prepared before any is moved",
+        )
+        .default("all")
+        .also(&["limit", "parallelism", "batch"]),
+        field("canary", TEXT_OR_TEXTS, "the servers that are moved before all others").also(&["canaries"]),
+        field("wait", MILLISECONDS, "the time between two batches").default("none").also(&["stagger", "delay"]),
+        field(
+            "hold",
+            MILLISECONDS,
+            "how long the new version is watched once all servers are moved, with the old one standing by: if it does not stay healthy, \
+             all are moved back",
+        )
+        .default("none")
+        .also(&["monitor", "min_healthy_time"]),
     ],
 };
 
@@ -160,7 +185,6 @@ static BUILD: Object = Object {
             .also(&["file"]),
         field("args", Shape::Map { keys: "build arguments", values: &Shape::Text }, "build arguments"),
         field("target", Shape::Text, "the stage to build instead of the last"),
-        field("secrets", TEXTS, "names of secrets that `RUN --mount=type=secret` may ask for").also(&["secret"]),
     ],
 };
 

@@ -37,7 +37,7 @@ environment:
   secrets: [SENTRY_DSN]
 services:
   web:
-    build: { context: ., dockerfile: deploy/Dockerfile, target: prod, args: { VERSION: 1.10 }, secrets: [NPM_TOKEN] }
+    build: { context: ., dockerfile: deploy/Dockerfile, target: prod, args: { VERSION: 1.10 } }
     hosts: [fra1, fra2]
     environment:
       clear: { PORT: 3000, LEVEL: "${LEVEL:-debug}", DEBUG: false }
@@ -58,6 +58,7 @@ services:
     hosts: fra1
     command: [bin/worker, "--queue", "a b"]
     healthcheck: { cmd: [bin/alive] }
+rollout: { max_parallel: 2, canary: fra2, wait: 10s, hold: 1m }
 plugins:
   proxy: { name: proxy-caddy, settings: { admin: 2019, ratio: 0.5, on: true, empty: , list: [a] } }
   health: { name: health-probe }
@@ -103,7 +104,6 @@ fn a_file_with_every_key_is_read_whole() {
     [
         "REGISTRY_PASSWORD builder.registry.password .jiji/deploy.yml:11:15",
         "SENTRY_DSN environment.secrets .jiji/deploy.yml:30:13",
-        "NPM_TOKEN services.web.build.secrets .jiji/deploy.yml:33:106",
         "DATABASE_URL services.web.environment.secrets .jiji/deploy.yml:37:17",
     ]
     "#);

@@ -81,6 +81,7 @@ pub fn assemble_with(
         steps: Vec::new(),
         images: Vec::new(),
         retain: desired.retain(),
+        rollout: desired.rollout.clone(),
         releases: BTreeMap::new(),
     };
     let none = HostAnswers::default();
@@ -111,9 +112,11 @@ pub fn assemble_with(
         for image in extra.images.get(host).into_iter().flatten() {
             builder.ensure_image(None, Phase::Prepare, image);
         }
-        for phase in [Phase::Publish, Phase::Cutover, Phase::Withdraw] {
+        for phase in [Phase::Publish, Phase::Cutover] {
             builder.plugins(phase);
         }
+        builder.hold(&services);
+        builder.plugins(Phase::Withdraw);
         builder.drain();
         builder.steps.extend(extra.steps.get(host).into_iter().flatten().cloned());
         builder.finalize(&services);
@@ -241,6 +244,29 @@ impl Builder<'_> {
         let step = self.step(Some(service), Phase::Prepare, title, action);
         step.timeout_ms = longest.min(MAX_TIMEOUT_MS);
         step.evidence = evidence(container);
+    }
+
+    /// Candidates are watched while they serve and the old ones still stand by.
+    fn hold(&mut self, services: &BTreeMap<ServiceName, PlannedService>) {
+        let for_ms = self.desired.rollout.hold_ms;
+        if for_ms == 0 {
+            return;
+        }
+        for (name, service) in &self.wanted.services {
+            let Some(candidate) = services.get(name) else { continue };
+            let (Change::Replace { .. }, Some(probe)) = (&service.change, &candidate.probe) else { continue };
+            let container = candidate.container.clone();
+            let action = Action::Hold {
+                container: container.clone(),
+                network: NETWORK.to_owned(),
+                probe: probe.clone(),
+                for_ms,
+            };
+            let title = format!("watch {container} for {}s", for_ms.div_ceil(1000));
+            let step = self.step(Some(name), Phase::Hold, title, action);
+            step.timeout_ms = for_ms.saturating_add(probe.timeout_ms).saturating_add(10_000).min(MAX_TIMEOUT_MS);
+            step.evidence = evidence(&container);
+        }
     }
 
     fn old(&self) -> Vec<(ServiceName, Old)> {

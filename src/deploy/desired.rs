@@ -10,7 +10,7 @@ use jiji_model::observation::{ContainerFacts, EngineFacts, Observation};
 use jiji_model::plan::{
     ContainerImage, ContainerSpec, LABEL_SCOPE, LABEL_SECRETS, LABEL_SERVICE, LABEL_SPEC, NETWORK, PlannedService, Word,
 };
-use jiji_model::project::{Project, Service};
+use jiji_model::project::{Project, Rollout, Service};
 use jiji_model::transaction::{Release, Roster, roster};
 
 use super::Images;
@@ -26,6 +26,8 @@ pub struct Desired {
     pub roster: Roster,
     /// Each host.
     pub hosts: BTreeMap<HostName, HostDesired>,
+    /// How the change goes over them.
+    pub rollout: Rollout,
 }
 
 /// What a host should become.
@@ -195,7 +197,8 @@ pub fn desired(project: &Project, images: &Images, observation: &Observation) ->
             }
         }
     }
-    compare(&project.scope(), wishes, observation, errors)
+    let desired = compare(&project.scope(), wishes, observation, errors)?;
+    Ok(Desired { rollout: project.rollout.clone(), ..desired })
 }
 
 fn wish(project: &Project, name: &ServiceName, service: &Service, image: &Image) -> Wish {
@@ -313,7 +316,7 @@ pub(super) fn compare(
     }
     if errors.is_empty() {
         let scope = scope.to_owned();
-        Ok(Desired { scope, roster, hosts })
+        Ok(Desired { scope, roster, hosts, rollout: Rollout::default() })
     } else {
         Err(Refused(errors))
     }

@@ -262,7 +262,7 @@ impl FleetError {
             Self::Install { .. } => Some("check the free space under /var/lib/jiji there".to_owned()),
             Self::NotStarted { .. } => Some("check that /var is not mounted `noexec` there".to_owned()),
             Self::ControlPath { .. } => Some("set XDG_RUNTIME_DIR to a shorter path".to_owned()),
-            Self::Lost { .. } => Some("`jiji status` settles what is in doubt as soon as the host answers".to_owned()),
+            Self::Lost { .. } => Some("`jiji abort` settles what is in doubt as soon as the host answers".to_owned()),
             Self::Refused { why, .. } => match why {
                 RefusalKind::NewerFormat => Some("a newer jiji wrote this host's records; update jiji".to_owned()),
                 RefusalKind::NoLease => Some("another run of jiji is at work; see `jiji status`".to_owned()),

@@ -63,6 +63,8 @@ pub struct Fleet {
     pub unreachable: BTreeMap<HostName, FleetError>,
     /// Where ssh's control sockets are; removed after the sessions.
     control: Option<Arc<ssh::ControlDirectory>>,
+    /// The same of fleets that were taken in.
+    others: Vec<Arc<ssh::ControlDirectory>>,
 }
 
 impl Fleet {
@@ -85,6 +87,7 @@ impl Fleet {
                     (Transport::Ssh(way), Some(control)) => over_ssh(&target, way, &control, &options).await,
                     _ => locally(&target, &options).await,
                 };
+                let session = session.map(|session| session.reached_at(target.url()));
                 (target.host, session)
             });
         }
@@ -100,6 +103,14 @@ impl Fleet {
             }
         }
         Ok(fleet)
+    }
+
+    /// Takes in the hosts of another fleet.
+    pub fn absorb(&mut self, other: Self) {
+        let Self { sessions, unreachable, control, others } = other;
+        self.sessions.extend(sessions);
+        self.unreachable.extend(unreachable);
+        self.others.extend(control.into_iter().chain(others));
     }
 
     /// Asks hosts what they want to be asked, all at once. Gives what they answered, and the errors of those that did not.

@@ -44,6 +44,7 @@ pub type Listener = Arc<dyn Fn(HostEvent) + Send + Sync>;
 pub struct Session {
     shared: Arc<Shared>,
     hello: Hello,
+    address: Option<String>,
     execs: u32,
     messages: Option<mpsc::Sender<Item>>,
     blobs: Option<mpsc::Sender<Item>>,
@@ -193,6 +194,7 @@ impl Session {
         Ok(Self {
             shared,
             hello,
+            address: None,
             execs,
             messages: Some(messages),
             blobs: Some(blobs),
@@ -204,6 +206,18 @@ impl Session {
     /// The server.
     pub fn host(&self) -> &HostName {
         &self.shared.host
+    }
+
+    /// The same, with what reached it.
+    #[must_use]
+    pub(super) fn reached_at(mut self, address: Option<String>) -> Self {
+        self.address = address;
+        self
+    }
+
+    /// What reached it, as [`super::Target::url`] writes it; none for this machine.
+    pub fn address(&self) -> Option<&str> {
+        self.address.as_deref()
     }
 
     /// What the host said first.

@@ -1,6 +1,6 @@
 //! How a server is reached, worked out from the project.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiji_model::name::HostName;
@@ -77,6 +77,67 @@ impl Target {
     }
 }
 
+/// What an address may begin with.
+const SCHEME: &str = "ssh://";
+
+impl Target {
+    /// A server by its address alone, such as a journal or a person gives it: `[ssh://][USER@]HOST[:PORT]`, an IPv6 address in brackets;
+    /// what ssh is not told this way, the user's own configuration says.
+    ///
+    /// # Errors
+    /// [`FleetError::Address`].
+    pub fn at(host: &HostName, url: &str) -> Result<Self, FleetError> {
+        let refuse = || FleetError::Address {
+            host: host.clone(),
+            text: url.to_owned(),
+            what: "an address in the form `ssh://[USER@]HOST[:PORT]`",
+        };
+        let text = url.strip_prefix(SCHEME).unwrap_or(url);
+        let text = text.strip_suffix('/').unwrap_or(text);
+        let (user, place) = match text.rsplit_once('@') {
+            Some((user, place)) => (Some(user.to_owned()), place),
+            None => (None, text),
+        };
+        let (address, port) = match place.strip_prefix('[').and_then(|place| place.split_once(']')) {
+            Some((address, "")) => (address, None),
+            Some((address, port)) => (address, Some(port.strip_prefix(':').ok_or_else(refuse)?)),
+            // Of two colons or more, none stands before a port.
+            None if place.matches(':').count() > 1 => (place, None),
+            None => place.split_once(':').map_or((place, None), |(address, port)| (address, Some(port))),
+        };
+        let port = port.map(|port| port.parse().ok().filter(|port| *port > 0).ok_or_else(refuse)).transpose()?;
+        let target = SshTarget {
+            address: address.to_owned(),
+            user,
+            port,
+            jump: Vec::new(),
+            keys: Vec::new(),
+            config: None,
+            connect_timeout: Duration::from_secs(CONNECT_TIMEOUT_S.into()),
+        };
+        target.check(host)?;
+        Ok(Self { host: host.clone(), engine: None, transport: Transport::Ssh(target) })
+    }
+
+    /// The same with another ssh configuration than the user's.
+    #[must_use]
+    pub fn configured_by(mut self, file: &Path) -> Self {
+        if let Transport::Ssh(ssh) = &mut self.transport {
+            ssh.config = Some(file.to_owned());
+        }
+        self
+    }
+
+    /// How ssh is asked for it, in the form that [`Self::at`] reads; none for this machine.
+    pub fn url(&self) -> Option<String> {
+        let Transport::Ssh(ssh) = &self.transport else { return None };
+        let user = ssh.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
+        let port = ssh.port.map(|port| format!(":{port}")).unwrap_or_default();
+        let address = if ssh.address.contains(':') { format!("[{}]", ssh.address) } else { ssh.address.clone() };
+        Some(format!("{SCHEME}{user}{address}{port}"))
+    }
+}
+
 impl SshTarget {
     /// ssh takes these as arguments and expands them into the commands of a `ProxyCommand`, so they hold nothing but names.
     fn check(&self, host: &HostName) -> Result<(), FleetError> {
@@ -132,5 +193,23 @@ mod tests {
         }
         let keys = SshTarget { keys: vec!["a\"\nProxyCommand x".to_owned()], ..target("h") };
         assert!(keys.check(&host).is_err());
+    }
+
+    #[test]
+    fn an_address_is_written_as_it_is_read_and_holds_no_option() {
+        let host = HostName::new("one").expect("a name");
+        for (text, url) in [
+            ("root@10.0.0.5:2222", "ssh://root@10.0.0.5:2222"),
+            ("ssh://fra1", "ssh://fra1"),
+            ("ssh://root@[fe80::1]:22/", "ssh://root@[fe80::1]:22"),
+            ("::1", "ssh://[::1]"),
+        ] {
+            let target = Target::at(&host, text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(target.url().as_deref(), Some(url));
+            assert_eq!(Target::at(&host, url).expect("its own form"), target);
+        }
+        for text in ["", "ssh://", "-oProxyCommand=x", "ssh://-x@h", "h:0", "h:x", "[::1]22", "a b", "http://h"] {
+            assert!(Target::at(&host, text).is_err(), "{text}");
+        }
     }
 }

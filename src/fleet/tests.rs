@@ -195,6 +195,7 @@ async fn a_lease_is_kept_alive_until_it_is_given_back() {
         who: "ann@laptop".to_owned(),
         fencing: 1,
         boot_id: "boot".to_owned(),
+        granted_ms: 0,
         expires_ms: 1,
         session: 1,
         session_start: 1,

@@ -42,8 +42,30 @@ pub struct Summary {
     pub bytes_pushed: u64,
     /// Milliseconds by stage, and `total`.
     pub durations_ms: std::collections::BTreeMap<String, u64>,
+    /// Interrupted transactions that were settled.
+    pub settled: Vec<SettledSummary>,
     /// Old things that could not be removed; the next ship takes them up again.
     pub left: Vec<String>,
+}
+
+/// An interrupted transaction that was settled.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
+pub struct SettledSummary {
+    /// Its id.
+    pub transaction: String,
+    /// Who had begun it, `user@machine`.
+    pub who: String,
+    /// What was typed to begin it.
+    pub command: String,
+    /// `finished` or `reverted`.
+    pub result: String,
+    /// Hosts on which it was open.
+    pub hosts: Vec<String>,
+    /// Hosts that took part and were not reached.
+    pub in_doubt: Vec<String>,
+    /// One sentence for people.
+    #[serde(skip)]
+    pub text: String,
 }
 
 impl Summary {

@@ -227,6 +227,7 @@ impl Ship {
         };
         let retain = self.retain().max(deploy::kept(&observation).saturating_add(1));
         let mut desired = deploy::rollback(&scope, &expected.target, retain, &trust, &observation)?;
+        desired.rollout = self.project.rollout.clone();
         desired.hosts.retain(|host, _| !stuck.contains(host));
         let answers = self.answers(fleet, ready, &desired, &mut observation, Wish::Release).await?;
         let extra = deploy::mend(&findings, &observation, &desired);

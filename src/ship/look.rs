@@ -46,7 +46,7 @@ impl Ship {
 
     /// Asks hosts; one that does not answer is an error, since nothing may change while a host is not known.
     pub(super) async fn ask(&self, fleet: &Fleet, wants: &Wants, into: &mut Observation) -> Result<(), ShipError> {
-        let (seen, lost) = fleet.observe(wants).await;
+        let (seen, lost) = self.unless_stopped(async { Ok(fleet.observe(wants).await) }).await?;
         if !lost.is_empty() {
             return Err(ShipError::Unreachable(lost));
         }

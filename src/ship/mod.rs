@@ -4,6 +4,7 @@
 //! plugins' together. Where the look shows that nothing would change, that is all that happens. This room has no rules of its own: it
 //! hands what one room gives to the next.
 
+mod abort;
 mod drift;
 mod error;
 mod gather;
@@ -30,6 +31,7 @@ use crate::lockfile::LockFile;
 use crate::registry::Client;
 use crate::secrets::Secrets;
 
+pub use abort::{Abort, Aborted, Known};
 pub use drift::{Drift, Mended};
 pub use error::ShipError;
 pub use images::Pushed;

@@ -10,7 +10,7 @@ use jiji_model::probe::Verdict;
 
 use super::look::{Ready, Wants, Wish, platforms};
 use super::{Ship, ShipError, Shipped, Source, native};
-use crate::apply::{self, ApplyError, Settled, settle_open};
+use crate::apply::{self, ApplyError, Settled, settle_open, wait_until_free};
 use crate::deploy::{self, Answers, Assembled, Desired, Images};
 use crate::fleet::{Fleet, Target};
 use crate::plugin::{Judge, Probes};
@@ -20,6 +20,17 @@ pub(super) type Durations = BTreeMap<&'static str, u64>;
 
 pub(super) fn since(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How a transaction ended, where nothing more is known about candidates.
+pub(super) fn applied(error: ApplyError) -> ShipError {
+    ShipError::Apply { error: Box::new(error), verdicts: Vec::new() }
+}
+
+/// Whether somebody was faster, and there is time left. What was looked at is not so any more then, so everything from the look on is
+/// done again.
+pub(super) fn is_taken(ended: &Result<Shipped, ShipError>, until: tokio::time::Instant) -> bool {
+    matches!(ended, Err(ShipError::Apply { error, .. }) if error.is_taken()) && tokio::time::Instant::now() < until
 }
 
 /// What a look came to.
@@ -39,17 +50,68 @@ impl Ship {
     pub async fn ship(&self, source: Source) -> Result<Shipped, ShipError> {
         let start = Instant::now();
         let mut durations = Durations::new();
-        let (fleet, images) = tokio::join!(self.connect(), async {
-            let images = self.images(source, &[native()]).await;
-            (images, since(start))
-        });
+        let both = async {
+            Ok(tokio::join!(self.connect(), async {
+                let images = self.images(source, &[native()]).await;
+                (images, since(start))
+            }))
+        };
+        let (fleet, images) = self.unless_stopped(both).await?;
         let fleet = fleet?;
         durations.insert("build", images.1);
         let shipped = match images.0 {
-            Ok(images) => self.deliver(&fleet, source, images, &mut durations).await,
+            Ok(images) => {
+                self.once_free(&fleet, async || self.deliver(&fleet, source, images.clone(), &mut durations).await)
+                    .await
+            }
             Err(error) => Err(error),
         };
         self.end(fleet, shipped, durations, start).await
+    }
+
+    /// Does something that changes nothing on hosts, unless somebody asks to stop.
+    pub(super) async fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = Result<T, ShipError>>,
+    ) -> Result<T, ShipError> {
+        tokio::select! {
+            biased;
+            () = self.cancel.requested() => Err(applied(ApplyError::Stopped)),
+            done = work => done,
+        }
+    }
+
+    /// Does something for which nobody else may be at work on the hosts: at once, or where it was wished for as soon as nobody is.
+    pub(super) async fn once_free(
+        &self,
+        fleet: &Fleet,
+        mut work: impl AsyncFnMut() -> Result<Shipped, ShipError>,
+    ) -> Result<Shipped, ShipError> {
+        let until = self.until();
+        loop {
+            self.wait_for_others(fleet, until).await?;
+            let ended = work().await;
+            if !is_taken(&ended, until) {
+                return ended;
+            }
+        }
+    }
+
+    /// The end of the time that it may wait for others.
+    pub(super) fn until(&self) -> tokio::time::Instant {
+        tokio::time::Instant::now() + self.apply.wait_lock
+    }
+
+    /// Waits until nobody else is at work on the hosts, where that was wished for.
+    pub(super) async fn wait_for_others(&self, fleet: &Fleet, until: tokio::time::Instant) -> Result<(), ShipError> {
+        if self.apply.wait_lock.is_zero() {
+            return Ok(());
+        }
+        let scope = self.project.scope();
+        wait_until_free(&scope, &fleet.sessions, &self.apply, until, &self.cancel, &*self.sink)
+            .await
+            .map_err(applied)?;
+        Ok(())
     }
 
     pub(super) async fn end(
@@ -97,10 +159,11 @@ impl Ship {
         mut images: Images,
         durations: &mut Durations,
     ) -> Result<Shipped, ShipError> {
-        self.complete(fleet, source, &mut images).await?;
-        let ready = self.ready(&platforms(fleet), None).await?;
+        self.unless_stopped(self.complete(fleet, source, &mut images)).await?;
+        let ready = self.unless_stopped(self.ready(&platforms(fleet), None)).await?;
         let start = Instant::now();
-        let (looked, pushed) = tokio::join!(self.look(fleet, &ready, &images, true), self.pushed(&images));
+        let (looked, pushed) =
+            tokio::join!(self.look(fleet, &ready, &images, true), self.unless_stopped(self.pushed(&images)));
         let (looked, pushed_bytes) = (looked?, pushed?);
         durations.insert("look", since(start));
         let shipped = self.apply(fleet, &ready, looked, durations).await?;
@@ -157,9 +220,7 @@ impl Ship {
         // A ship reaches every host of the project, or does nothing.
         let mut options = self.apply.clone();
         options.project = Some(self.project.used_servers().map(|(host, _)| host.clone()).collect());
-        settle_open(&scope, &records, &fleet.sessions, &options, &self.cancel, &*self.sink)
-            .await
-            .map_err(|error| ShipError::Apply { error: Box::new(error), verdicts: Vec::new() })
+        settle_open(&scope, &records, &fleet.sessions, &options, &self.cancel, &*self.sink).await.map_err(applied)
     }
 
     pub(super) async fn apply(
@@ -174,7 +235,7 @@ impl Ship {
         if plan.is_empty() {
             return Ok(Shipped { notes, settled, ..Shipped::default() });
         }
-        self.gather(fleet, &plan.images, &ready.seeds).await?;
+        self.unless_stopped(self.gather(fleet, &plan.images, &ready.seeds)).await?;
         let seen = deploy::records(&observation);
         let applied =
             apply::apply(&plan, &seen, &fleet.sessions, &self.store, &self.apply, &self.cancel, &*self.sink).await;

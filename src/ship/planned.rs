@@ -110,9 +110,9 @@ impl Ship {
         let start = Instant::now();
         let mut durations = Durations::new();
         saved.check(&self.project)?;
-        self.check_images(saved).await?;
-        let fleet = self.connect().await?;
-        let shipped = self.deliver_saved(&fleet, saved, &mut durations).await;
+        self.unless_stopped(self.check_images(saved)).await?;
+        let fleet = self.unless_stopped(self.connect()).await?;
+        let shipped = self.once_free(&fleet, async || self.deliver_saved(&fleet, saved, &mut durations).await).await;
         self.end(fleet, shipped, durations, start).await
     }
 

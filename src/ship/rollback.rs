@@ -13,7 +13,7 @@ use jiji_model::observation::Observation;
 use jiji_model::transaction::Decision;
 
 use super::look::{Ready, Wants, Wish, platforms};
-use super::pipeline::{Durations, Looked, since};
+use super::pipeline::{Durations, Looked, is_taken, since};
 use super::{Ship, ShipError, Shipped};
 use crate::apply::Settled;
 use crate::deploy::{self, Choice, Desired, Histories, Images, Sameness, Trust};
@@ -33,8 +33,17 @@ impl Ship {
     pub async fn rollback(&mut self, wanted: Option<&str>, lookup: &Lookup<'_>) -> Result<Shipped, ShipError> {
         let start = Instant::now();
         let mut durations = Durations::new();
-        let fleet = self.connect().await?;
-        let shipped = self.deliver_release(&fleet, wanted, lookup, &mut durations).await;
+        let fleet = self.unless_stopped(self.connect()).await?;
+        let until = self.until();
+        let shipped = loop {
+            if let Err(error) = self.wait_for_others(&fleet, until).await {
+                break Err(error);
+            }
+            let shipped = self.deliver_release(&fleet, wanted, lookup, &mut durations).await;
+            if !is_taken(&shipped, until) {
+                break shipped;
+            }
+        };
         self.end(fleet, shipped, durations, start).await
     }
 
@@ -75,7 +84,8 @@ impl Ship {
         let wants = fleet.sessions.keys().map(|host| (host.clone(), deploy::rollback_wants(&target, host))).collect();
         self.ask(fleet, &wants, &mut observation).await?;
         self.tell_secrets(target.number, deploy::secrets_of(&target, &observation));
-        let desired = deploy::rollback(&scope, &target, self.retain(), &|_, _| Trust::Looks, &observation)?;
+        let mut desired = deploy::rollback(&scope, &target, self.retain(), &|_, _| Trust::Looks, &observation)?;
+        desired.rollout = self.project.rollout.clone();
         let answers = self.answers(fleet, &ready, &desired, &mut observation, Wish::Release).await?;
         let assembled = deploy::assemble(&desired, &ready.seeds, &answers, &observation)?;
         durations.insert("look", since(start));

@@ -77,6 +77,11 @@ impl Run {
         self.events.iter().filter(move |event| event["event"] == name)
     }
 
+    /// When events of this name came, in seconds since 1970 by the run's own clock.
+    pub fn time_of<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = Outcome<f64>> {
+        self.events.iter().filter(move |event| event["event"] == name).map(time)
+    }
+
     /// When a host was cut over, in seconds since 1970: the end of its last step of that phase that was not an undo.
     ///
     /// # Errors

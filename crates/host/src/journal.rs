@@ -153,6 +153,7 @@ pub(crate) mod tests {
             at_s: 0,
             plan: Digest::of("plan"),
             hosts: vec![HostName::new("one").expect("a name")],
+            addresses: BTreeMap::new(),
             host: HostName::new("one").expect("a name"),
             steps,
             services: BTreeMap::new(),

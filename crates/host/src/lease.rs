@@ -82,8 +82,10 @@ pub fn observe(project: &Project) -> Result<Option<LeaseFacts>, PlaceError> {
         return Ok(None);
     };
     let boot_id = clock::boot_id().map_err(place::failed("read", "/proc/sys/kernel/random/boot_id".as_ref()))?;
-    let live = live(&lease, &boot_id, clock::boottime_ms(), session(&lease, &boot_id).is_some());
-    Ok(Some(LeaseFacts { lease, live }))
+    let now_ms = clock::boottime_ms();
+    let live = live(&lease, &boot_id, now_ms, session(&lease, &boot_id).is_some());
+    let age_ms = (lease.boot_id == boot_id && lease.granted_ms > 0).then(|| now_ms.saturating_sub(lease.granted_ms));
+    Ok(Some(LeaseFacts { lease, live, age_ms }))
 }
 
 /// The process of a lease's session, if it runs.
@@ -292,6 +294,7 @@ mod tests {
             who: "a@b".into(),
             fencing: 1,
             boot_id: clock::boot_id().expect("readable"),
+            granted_ms: 0,
             expires_ms: 0,
             session: pid,
             session_start: clock::process(pid).expect("runs").start,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
+use jiji_model::plan::HOLD_FAILURES;
 use jiji_model::probe::{Probe, ProbeResult, ProbeSpec, Timeline};
 use tokio::net::TcpStream;
 
@@ -125,30 +126,61 @@ pub enum Stop {
     Interrupted,
 }
 
-/// Probes until `healthy_after` in a row succeed, the deadline passes, or `stop` says so. `probe` makes one probe, `each` sees every one.
+/// What a loop of probes waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// `healthy_after` probes in a row succeed before the deadline.
+    Healthy,
+    /// So much time passes without [`HOLD_FAILURES`] failed probes in a row.
+    Passed(Duration),
+}
+
+/// Probes until what is waited for is so or cannot be any more, or `stop` says so. `probe` makes one probe, `each` sees every one.
 pub async fn watch<F: Future<Output = ProbeResult>>(
     spec: &ProbeSpec,
+    until: Until,
     mut probe: impl FnMut(Duration) -> F,
     stop: impl Future<Output = Stop>,
     mut each: impl FnMut(&Probe),
 ) -> Timeline {
     let begun = Instant::now();
-    let deadline = Duration::from_millis(spec.deadline_ms.into());
+    let deadline = match until {
+        Until::Healthy => Duration::from_millis(spec.deadline_ms.into()),
+        Until::Passed(time) => time,
+    };
     let interval = Duration::from_millis(spec.interval_ms.max(10).into());
     let timeout = Duration::from_millis(spec.timeout_ms.max(1).into());
     let mut timeline = Timeline { healthy: false, took_ms: 0, made: 0, probes: Vec::new() };
-    let mut in_a_row = 0;
+    let (mut in_a_row, mut failed_in_a_row) = (0, 0);
     let mut next = Duration::ZERO;
     tokio::pin!(stop);
     loop {
         let wait = next.saturating_sub(begun.elapsed());
         if begun.elapsed() + wait >= deadline {
+            if let Until::Passed(_) = until {
+                // The container may still end in what is left of the time.
+                let left = deadline.saturating_sub(begun.elapsed());
+                match tokio::time::timeout(left, &mut stop).await {
+                    Err(_) => timeline.healthy = true,
+                    Ok(Stop::NotRunning(result)) => {
+                        let last = Probe { at_ms: millis(begun.elapsed()), took_ms: 0, healthy: false, result };
+                        each(&last);
+                        timeline.made += 1;
+                        timeline.probes.push(last);
+                    }
+                    Ok(Stop::Interrupted) => {}
+                }
+            }
             break;
         }
         let at = wait + begun.elapsed();
         let one = async {
             tokio::time::sleep(wait).await;
-            let left = deadline.saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
+            let left = match until {
+                Until::Healthy => deadline.saturating_sub(begun.elapsed()).max(Duration::from_millis(1)),
+                // What is asked at the end of the time gets its own.
+                Until::Passed(_) => timeout,
+            };
             probe(timeout.min(left)).await
         };
         let (result, over) = tokio::select! {
@@ -163,7 +195,7 @@ pub async fn watch<F: Future<Output = ProbeResult>>(
         let made =
             Probe { at_ms: millis(at), took_ms: millis(begun.elapsed() - at), healthy: healthy(spec, &result), result };
         each(&made);
-        in_a_row = if made.healthy { in_a_row + 1 } else { 0 };
+        (in_a_row, failed_in_a_row) = if made.healthy { (in_a_row + 1, 0) } else { (0, failed_in_a_row + 1) };
         timeline.made += 1;
         timeline.probes.push(made);
         if timeline.probes.len() > 2 * KEPT {
@@ -172,11 +204,16 @@ pub async fn watch<F: Future<Output = ProbeResult>>(
         if over {
             break;
         }
-        if in_a_row >= spec.healthy_after.max(1) {
-            timeline.healthy = true;
-            break;
+        match until {
+            Until::Healthy if in_a_row >= spec.healthy_after.max(1) => {
+                timeline.healthy = true;
+                break;
+            }
+            Until::Passed(_) if failed_in_a_row >= HOLD_FAILURES => break,
+            _ => {}
         }
-        let pause = if at < Duration::from_secs(1) { interval.min(EAGER) } else { interval };
+        let eager = until == Until::Healthy && at < Duration::from_secs(1);
+        let pause = if eager { interval.min(EAGER) } else { interval };
         next = at + pause;
     }
     timeline.took_ms = millis(begun.elapsed());
@@ -271,9 +308,38 @@ mod tests {
             async move { status }
         };
         let mut seen = 0;
-        let timeline = watch(&spec(60_000, 5_000, 2), probe, std::future::pending(), |_| seen += 1).await;
+        let timeline =
+            watch(&spec(60_000, 5_000, 2), Until::Healthy, probe, std::future::pending(), |_| seen += 1).await;
         assert!(timeline.healthy && timeline.took_ms < 1000, "{timeline:?}");
         assert_eq!((timeline.made, seen), (5, 5));
+    }
+
+    #[tokio::test]
+    async fn what_stays_healthy_passes_and_a_lost_probe_alone_fails_nothing() {
+        let made = Cell::new(0);
+        let probe = |_| {
+            made.set(made.get() + 1);
+            // Two in a row are lost, again and again.
+            let status = status(if made.get() % 3 == 0 { 200 } else { 500 });
+            async move { status }
+        };
+        let until = Until::Passed(Duration::from_millis(200));
+        let timeline = watch(&spec(10, 0, 1), until, probe, std::future::pending(), |_| {}).await;
+        assert!(timeline.healthy && timeline.took_ms >= 200 && timeline.made > 3, "{timeline:?}");
+        let sick = |_| async { status(500) };
+        let timeline = watch(&spec(10, 0, 1), until, sick, std::future::pending(), |_| {}).await;
+        assert!(!timeline.healthy && timeline.made == HOLD_FAILURES, "{timeline:?}");
+    }
+
+    #[tokio::test]
+    async fn what_ends_while_it_is_watched_fails_even_between_two_probes() {
+        let ended = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Stop::NotRunning(ProbeResult::NotRunning { exit: Some(3), oom: false })
+        };
+        let until = Until::Passed(Duration::from_millis(300));
+        let timeline = watch(&spec(60_000, 0, 1), until, |_| async { status(200) }, ended, |_| {}).await;
+        assert!(!timeline.healthy, "{timeline:?}");
     }
 
     #[tokio::test]
@@ -284,7 +350,7 @@ mod tests {
             let status = status(results.get());
             async move { status }
         };
-        let timeline = watch(&spec(10, 600, 1), probe, std::future::pending(), |_| {}).await;
+        let timeline = watch(&spec(10, 600, 1), Until::Healthy, probe, std::future::pending(), |_| {}).await;
         assert!(!timeline.healthy && (550..900).contains(&timeline.took_ms), "{timeline:?}");
         assert!(timeline.made > 40 && timeline.probes.len() == 32, "{}", timeline.made);
         assert_eq!(timeline.probes[0].result, status(501));
@@ -296,9 +362,9 @@ mod tests {
         let hangs = |_| std::future::pending();
         let gone = ProbeResult::NotRunning { exit: Some(1), oom: false };
         let stop = async { Stop::NotRunning(gone.clone()) };
-        let timeline = watch(&spec(1000, 60_000, 1), hangs, stop, |_| {}).await;
+        let timeline = watch(&spec(1000, 60_000, 1), Until::Healthy, hangs, stop, |_| {}).await;
         assert_eq!(timeline.probes[0].result, gone);
-        let timeline = watch(&spec(1000, 60_000, 1), hangs, async { Stop::Interrupted }, |_| {}).await;
+        let timeline = watch(&spec(1000, 60_000, 1), Until::Healthy, hangs, async { Stop::Interrupted }, |_| {}).await;
         assert!(timeline.probes.is_empty() && !timeline.healthy);
     }
 

@@ -328,6 +328,9 @@ pub struct LeaseFacts {
     pub lease: Lease,
     /// Whether its session still runs and it has not expired.
     pub live: bool,
+    /// Milliseconds since it was granted, by the host's time since boot; none where the record is of another boot or does not say.
+    #[serde(default)]
+    pub age_ms: Option<u64>,
 }
 
 /// Whether what jiji keeps on a host is as jiji wrote it.

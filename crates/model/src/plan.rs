@@ -14,10 +14,10 @@ use crate::digest::Digest;
 use crate::image::{Image, ImageId};
 use crate::name::{AbsPath, ContainerName, HostName, SecretName, ServiceName};
 use crate::probe::ProbeSpec;
-use crate::project::Mount;
+use crate::project::{Mount, Rollout};
 
 /// The order in which a fleet changes. Every host ends `Prepare` before any host begins `Publish`; `Publish` and `Cutover` go batch by
-/// batch; after `Cutover` the transaction is *decided*, and the rest goes forward only.
+/// batch; once every batch is cut over, `Hold` watches all of them; after `Hold` the transaction is *decided*, and the rest goes forward only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
@@ -29,6 +29,8 @@ pub enum Phase {
     Publish,
     /// Traffic moved to the candidate.
     Cutover,
+    /// Candidates watched while they serve.
+    Hold,
     /// Old names and addresses withdrawn. First phase after *decided*.
     Withdraw,
     /// Old containers stopped, once their requests ended.
@@ -39,12 +41,20 @@ pub enum Phase {
 
 impl Phase {
     /// All phases in order.
-    pub const ALL: [Self; 7] =
-        [Self::Boot, Self::Prepare, Self::Publish, Self::Cutover, Self::Withdraw, Self::Drain, Self::Finalize];
+    pub const ALL: [Self; 8] = [
+        Self::Boot,
+        Self::Prepare,
+        Self::Publish,
+        Self::Cutover,
+        Self::Hold,
+        Self::Withdraw,
+        Self::Drain,
+        Self::Finalize,
+    ];
 
     /// Whether steps of this phase run before the transaction is decided, and so need an undo where they change anything.
     pub fn before_decided(self) -> bool {
-        self <= Self::Cutover
+        self <= Self::Hold
     }
 }
 
@@ -55,6 +65,7 @@ impl std::fmt::Display for Phase {
             Self::Prepare => "prepare",
             Self::Publish => "publish",
             Self::Cutover => "cutover",
+            Self::Hold => "hold",
             Self::Withdraw => "withdraw",
             Self::Drain => "drain",
             Self::Finalize => "finalize",
@@ -77,6 +88,9 @@ pub struct Plan {
     /// How many releases stay on each host, the new one counted. At least 1.
     #[serde(default = "one")]
     pub retain: u32,
+    /// How it goes over the hosts.
+    #[serde(default, skip_serializing_if = "Rollout::is_plain")]
+    pub rollout: Rollout,
     /// What each host will run once decided, for its release record.
     pub releases: BTreeMap<HostName, BTreeMap<ServiceName, PlannedService>>,
 }
@@ -285,6 +299,9 @@ impl OutputKind {
     }
 }
 
+/// Probes in a row that fail a [`Action::Hold`].
+pub const HOLD_FAILURES: u32 = 3;
+
 /// What a step does. Plugins never spell `docker` or `podman`: the host knows its engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -349,6 +366,18 @@ pub enum Action {
         network: String,
         /// The loop.
         probe: ProbeSpec,
+    },
+    /// A container that serves stays healthy for a while. It fails at once when the container ends, and when [`HOLD_FAILURES`] probes in a
+    /// row fail: one alone may be lost where a host is busy.
+    Hold {
+        /// The container.
+        container: ContainerName,
+        /// The network whose address is probed.
+        network: String,
+        /// What is probed, how often and how patiently; its deadline does not count.
+        probe: ProbeSpec,
+        /// For how many milliseconds.
+        for_ms: u32,
     },
     /// A volume of the engine exists.
     VolumeEnsure {

@@ -24,6 +24,8 @@ pub struct Project {
     pub servers: BTreeMap<HostName, Server>,
     /// The services.
     pub services: BTreeMap<ServiceName, Service>,
+    /// How a change goes over the hosts.
+    pub rollout: Rollout,
     /// Which plugin fills each role.
     pub plugins: Plugins,
 }
@@ -138,6 +140,46 @@ impl Server {
     }
 }
 
+/// How a change goes over the hosts: in which batches they are cut over, and how long the new version is watched before it is decided.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rollout {
+    /// How many hosts are cut over at once, at least 1. None: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_parallel: Option<u32>,
+    /// Servers that are cut over before all others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub canary: Vec<HostName>,
+    /// Milliseconds between two batches.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub wait_ms: u32,
+    /// Milliseconds for which candidates are watched after all hosts were cut over.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub hold_ms: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl Rollout {
+    /// Whether nothing special is wished for.
+    pub fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The hosts in the batches in which they are cut over: canaries first, then the others in their order.
+    pub fn batches(&self, hosts: &[HostName]) -> Vec<Vec<HostName>> {
+        let (canaries, others): (Vec<_>, Vec<_>) = hosts.iter().cloned().partition(|host| self.canary.contains(host));
+        let most = self.max_parallel.map_or(usize::MAX, |most| usize::try_from(most.max(1)).unwrap_or(usize::MAX));
+        let batches = |hosts: &[HostName]| hosts.chunks(most).map(<[HostName]>::to_vec).collect::<Vec<_>>();
+        let mut all = batches(&canaries);
+        all.extend(batches(&others));
+        all
+    }
+}
+
 /// A service: one image, run once on each of its hosts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
@@ -184,9 +226,6 @@ pub struct Build {
     pub args: BTreeMap<String, String>,
     /// The stage to build instead of the last.
     pub target: Option<String>,
-    /// Secrets that `RUN --mount=type=secret` may ask for by their names.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub secrets: Vec<SecretName>,
 }
 
 /// A service's environment variables.
@@ -296,4 +335,24 @@ pub struct PluginChoice {
     pub name: PluginName,
     /// Settings, checked by the plugin itself against its schema. Always an object.
     pub settings: serde_json::Value,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn canaries_are_cut_over_first_and_the_others_in_batches() {
+        let hosts: Vec<_> = ["a", "b", "c", "d"].map(|name| HostName::new(name).expect("a name")).into();
+        let shown = |rollout: &Rollout| {
+            let batches = rollout.batches(&hosts).into_iter();
+            batches.map(|batch| batch.iter().map(ToString::to_string).collect::<String>()).collect::<Vec<_>>()
+        };
+        let mut rollout = Rollout::default();
+        assert_eq!(shown(&rollout), ["abcd"]);
+        rollout.canary = vec![hosts[2].clone(), HostName::new("elsewhere").expect("a name")];
+        assert_eq!(shown(&rollout), ["c", "abd"]);
+        rollout.max_parallel = Some(2);
+        assert_eq!(shown(&rollout), ["c", "ab", "d"]);
+    }
 }

@@ -36,6 +36,8 @@ pub(super) struct World {
     pub(super) outage: bool,
     /// Whether candidates are unhealthy here.
     pub(super) unhealthy: bool,
+    /// Whether candidates become unhealthy once they serve.
+    pub(super) sickens: bool,
     /// Whether the proxy refuses new routes.
     pub(super) refuses_routes: bool,
     /// Whether undoing fails.
@@ -105,6 +107,10 @@ impl Drop for Link {
 impl HostLink for Link {
     fn host(&self) -> &HostName {
         &self.host
+    }
+
+    fn address(&self) -> Option<&str> {
+        None
     }
 
     async fn ask(&self, request: Request, _patience: Duration) -> Result<Reply, FleetError> {
@@ -204,7 +210,11 @@ impl World {
     pub(super) fn records(&self) -> HostRecords {
         HostRecords {
             fencing: self.fencing,
-            lease: self.lease.clone().map(|lease| LeaseFacts { live: self.sessions.contains(&lease.session), lease }),
+            lease: self.lease.clone().map(|lease| LeaseFacts {
+                live: self.sessions.contains(&lease.session),
+                age_ms: None,
+                lease,
+            }),
             transaction: self.transaction.clone(),
             releases: self.releases.clone(),
             last_address: None,
@@ -397,7 +407,7 @@ impl World {
     }
 
     fn failure(&self, step: &Step, host: &HostName, cause: String) -> StepFailure {
-        let waits = matches!(step.action, Action::WaitProbe { .. });
+        let waits = matches!(step.action, Action::WaitProbe { .. } | Action::Hold { .. });
         let probe = Probe {
             at_ms: 0,
             took_ms: 3,
@@ -438,6 +448,7 @@ impl World {
                 self.containers.remove(name.as_str());
                 Outcome::Done { output: None }
             }
+            Action::Hold { .. } if self.sickens => failed("not healthy any more"),
             Action::WaitProbe { .. } if self.interrupted => failed("interrupted"),
             Action::WaitProbe { .. } if self.unhealthy => failed("not healthy within 5 seconds"),
             Action::ContainerExec { .. } if self.refuses_routes && !undo => failed("exit code 1"),
@@ -463,6 +474,7 @@ fn describe(action: &Action) -> String {
         Action::ContainerStop { name, .. } => format!("stop {name}"),
         Action::ContainerRemove { name } => format!("remove {name}"),
         Action::WaitProbe { container, .. } => format!("wait {container}"),
+        Action::Hold { container, .. } => format!("hold {container}"),
         Action::ContainerExec { argv, .. } => match argv.last() {
             Some(Word::Lit(to)) => format!("route {to}"),
             _ => "exec".to_owned(),

@@ -14,11 +14,11 @@ use jiji_model::plan::{
     Action, ContainerImage, ContainerSpec, NETWORK, Phase, Plan, PlannedImage, PlannedService, Step, Word,
 };
 use jiji_model::probe::ProbeSpec;
-use jiji_model::project::Check;
+use jiji_model::project::{Check, Rollout};
 use jiji_model::transaction::{Decision, HostRecords};
 use jiji_store::Store;
 
-use super::{ABORT_POINTS, Applied, ApplyError, Cancel, Options, Settled, apply, settle_open};
+use super::{ABORT_POINTS, Applied, ApplyError, Cancel, Options, Settled, apply, settle_open, wait_until_free};
 use fake::{Doom, Link, World};
 
 const OLD: &str = "web-old";
@@ -93,6 +93,8 @@ fn plan(hosts: &[HostName]) -> Plan {
             status_from: 200,
             status_to: 299,
         };
+        let hold =
+            Action::Hold { container: container(NEW), network: NETWORK.to_owned(), probe: probe.clone(), for_ms: 1000 };
         let wait = Action::WaitProbe { container: container(NEW), network: NETWORK.to_owned(), probe };
         let mut cutover = step(Phase::Cutover, "route web to web-new", route(NEW));
         cutover.undo = Some(route(OLD));
@@ -102,6 +104,7 @@ fn plan(hosts: &[HostName]) -> Plan {
             run,
             step(Phase::Prepare, "wait until web-new is healthy", wait),
             cutover,
+            step(Phase::Hold, "watch web-new", hold),
             step(Phase::Withdraw, "withdraw", Action::Note { text: "withdraw".to_owned() }),
             step(Phase::Drain, "stop web-old", stop),
             step(Phase::Finalize, "remove web-old", Action::ContainerRemove { name: container(OLD) }),
@@ -123,6 +126,7 @@ fn plan(hosts: &[HostName]) -> Plan {
         steps,
         images: vec![PlannedImage { image: image(), hosts: hosts.to_vec() }],
         retain: 5,
+        rollout: Rollout::default(),
         releases,
     }
 }
@@ -268,6 +272,8 @@ async fn every_host_is_prepared_before_any_is_cut_over_and_nothing_old_stops_bef
     wait web-new
     run cutover
     route web-new
+    run hold
+    hold web-new
     settle Commit
     run withdraw
     withdraw
@@ -301,6 +307,79 @@ async fn an_unhealthy_second_host_reverts_the_first_and_the_error_shows_what_it_
         cannot reach the database
     the old version serves; mend the cause and run `jiji ship` again
     ");
+}
+
+#[tokio::test]
+async fn a_version_that_sickens_while_it_is_watched_is_taken_back_on_all_hosts() {
+    let lab = Lab::of(&["one", "two"]);
+    lab.with("two", |world| world.sickens = true);
+    let error = lab.ship().await.expect_err("it sickened");
+    assert_eq!(error.exit_code(), 7, "{error}");
+    assert_eq!(lab.agree("reverted"), OLD);
+    assert!(lab.with("one", |world| world.log.contains(&"undo route web-old".to_owned())));
+}
+
+#[tokio::test]
+async fn canaries_are_cut_over_first_and_a_refused_batch_keeps_the_next_ones_as_they_are() {
+    let lab = Lab::of(&["one", "three", "two"]);
+    lab.with("two", |world| world.refuses_routes = true);
+    let host = |name: &str| HostName::new(name).expect("a name");
+    let rollout = Rollout { canary: vec![host("two")], wait_ms: 1, ..Rollout::default() };
+    let plan = Plan { rollout, ..plan(&lab.hosts()) };
+    let links = lab.links();
+    let seen = lab.seen(&links);
+    let cancel = Cancel::default();
+    let error = apply(&plan, &seen, &links, &lab.store, &options(), &cancel, &Silent).await.expect_err("refused");
+    assert_eq!(error.exit_code(), 16, "{error}");
+    assert_eq!(lab.agree("reverted"), OLD);
+    for other in ["one", "three"] {
+        assert!(!lab.with(other, |world| world.log.contains(&"run cutover".to_owned())), "{other}");
+    }
+}
+
+#[tokio::test]
+async fn asking_to_stop_between_two_batches_reverts_those_that_were_cut_over() {
+    let lab = Lab::of(&["one", "two"]);
+    let rollout = Rollout { max_parallel: Some(1), wait_ms: 60_000, ..Rollout::default() };
+    let plan = Plan { rollout, ..plan(&lab.hosts()) };
+    let links = lab.links();
+    let seen = lab.seen(&links);
+    let (options, cancel) = (options(), Cancel::default());
+    let sink = |record: Record| {
+        if record.event == "apply.pausing" {
+            cancel.request();
+        }
+    };
+    let error = apply(&plan, &seen, &links, &lab.store, &options, &cancel, &sink).await.expect_err("interrupted");
+    assert_eq!(error.exit_code(), 14, "{error}");
+    assert_eq!(lab.agree("reverted"), OLD);
+    assert!(lab.with("one", |world| world.log.contains(&"undo route web-old".to_owned())));
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_lease_goes_on_as_soon_as_it_is_free() {
+    let lab = Lab::of(&["one", "two"]);
+    let (links, others) = (lab.links(), lab.links());
+    let two = HostName::new("two").expect("a name");
+    let request = jiji_model::transaction::LeaseRequest {
+        scope: "shop".to_owned(),
+        holder: "other".to_owned(),
+        who: "bob@desk".to_owned(),
+        fencing: 1,
+        ttl_ms: 60_000,
+    };
+    let ask = |request| super::HostLink::ask(&others[&two], request, Duration::from_secs(1));
+    ask(jiji_model::protocol::Request::Acquire(request)).await.expect("granted");
+    let (options, cancel) = (options(), Cancel::default());
+    let until = |ms| tokio::time::Instant::now() + Duration::from_millis(ms);
+    let wait = |until| wait_until_free("shop", &links, &options, until, &cancel, &Silent);
+    assert!(!wait(until(20)).await.expect("asked"), "somebody is at work");
+    let free = async {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        ask(jiji_model::protocol::Request::Release).await.expect("given back");
+    };
+    let (free_now, ()) = tokio::join!(wait(until(20_000)), free);
+    assert!(free_now.expect("asked"));
 }
 
 #[tokio::test]
@@ -451,6 +530,9 @@ async fn steps_name_themselves_in_events_with_their_host_service_and_phase() {
     apply.phase|cutover|moving traffic
     apply.step-started|cutover|route web to web-new
     apply.step-ended|cutover|route web to web-new
+    apply.phase|hold|watching the new version
+    apply.step-started|hold|watch web-new
+    apply.step-ended|hold|watch web-new
     apply.settled||
     apply.phase|withdraw|withdrawing old routes
     apply.step-started|withdraw|withdraw

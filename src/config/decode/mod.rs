@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use jiji_model::name::{HostName, ParseNameError, PluginName, ProjectName, SecretName, ServiceName};
 use jiji_model::project::{
-    Builder, Engine, Environment, PluginChoice, Plugins, Project, Registry, RegistryServer, Server, Ssh,
+    Builder, Engine, Environment, PluginChoice, Plugins, Project, Registry, RegistryServer, Rollout, Server, Ssh,
 };
 use jiji_model::secret::Asked;
 
@@ -35,6 +35,7 @@ pub(super) fn project(
     let shared = root.get("environment").map(|node| decoder.environment(&node)).unwrap_or_default();
     let servers = decoder.servers(&root);
     let services = decoder.services(&root, &shared, &servers);
+    let rollout = root.get("rollout").map(|node| decoder.rollout(&node, &servers)).unwrap_or_default();
     let plugins = decoder.plugins(&root);
     let asked = decoder.asked;
     let project = Project {
@@ -44,6 +45,7 @@ pub(super) fn project(
         ssh,
         servers: servers.into_iter().map(|(name, server)| Some((name, server?))).collect::<Option<_>>()?,
         services: services?,
+        rollout,
         plugins,
     };
     Some((project, asked))
@@ -406,6 +408,28 @@ impl Decoder<'_> {
             return None;
         }
         whole.then_some(services)
+    }
+
+    fn rollout(&mut self, node: &Node<'_>, servers: &Servers) -> Rollout {
+        let mut canary: Vec<HostName> = Vec::new();
+        let written = node.get("canary");
+        for item in written.iter().flat_map(Node::items) {
+            let known = item.text().and_then(|text| servers.keys().find(|name| name.as_str() == text));
+            match known {
+                Some(name) if canary.contains(name) => {
+                    let why = "once is enough";
+                    self.report(&item, Problem::Twice { what: "the server", name: name.to_string(), why });
+                }
+                Some(name) => canary.push(name.clone()),
+                None => self.unknown_server(&item, servers),
+            }
+        }
+        Rollout {
+            max_parallel: node.get("max_parallel").and_then(|node| node.integer()),
+            canary,
+            wait_ms: node.get("wait").and_then(|node| node.milliseconds()).unwrap_or(0),
+            hold_ms: node.get("hold").and_then(|node| node.milliseconds()).unwrap_or(0),
+        }
     }
 
     fn plugins(&mut self, root: &Node<'_>) -> Plugins {

@@ -12,7 +12,9 @@ use jiji_model::observation::{
 use jiji_model::plan::{
     Action, ContainerImage, ContainerSpec, LABEL_SCOPE, LABEL_SECRETS, LABEL_SPEC, NETWORK, Plan, Step,
 };
-use jiji_model::project::{Build, Builder, Engine, Environment, Plugins, Project, Proxy, Server, Service, Source, Ssh};
+use jiji_model::project::{
+    Build, Builder, Engine, Environment, Plugins, Project, Proxy, Rollout, Server, Service, Source, Ssh,
+};
 use jiji_model::transaction::{HostRecords, Release};
 
 use crate::deploy::{Answers, Assembled, Images, Seeds, assemble, desired, wants};
@@ -47,7 +49,6 @@ pub(super) fn service(hosts: &[&str]) -> Service {
             dockerfile: "Dockerfile".to_owned(),
             args: BTreeMap::new(),
             target: None,
-            secrets: Vec::new(),
         }),
         hosts: hosts.iter().map(|name| host(name)).collect(),
         environment: Environment::default(),
@@ -73,6 +74,7 @@ pub(super) fn project(hosts: &[&str], services: &[(&str, Service)]) -> Project {
         ssh: Ssh::default(),
         servers: hosts.iter().map(server).collect(),
         services: services.iter().map(|(name, service)| (service_name(name), service.clone())).collect(),
+        rollout: Rollout::default(),
         plugins: Plugins::default(),
     }
 }
@@ -229,7 +231,7 @@ impl Machine {
                 let [jiji_model::plan::Word::Lit(json)] = content.as_slice() else { panic!("one literal") };
                 self.records.roster = Some(serde_json::from_str(json).expect("a roster"));
             }
-            Action::WaitProbe { .. } | Action::ContainerExec { .. } | Action::Note { .. } => {}
+            Action::WaitProbe { .. } | Action::Hold { .. } | Action::ContainerExec { .. } | Action::Note { .. } => {}
             other => panic!("no plan here does {other:?}"),
         }
     }

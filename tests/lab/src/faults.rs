@@ -40,6 +40,14 @@ impl Host {
         Ok(cgroup::processes(&record.cgroup(&self.name))?.into_iter().filter(named).collect())
     }
 
+    /// The processes on the host whose program lies below a directory of it, by the machine's numbers.
+    pub fn processes_below(&self, directory: &str) -> Result<Vec<u32>, LabError> {
+        let record = Record::load(&self.lab)?;
+        // The link is told as the process's own mounts have it; one that has ended has none.
+        let below = |pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.starts_with(directory));
+        Ok(cgroup::processes(&record.cgroup(&self.name))?.into_iter().filter(below).collect())
+    }
+
     /// Sends a signal to every process of that name on the host; says to how many.
     pub fn signal(&self, name: &str, signal: Signal) -> Result<usize, LabError> {
         let mut reached = 0;

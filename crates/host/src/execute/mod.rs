@@ -25,6 +25,7 @@ use crate::Settings;
 use crate::command::{self, Command, CommandError, Output};
 use crate::engine::{Engine, EngineError};
 use crate::place::Place;
+use crate::probe::Until;
 use crate::secrets::Secrets;
 
 /// How much of a log is evidence, in bytes.
@@ -93,7 +94,13 @@ impl Executor<'_> {
             Action::ContainerExec { container, argv, tolerate } => {
                 self.exec(step, container.as_str(), argv, tolerate, limit).await
             }
-            Action::WaitProbe { container, network, probe } => self.wait(container.as_str(), network, probe).await,
+            Action::WaitProbe { container, network, probe } => {
+                self.wait(container.as_str(), network, probe, Until::Healthy).await
+            }
+            Action::Hold { container, network, probe, for_ms } => {
+                self.wait(container.as_str(), network, probe, Until::Passed(Duration::from_millis((*for_ms).into())))
+                    .await
+            }
             Action::VolumeEnsure { name } => self.volume(name).await,
             Action::Directory { path, mode } => file::directory(path, *mode),
             Action::File { path, mode, content } => file::write(path, *mode, self.text(content)?.as_bytes()),

@@ -13,14 +13,20 @@ use super::{ActionError, DONE, Executor};
 use crate::engine::Engine;
 use crate::engine::inspect::ContainerInspect;
 use crate::observe::redact;
-use crate::probe::{self, Stop};
+use crate::probe::{self, Stop, Until};
 
 /// How often a container is looked at while its probes fail.
 const LOOK: Duration = Duration::from_millis(400);
 
 impl Executor<'_> {
-    /// A container becomes healthy.
-    pub(super) async fn wait(&self, name: &str, network: &str, spec: &ProbeSpec) -> Result<Outcome, ActionError> {
+    /// A container becomes healthy, or stays so.
+    pub(super) async fn wait(
+        &self,
+        name: &str,
+        network: &str,
+        spec: &ProbeSpec,
+        until: Until,
+    ) -> Result<Outcome, ActionError> {
         let engine = self.engine()?;
         let container = engine.inspect_container(name).await?;
         let container = container.ok_or_else(|| ActionError::NoContainer { name: name.to_owned() })?;
@@ -63,7 +69,7 @@ impl Executor<'_> {
             failing.set(!probe.healthy);
             self.tell(probe);
         };
-        self.watch(spec, &what, ask, ended, each).await
+        self.watch(spec, until, &what, ask, ended, each).await
     }
 
     /// `GET` until it answers as wanted.
@@ -76,12 +82,13 @@ impl Executor<'_> {
         };
         let what = format!("`GET http://{address}:{port}{path}`");
         let ask = |timeout| probe::http(SocketAddrV4::new(address, *port), None, path, timeout);
-        self.watch(spec, &what, ask, std::future::pending(), |probe| self.tell(probe)).await
+        self.watch(spec, Until::Healthy, &what, ask, std::future::pending(), |probe| self.tell(probe)).await
     }
 
     async fn watch<F: Future<Output = ProbeResult>>(
         &self,
         spec: &ProbeSpec,
+        until: Until,
         what: &str,
         ask: impl FnMut(Duration) -> F,
         ended: impl Future<Output = ProbeResult>,
@@ -97,7 +104,7 @@ impl Executor<'_> {
                 }
             }
         };
-        let mut timeline = probe::watch(spec, ask, stop, each).await;
+        let mut timeline = probe::watch(spec, until, ask, stop, each).await;
         if timeline.healthy {
             return Ok(DONE);
         }

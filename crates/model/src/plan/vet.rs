@@ -251,7 +251,7 @@ impl Check<'_> {
                 self.words(argv);
                 self.exec(container.as_str(), &Self::argv(argv));
             }
-            Action::WaitProbe { container, probe, .. } => {
+            Action::WaitProbe { container, probe, .. } | Action::Hold { container, probe, .. } => {
                 self.container(container.as_str());
                 if let ProbeCheck::Exec { argv } = &probe.check {
                     self.exec(container.as_str(), &argv.iter().map(String::as_str).collect::<Vec<_>>());

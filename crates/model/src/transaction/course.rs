@@ -110,6 +110,8 @@ enum Standing {
 pub struct Course<H> {
     hosts: BTreeMap<H, Standing>,
     batches: Vec<Vec<H>>,
+    /// Whether candidates are watched once all hosts are cut over.
+    watched: bool,
     stage: Stage,
     /// Whether every host is known to have recorded the commit.
     known: bool,
@@ -120,13 +122,19 @@ impl<H: Ord + Clone> Course<H> {
     /// A transaction from its beginning. Every host is in one batch; the batches are cut over one after the other.
     pub fn begin(batches: Vec<Vec<H>>) -> Self {
         let hosts = batches.iter().flatten().map(|host| (host.clone(), Standing::Here)).collect();
-        Self { hosts, batches, stage: Stage::Begin, known: false, stopped: false }
+        Self { hosts, batches, watched: false, stage: Stage::Begin, known: false, stopped: false }
+    }
+
+    /// The same, but what serves once all hosts are cut over is watched for a while before it is decided.
+    #[must_use]
+    pub fn watched(self) -> Self {
+        Self { watched: true, ..self }
     }
 
     /// A transaction that somebody left open on these hosts, to its end. `known`: every host recorded the commit already.
     pub fn settle(hosts: impl IntoIterator<Item = H>, decision: Decision, known: bool) -> Self {
         let hosts = hosts.into_iter().map(|host| (host, Standing::Here)).collect();
-        Self { hosts, batches: Vec::new(), stage: Stage::Settle(decision), known, stopped: false }
+        Self { hosts, batches: Vec::new(), watched: false, stage: Stage::Settle(decision), known, stopped: false }
     }
 
     /// The hosts that answer.
@@ -194,10 +202,12 @@ impl<H: Ord + Clone> Course<H> {
             Stage::Begin | Stage::Run(_) | Stage::Batch(..) if !all_done || self.stopped => back,
             Stage::Begin => Stage::Run(Phase::Boot),
             Stage::Run(Phase::Boot) => Stage::Run(Phase::Prepare),
+            Stage::Run(Phase::Hold) => Stage::Settle(Decision::Commit),
             Stage::Run(_) if self.batches.is_empty() => Stage::Settle(Decision::Commit),
             Stage::Run(_) => Stage::Batch(0, Phase::Publish),
             Stage::Batch(number, Phase::Publish) => Stage::Batch(number, Phase::Cutover),
             Stage::Batch(number, _) if number + 1 < self.batches.len() => Stage::Batch(number + 1, Phase::Publish),
+            Stage::Batch(..) if self.watched => Stage::Run(Phase::Hold),
             Stage::Batch(..) => Stage::Settle(Decision::Commit),
             Stage::Settle(Decision::Commit) => {
                 self.known |= all_done;
@@ -267,6 +277,20 @@ mod tests {
         assert_eq!(
             (moves.iter().map(String::as_str).collect::<Vec<_>>(), ending),
             (due.to_vec(), Ending::Concluded(Decision::Commit))
+        );
+    }
+
+    #[test]
+    fn what_serves_is_watched_after_the_last_batch_and_taken_back_everywhere_if_it_sickens() {
+        let sick = |step: &Move<u8>| match step {
+            Move::Run { phase: Phase::Hold, .. } => BTreeMap::from([(1, Heard::Failed)]),
+            _ => all(Heard::Done),
+        };
+        let (moves, ending) = follow(ship().watched(), sick);
+        let due = ["cutover [2]", "hold [1, 2]", "Revert [1, 2]", "undo [1, 2]", "conclude [1, 2]"];
+        assert_eq!(
+            (moves[6..].iter().map(String::as_str).collect::<Vec<_>>(), ending),
+            (due.to_vec(), Ending::Concluded(Decision::Revert))
         );
     }
 

@@ -34,6 +34,9 @@ pub struct Begin {
     pub plan: Digest,
     /// All hosts of the transaction.
     pub hosts: Vec<HostName>,
+    /// How those of them that ssh reaches were reached, as `ssh://[USER@]HOST[:PORT]`: for whoever settles it without the sources.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub addresses: BTreeMap<HostName, String>,
     /// This host.
     pub host: HostName,
     /// This host's steps, in order.
@@ -296,6 +299,7 @@ mod tests {
             at_s: 0,
             plan: Digest::of("plan"),
             hosts: vec![HostName::new("one").expect("a name")],
+            addresses: BTreeMap::new(),
             host: HostName::new("one").expect("a name"),
             steps: vec![
                 step("boot", Phase::Boot, false),

@@ -19,12 +19,20 @@ pub struct Lease {
     pub fencing: u64,
     /// The boot in which it was granted; in another one it is void.
     pub boot_id: String,
+    /// `CLOCK_BOOTTIME` milliseconds at which it was granted; 0 in records of a jiji that did not write it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub granted_ms: u64,
     /// `CLOCK_BOOTTIME` milliseconds at which it expires.
     pub expires_ms: u64,
     /// Process group of the session that holds it.
     pub session: i32,
     /// Start time of that process in clock ticks since boot, so that a reused number is not taken for it.
     pub session_start: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Lease {
@@ -92,8 +100,8 @@ pub fn decide(
     {
         return LeaseDecision::Held(lease.clone());
     }
-    let renews = current.is_some_and(|(lease, _)| lease.holder == request.holder && lease.fencing == request.fencing);
-    if request.fencing <= highest && !renews {
+    let renewed = current.filter(|(lease, _)| lease.holder == request.holder && lease.fencing == request.fencing);
+    if request.fencing <= highest && renewed.is_none() {
         return LeaseDecision::Stale { highest };
     }
     LeaseDecision::Granted(Lease {
@@ -102,6 +110,7 @@ pub fn decide(
         who: request.who.clone(),
         fencing: request.fencing,
         boot_id: moment.boot_id.to_owned(),
+        granted_ms: renewed.map_or(moment.now_ms, |(lease, _)| lease.granted_ms),
         expires_ms: moment.now_ms.saturating_add(request.ttl_ms),
         session: moment.session.0,
         session_start: moment.session.1,
@@ -160,7 +169,8 @@ mod tests {
     fn a_live_lease_is_held_against_others_and_renewed_by_its_holder() {
         let lease = granted(decide(&request("a", 1), None, 0, &moment(0)));
         assert!(matches!(decide(&request("b", 2), Some((&lease, true)), 1, &moment(999)), LeaseDecision::Held(_)));
-        assert_eq!(granted(decide(&request("a", 1), Some((&lease, true)), 1, &moment(500))).expires_ms, 1500);
+        let renewed = granted(decide(&request("a", 1), Some((&lease, true)), 1, &moment(500)));
+        assert_eq!((renewed.granted_ms, renewed.expires_ms), (0, 1500));
     }
 
     #[test]
