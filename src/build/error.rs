@@ -6,6 +6,7 @@ use jiji_model::digest::Digest;
 use jiji_model::reference::ParseReferenceError;
 use jiji_store::StoreError;
 
+use super::archive::ArchiveError;
 use super::context::ContextError;
 use super::copy::CopyError;
 use super::dockerfile::{DockerfileError, Place};
@@ -79,6 +80,14 @@ pub enum StepError {
     /// What it copies cannot be copied.
     #[error(transparent)]
     Copy(#[from] CopyError),
+    /// An archive that ADD names cannot be unpacked.
+    #[error("add `{path}`")]
+    Archive {
+        /// Its path in the context.
+        path: String,
+        /// Why not.
+        source: ArchiveError,
+    },
     /// The context cannot be read.
     #[error(transparent)]
     Context(#[from] ContextError),
@@ -139,6 +148,18 @@ pub enum StepError {
         name: String,
         /// `passwd` or `group`.
         file: &'static str,
+    },
+    /// A secret that a step needs and that was not given.
+    #[error("mount the secret `{id}`: it was not given")]
+    Secret {
+        /// Its name.
+        id: String,
+    },
+    /// A secret that is longer than 1 MiB.
+    #[error("mount the secret `{id}`: it is longer than 1 MiB")]
+    LargeSecret {
+        /// Its name.
+        id: String,
     },
     /// FROM of a variable that is empty.
     #[error("begin a stage from nothing: the image's name is empty after variables are replaced")]
@@ -207,6 +228,7 @@ impl StepError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Copy(error) => error.hint(),
+            Self::Archive { source, .. } => source.hint(),
             Self::Context(error) => error.hint(),
             Self::Layer(error) => error.hint(),
             Self::Registry(error) => error.hint(),
@@ -216,6 +238,7 @@ impl StepError {
                 "the step does not give the same each time: look for times, random names and orders in what it writes",
             ),
             Self::Owner { .. } => Some("use a number, which means the same in every image"),
+            Self::Secret { .. } => Some("name it in `build.secrets` in deploy.yml, and set it where jiji runs"),
             Self::Failed { output, .. } if output.iter().any(|line| is_about_network(line)) => Some(
                 "RUN has no network, so that the same input gives the same image; copy what it needs into the context",
             ),

@@ -13,12 +13,13 @@
 //! | [`dockerfile`] | text to instructions, each with its place |
 //! | [`context`], [`contents`] | the files that may be copied, and their digests |
 //! | [`rootfs`] | what layers hold, without unpacking them |
-//! | [`copy`] | which files a COPY takes and where they go |
+//! | [`copy`], [`archive`] | which files a COPY takes and where they go; what ADD unpacks |
 //! | `stage` | what instructions mean: steps, keys, what is remembered |
 //! | [`execute`], [`trees`] | RUN, and layers as directories |
 //! | [`layer`] | entries to bytes: the layer format |
 //! | [`image`] | configuration and manifest |
 
+pub mod archive;
 pub mod contents;
 pub mod context;
 pub mod copy;
@@ -41,6 +42,7 @@ use jiji_model::event::{Record, Sink};
 use jiji_model::image::{Image, Platform};
 use jiji_model::name::RepositoryName;
 use jiji_model::reference::Reference;
+use jiji_model::secret::Secret;
 use jiji_store::Store;
 
 use crate::lockfile::{BaseKey, BuildSection, Target};
@@ -75,6 +77,8 @@ pub struct BuildRequest {
     pub dockerfile_name: String,
     /// Build arguments.
     pub args: BTreeMap<String, String>,
+    /// What `RUN --mount=type=secret` may ask for, by id.
+    pub secrets: BTreeMap<String, Secret>,
     /// The stage to build instead of the last.
     pub stage: Option<String>,
     /// The platform to build for.

@@ -10,7 +10,7 @@ use super::layer::{LayerError, LayerWriter, Node, TarPath};
 use super::rootfs::{Content, Found};
 
 /// Writes a layer of these entries, with all modification times at `epoch`. `digest` says what a content must hash to, where that is
-/// known; `open` opens it.
+/// known; `open` opens it, given its size too.
 ///
 /// # Errors
 /// When a content cannot be read, or is another than expected, or the store cannot be written.
@@ -20,16 +20,20 @@ pub(super) fn write_layer(
     threads: usize,
     store: &Store,
     digest: &dyn Fn(&Content) -> Option<Digest>,
-    open: &dyn Fn(&Content) -> io::Result<Box<dyn Read>>,
+    open: &dyn Fn(&Content, u64) -> io::Result<Box<dyn Read>>,
 ) -> Result<Layer, LayerError> {
     let mut layer = LayerWriter::new(store, epoch, threads)?;
     for (path, found) in entries {
-        if !matches!(found.entry.node, Node::File { .. }) || found.content == Content::None {
+        let Node::File { size } = found.entry.node else {
+            layer.entry(path, &found.entry)?;
+            continue;
+        };
+        if found.content == Content::None {
             layer.entry(path, &found.entry)?;
             continue;
         }
         let failed = |source| LayerError::Content { path: path.clone(), source };
-        let mut content = open(&found.content).map_err(failed)?;
+        let mut content = open(&found.content, size).map_err(failed)?;
         layer.file(path, &found.entry, digest(&found.content).as_ref(), &mut content)?;
     }
     layer.finish()

@@ -185,6 +185,7 @@ static BUILD: Object = Object {
             .also(&["file"]),
         field("args", Shape::Map { keys: "build arguments", values: &Shape::Text }, "build arguments"),
         field("target", Shape::Text, "the stage to build instead of the last"),
+        field("secrets", TEXTS, "names of secrets that `RUN --mount=type=secret` may ask for").also(&["secret"]),
     ],
 };
 

@@ -37,7 +37,7 @@ environment:
   secrets: [SENTRY_DSN]
 services:
   web:
-    build: { context: ., dockerfile: deploy/Dockerfile, target: prod, args: { VERSION: 1.10 } }
+    build: { context: ., dockerfile: deploy/Dockerfile, target: prod, args: { VERSION: 1.10 }, secrets: [NPM_TOKEN] }
     hosts: [fra1, fra2]
     environment:
       clear: { PORT: 3000, LEVEL: "${LEVEL:-debug}", DEBUG: false }
@@ -104,6 +104,7 @@ fn a_file_with_every_key_is_read_whole() {
     [
         "REGISTRY_PASSWORD builder.registry.password .jiji/deploy.yml:11:15",
         "SENTRY_DSN environment.secrets .jiji/deploy.yml:30:13",
+        "NPM_TOKEN services.web.build.secrets .jiji/deploy.yml:33:106",
         "DATABASE_URL services.web.environment.secrets .jiji/deploy.yml:37:17",
     ]
     "#);

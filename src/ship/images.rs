@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jiji_model::digest::Digest;
 use jiji_model::event::Record;
 use jiji_model::image::{Image, Platform};
-use jiji_model::name::{RepositoryName, ServiceName, TagName};
+use jiji_model::name::{RepositoryName, SecretName, ServiceName, TagName};
 use jiji_model::project::{Build, Registry, Source as ImageSource};
 use jiji_model::reference::Reference;
 
@@ -79,6 +79,8 @@ impl Ship {
 
     async fn build(&self, service: &ServiceName, build: &Build, platform: &Platform) -> Result<Image, ShipError> {
         let context = self.root.join(&build.context);
+        let given = |name: &SecretName| Some((name.to_string(), self.secrets.get(name)?.clone()));
+        let secrets = build.secrets.iter().filter_map(given).collect();
         let request = BuildRequest {
             target: self.target(service, platform),
             repository: self.repository(service),
@@ -92,6 +94,7 @@ impl Ship {
                 .to_string(),
             context,
             args: build.args.clone(),
+            secrets,
             stage: build.target.clone(),
             platform: platform.clone(),
             epoch: DEFAULT_EPOCH,

@@ -226,6 +226,9 @@ pub struct Build {
     pub args: BTreeMap<String, String>,
     /// The stage to build instead of the last.
     pub target: Option<String>,
+    /// Secrets that `RUN --mount=type=secret` may ask for by their names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretName>,
 }
 
 /// A service's environment variables.

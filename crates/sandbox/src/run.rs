@@ -18,6 +18,7 @@ use rustix::mount::OpenTreeFlags;
 
 use crate::cgroup::Cgroups;
 use crate::helper::REQUEST;
+use crate::mount_points;
 use crate::probe::{self, Refusal};
 use crate::scratch::Scratch;
 use crate::step::{Exit, Outcome, Step, Stream};
@@ -45,6 +46,9 @@ pub enum RunError {
     /// The step's command never began.
     #[error(transparent)]
     Failed(#[from] Failure),
+    /// What was made only to mount on could not be taken away again.
+    #[error("remove a step's mount points: {0}")]
+    MountPoints(io::Error),
     /// The sandbox ended without saying how. On a machine without memory left the kernel kills at will.
     #[error("run the step to its end: the sandbox was killed from outside")]
     Killed,
@@ -119,6 +123,7 @@ impl Sandbox {
             workdir: step.workdir.clone().into_os_string(),
             layers: step.layers.iter().map(|layer| layer.clone().into_os_string()).collect(),
             scratch: scratch.path().as_os_str().to_owned(),
+            mounts: step.mounts.clone(),
             source_date_epoch: step.source_date_epoch,
             cpus: step.limits.cpus.get(),
             millis: step.limits.time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
@@ -129,6 +134,7 @@ impl Sandbox {
         let deadline = step.limits.time.and_then(|time| began.checked_add(time + GRACE));
         let reply = helper.attend(self.canceller.as_ref(), deadline, &mut output, on_line);
         drop(helper);
+        mount_points::forget(&scratch.upper(), step).map_err(RunError::MountPoints)?;
         let exit = match reply? {
             Reply::Exited(code) => Exit::Code(code),
             Reply::Signaled(signal) => Exit::Signal(signal),

@@ -3,9 +3,12 @@
 //! Plain data; nothing here touches the machine.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// What a step is given: raised whenever the same step may come out differently in a newer version of this crate (environment,
 /// limits, mounts, how changes are told). It belongs into the key of whatever is kept of a step's result.
@@ -24,6 +27,8 @@ pub struct Step {
     pub workdir: PathBuf,
     /// The unpacked layers, lowest first, as `unpack` left them. At least one.
     pub layers: Vec<PathBuf>,
+    /// What is laid over the image while the command runs. None of it is a change, and neither are the mount points.
+    pub mounts: Vec<Mount>,
     /// What `SOURCE_DATE_EPOCH` says to the command, in seconds.
     pub source_date_epoch: u64,
     /// What the command may use.
@@ -40,9 +45,62 @@ impl Step {
             user: None,
             workdir: PathBuf::from("/"),
             layers,
+            mounts: Vec::new(),
             source_date_epoch: 0,
             limits: Limits::default(),
         }
+    }
+}
+
+/// Something laid over the image while a step runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Where, seen from the image's root, without `..` and not through links. What is missing of it is there for the step alone; the
+    /// root itself, `/proc` and `/sys` and what is below these cannot be covered.
+    pub target: PathBuf,
+    /// What.
+    pub source: Source,
+    /// Whether the step may only read it.
+    pub read_only: bool,
+}
+
+/// What a [`Mount`] shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// This directory of the machine itself: what the step writes stays in it.
+    Directory(PathBuf),
+    /// A file or directory of unpacked layers, lowest first: what the step writes goes nowhere.
+    Layers {
+        /// The layers, at least one.
+        layers: Vec<PathBuf>,
+        /// Seen from their root; links in it lead where they lead there.
+        path: PathBuf,
+    },
+    /// An empty directory in memory.
+    Memory {
+        /// How much may be written to it, in bytes; half of the machine's memory where nothing is said.
+        size: Option<u64>,
+    },
+    /// A file in memory.
+    File {
+        /// Its content.
+        content: Content,
+        /// Permission bits.
+        mode: u32,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+}
+
+/// The content of a file that is not to be printed: it may be a secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content(pub Vec<u8>);
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{} bytes]", self.0.len())
     }
 }
 

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::step::Mount;
+
 /// Longest frame, bytes: an environment may be large, nothing else is.
 const FRAME: u32 = 32 << 20;
 
@@ -33,6 +35,7 @@ pub(crate) struct Run {
     pub(crate) workdir: OsString,
     pub(crate) layers: Vec<OsString>,
     pub(crate) scratch: OsString,
+    pub(crate) mounts: Vec<Mount>,
     pub(crate) source_date_epoch: u64,
     pub(crate) cpus: u32,
     pub(crate) millis: Option<u64>,
@@ -75,6 +78,22 @@ pub enum Failure {
     Obstructed {
         /// Seen from the image's root.
         path: PathBuf,
+    },
+    /// Something cannot be mounted where it should: another kind of thing is there, or a link leads there.
+    #[error("mount at `{path}`: {}", if *link { "a link leads there" } else { "a directory belongs on a directory, a file on a file" })]
+    MountTarget {
+        /// Seen from the image's root.
+        path: PathBuf,
+        /// Whether a link is in the way.
+        link: bool,
+    },
+    /// The image or stage that something is mounted from does not have it.
+    #[error("mount `{path}`: {}", io::Error::from_raw_os_error(*errno))]
+    MountSource {
+        /// Seen from that image's root.
+        path: PathBuf,
+        /// The kernel's error number.
+        errno: i32,
     },
     /// There are more layers than the kernel takes at once; an image has 127 at most.
     #[error("mount {layers} layers at once: this is more than the kernel takes")]
@@ -164,6 +183,8 @@ pub enum Doing {
     Dev,
     /// Putting `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` in place.
     Etc,
+    /// Preparing and attaching what the step asks to be mounted.
+    Mounts,
     /// Making the image the root directory.
     Pivot,
     /// Setting resource limits, processors and personality.
@@ -188,6 +209,7 @@ impl fmt::Display for Doing {
             Self::Sys => "mount `/sys`",
             Self::Dev => "fill `/dev`",
             Self::Etc => "put `/etc/hosts` and its like in place",
+            Self::Mounts => "mount what the step asks for",
             Self::Pivot => "change the root directory",
             Self::Fixed => "set resource limits",
             Self::Privileges => "give up privileges",

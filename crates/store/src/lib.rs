@@ -18,9 +18,11 @@
 //! | `actions/HEX` | what the step of that key gave, opaque here |
 //! | `layers/HEX.CODEC` | canonical JSON of a [`Layer`]: how the tar of that `diff_id` was compressed |
 //! | `trees/HEX/root` | an unpacked layer; `trees/HEX/boot` says in which boot of the machine it was unpacked |
+//! | `caches/HEX[.N]/root` | what steps keep for their successors under the name that hashes to HEX |
 //! | `tmp/` | what is being written, each held by a lock of its writer |
 
 mod blob;
+mod cache;
 mod layout;
 mod place;
 mod record;
@@ -34,6 +36,7 @@ use std::{fs, io};
 use jiji_model::digest::Digest;
 
 pub use blob::{BlobWriter, Blobs, PartialBlob};
+pub use cache::{Cache, CacheUse};
 pub use record::Layer;
 pub use tree::{Tree, TreeWriter};
 pub use upkeep::{Collected, Verified};

@@ -78,12 +78,6 @@ pub enum CopyError {
         /// The path in the image.
         path: TarPath,
     },
-    /// ADD of an archive, which Docker would unpack.
-    #[error("add `{path}`: ADD would unpack this archive, which is not supported")]
-    Archive {
-        /// The source.
-        path: String,
-    },
     /// A name that the image format uses for itself.
     #[error("copy `{path}`: names that begin with `.wh.` remove files in an image")]
     Whiteout {
@@ -103,7 +97,6 @@ impl CopyError {
             Self::NotADirectory { link: true, .. } => Some(
                 "copy to where the link leads, in a COPY of its own; links inside of what is copied are not followed",
             ),
-            Self::Archive { .. } => Some("COPY takes it as it is; unpack it in the context or in a RUN step"),
             Self::NotSaidDirectory { .. } => Some("add a slash to the destination"),
             _ => None,
         }
@@ -125,7 +118,7 @@ impl CopyError {
     /// Which word it is about.
     pub fn about(&self) -> About<'_> {
         match self {
-            Self::NotFound { path, .. } | Self::Outside { path } | Self::Archive { path } => About::Source(path),
+            Self::NotFound { path, .. } | Self::Outside { path } => About::Source(path),
             Self::Pattern { pattern } => About::Source(pattern),
             Self::NotSaidDirectory { .. } | Self::NotADirectory { .. } | Self::Directory { .. } => About::Destination,
             Self::NothingMatches { .. } | Self::Links { .. } | Self::Special { .. } | Self::Whiteout { .. } => {
@@ -161,6 +154,16 @@ pub struct Selected {
     pub top: Found,
     /// What is below it where it is a directory, by path relative to it, parents first.
     pub below: Vec<(TarPath, Found)>,
+    /// Whether it is what ADD unpacked of an archive: it keeps its modes and goes through links that lie below the new layer.
+    pub unpacked: bool,
+}
+
+impl Selected {
+    /// What an archive holds, in place of the archive.
+    #[must_use]
+    pub fn unpacked(self, entries: BTreeMap<TarPath, Found>) -> Self {
+        Self { top: Found::directory(0o755), below: entries.into_iter().collect(), unpacked: true, ..self }
+    }
 }
 
 /// What is taken of the sources.
@@ -217,7 +220,13 @@ pub fn select(sources: &[Source], choice: &Choice, from: &Tree, place: &str) -> 
                 let top =
                     Found { entry: Entry::file(0o644, bytes.len() as u64), content: Content::Bytes(bytes.clone()) };
                 let path = TarPath::normal(name);
-                selected.push(Selected { name: name.clone().into_bytes(), path, top, below: Vec::new() });
+                selected.push(Selected {
+                    name: name.clone().into_bytes(),
+                    path,
+                    top,
+                    below: Vec::new(),
+                    unpacked: false,
+                });
                 found = true;
                 continue;
             }
@@ -301,7 +310,7 @@ fn take_with_parents(from: &Tree, directory: &TarPath, text: &str, place: &str) 
     let found = |relative: &TarPath| from.get(&directory.join(relative.as_bytes())).cloned();
     let below = taken.iter().filter_map(|relative| Some((relative.clone(), found(relative)?))).collect();
     let top = from.get(directory).cloned().unwrap_or_else(|| Found::directory(0o755));
-    Ok(Selected { name: directory.name().to_vec(), path: directory.clone(), top, below })
+    Ok(Selected { name: directory.name().to_vec(), path: directory.clone(), top, below, unpacked: false })
 }
 
 /// Takes what is excluded out of a source. False where nothing of it is left.
@@ -346,7 +355,7 @@ fn take(from: &Tree, path: &TarPath, text: &str, place: &str) -> Result<Selected
         None if real.is_root() => Found::directory(0o755),
         None => return Err(CopyError::NotFound { path: text.to_owned(), place: place.to_owned() }),
     };
-    Ok(Selected { name, path: path.clone(), top, below })
+    Ok(Selected { name, path: path.clone(), top, below, unpacked: false })
 }
 
 /// Whether a destination says that it is a directory.
@@ -379,8 +388,11 @@ pub fn place(
     if directory {
         layer.make_directories(&target)?;
     }
-    for Selected { name, top, below, .. } in selected {
-        if top.is_directory() {
+    for Selected { name, top, below, unpacked, .. } in selected {
+        if *unpacked {
+            layer.make_directories(&target)?;
+            layer.unpack(&target, below)?;
+        } else if top.is_directory() {
             match layer.get(&target) {
                 _ if target.is_root() => {}
                 Some(found) if found.is_directory() => {}
@@ -425,6 +437,19 @@ pub fn with_parents(mut entries: BTreeMap<TarPath, Found>, onto: &Tree) -> BTree
     entries
 }
 
+/// The name under which an archive holds a file, when links between its names are followed.
+fn entries_first<'a>(entries: &'a [(TarPath, Found)], to: &'a TarPath) -> &'a TarPath {
+    let mut to = to;
+    // A link leads to what came before it, so this ends; the bound is for archives that were read by somebody else.
+    for _ in 0..entries.len() {
+        match entries.binary_search_by(|(path, _)| path.cmp(to)).map(|at| &entries[at].1.entry.node) {
+            Ok(Node::Hardlink(next)) => to = next,
+            _ => break,
+        }
+    }
+    to
+}
+
 /// A layer being put together over a tree.
 struct Layer<'a> {
     onto: &'a Tree,
@@ -458,6 +483,10 @@ impl Layer<'_> {
     }
 
     fn put(&mut self, path: &TarPath, found: &Found) -> Result<(), CopyError> {
+        self.put_as(path, found, self.ownership)
+    }
+
+    fn put_as(&mut self, path: &TarPath, found: &Found, ownership: &Ownership) -> Result<(), CopyError> {
         if path.name().starts_with(super::layer::WHITEOUT) {
             return Err(CopyError::Whiteout { path: path.clone() });
         }
@@ -475,8 +504,53 @@ impl Layer<'_> {
             _ => {}
         }
         let mut found = found.clone();
-        self.ownership.apply(&mut found.entry);
+        ownership.apply(&mut found.entry);
         self.entries.insert(path.clone(), found);
+        Ok(())
+    }
+
+    /// Puts what an archive holds below a directory.
+    fn unpack(&mut self, target: &TarPath, entries: &[(TarPath, Found)]) -> Result<(), CopyError> {
+        // Where each file of the archive came to lie, and the names of those that have several, by the first one's.
+        let mut placed: BTreeMap<&TarPath, TarPath> = BTreeMap::new();
+        let mut names: BTreeMap<&TarPath, Vec<TarPath>> = BTreeMap::new();
+        let ownership = Ownership { mode: None, ..self.ownership.clone() };
+        for (path, found) in entries {
+            let mut full = target.join(path.as_bytes());
+            // Links that lie below are followed, as by everybody who writes there. Those of the archive itself are not: it could lead
+            // itself anywhere by them.
+            if let Some(parent) = full.parent()
+                && !full
+                    .parents()
+                    .iter()
+                    .any(|parent| self.entries.get(parent).is_some_and(|found| !found.is_directory()))
+            {
+                full = self.onto.resolve(&parent)?.join(full.name());
+            }
+            if let Node::Hardlink(to) = &found.entry.node {
+                let first = entries_first(entries, to);
+                names.entry(first).or_default().push(full.clone());
+            }
+            self.put_as(&full, found, &ownership)?;
+            placed.insert(path, full);
+        }
+        for (first, mut others) in names {
+            let Some(first) = placed.get(first) else { continue };
+            let Some(file) = self.entries.get(first).cloned() else { continue };
+            others.push(first.clone());
+            others.sort();
+            // A layer tells a file where its first name is, and the others as links to that.
+            let lowest = others[0].clone();
+            for name in others {
+                if let Some(found) = self.entries.get_mut(&name) {
+                    *found = Found {
+                        entry: Entry { node: Node::Hardlink(lowest.clone()), ..file.entry.clone() },
+                        content: Content::None,
+                    };
+                }
+            }
+            self.entries.insert(lowest, file);
+        }
         Ok(())
     }
 

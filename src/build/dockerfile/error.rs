@@ -143,6 +143,14 @@ pub enum Problem {
         /// What would do.
         expected: &'static str,
     },
+    /// A `--mount` that cannot be read.
+    #[error("`--mount` cannot have `{option}`: {reason}")]
+    Mount {
+        /// The option, or all of them.
+        option: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// An instruction without what it needs.
     #[error("{instruction} needs {what}")]
     Missing {
@@ -225,9 +233,6 @@ impl Problem {
             Self::UnknownInstruction { .. } => "a line that goes on needs a backslash at the end of the line before it",
             Self::UnsupportedFlag { flag, .. } if flag.starts_with("--network") => {
                 "RUN has no network, so that the same input gives the same image; copy what it needs into the context"
-            }
-            Self::UnsupportedFlag { flag, .. } if flag.starts_with("--mount") => {
-                "COPY what the step reads, and remove it in the same step where it must not stay"
             }
             Self::AddRemote { .. } => {
                 "fetch it beforehand, keep it in the context and COPY it, so that the build needs no network"

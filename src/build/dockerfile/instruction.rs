@@ -111,12 +111,19 @@ pub enum Command {
 pub struct Run {
     /// What is run. A here-document is part of the shell's text.
     pub command: Command,
+    /// `--mount`, as often as it stands there, to be read with [`mount`](super::mount()) after variables are replaced.
+    pub mounts: Vec<Word>,
+    /// The program that `command` runs, where it is a here-document that begins with `#!`: its name and content.
+    pub script: Option<(String, String)>,
 }
+
+/// Where a script that stands in the Dockerfile lies while it runs.
+const SCRIPTS: &str = "/dev/pipes";
 
 /// COPY or ADD.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copy {
-    /// Whether it is ADD: an archive as a source is then refused, since ADD would unpack it.
+    /// Whether it is ADD, which unpacks archives.
     pub add: bool,
     /// `--from`: a stage's name or number, or an image.
     pub from: Option<Word>,
@@ -128,6 +135,8 @@ pub struct Copy {
     pub parents: bool,
     /// `--exclude`, as often as it stands there.
     pub exclude: Vec<Word>,
+    /// `--unpack` of ADD: whether archives are unpacked. Those of the context are where nothing is said.
+    pub unpack: Option<bool>,
     /// What is copied, at least one.
     pub sources: Vec<Source>,
     /// Where to.
@@ -480,28 +489,36 @@ impl<'a> Reader<'a> {
                 return Err((flag.at, Problem::UnsupportedFlag { instruction: self.name, flag: flag_text }));
             }
         }
-        self.flags(&["network", "security"], &["mount", "device"])?;
+        let mounts = self.repeated("mount")?;
+        self.flags(&["network", "security"], &["device"])?;
         let mut command = self.command()?;
+        let mut script = None;
         match &mut command {
             Command::Exec(list) if list.is_empty() => return Err(self.missing("a command")),
             Command::Shell(text) if text.is_empty() => return Err(self.missing("a command")),
             Command::Exec(_) => {}
-            Command::Shell(text) => self.append_heredocs(text)?,
+            Command::Shell(text) => script = self.append_heredocs(text)?,
         }
-        Ok(Run { command })
+        if let Some((name, _)) = &script {
+            command = Command::Shell(format!("{SCRIPTS}/{name}"));
+        }
+        Ok(Run { command, mounts, script })
     }
 
     /// A here-document of RUN is the shell's to read, except where it is the whole command: then it is the script itself.
-    fn append_heredocs(&self, text: &mut String) -> Found<()> {
+    fn append_heredocs(&self, text: &mut String) -> Found<Option<(String, String)>> {
         match self.line.heredocs.as_slice() {
             [] => {}
             [only] if self.heredoc(text)?.is_some() => {
                 *text = only.content();
                 if text.starts_with("#!") {
-                    let expected = "a here-document for the shell; `#!` is not supported";
-                    let first = text.lines().next().unwrap_or_default().to_owned();
-                    let problem = Problem::Unexpected { instruction: self.name, word: first, expected };
-                    return Err((only.at, problem));
+                    let good = |ch: char| ch.is_ascii_alphanumeric() || matches!(ch, '.' | '_' | '-');
+                    if !only.name.chars().all(good) || only.name.starts_with('.') {
+                        let expected = "a delimiter that can be a program's name, of letters, digits, `.`, `_` and `-`";
+                        let (instruction, word) = (self.name, only.name.clone());
+                        return Err((self.here(), Problem::Unexpected { instruction, word, expected }));
+                    }
+                    return Ok(Some((only.name.clone(), text.clone())));
                 }
             }
             heredocs => {
@@ -510,7 +527,7 @@ impl<'a> Reader<'a> {
                 }
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn heredoc(&self, word: &str) -> Found<Option<words::Opening>> {
@@ -523,7 +540,8 @@ impl<'a> Reader<'a> {
         let parents = !add && self.switch("parents")?.unwrap_or(false);
         let exclude = self.repeated("exclude")?;
         let known: &[&str] = if add { &["chown", "chmod"] } else { &["from", "chown", "chmod"] };
-        let unsupported: &[&str] = if add { &["checksum", "keep-git-dir", "unpack"] } else { &[] };
+        let unpack = if add { self.switch("unpack")? } else { None };
+        let unsupported: &[&str] = if add { &["checksum", "keep-git-dir"] } else { &[] };
         let mut flags = self.flags(known, unsupported)?;
         let mut list = self.json_or_list("a source and a destination")?;
         let destination = list.pop().ok_or_else(|| self.missing("a source and a destination"))?;
@@ -560,6 +578,7 @@ impl<'a> Reader<'a> {
             chmod: flags.remove("chmod"),
             parents,
             exclude,
+            unpack,
             sources,
             destination,
         })

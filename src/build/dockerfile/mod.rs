@@ -10,6 +10,7 @@
 mod error;
 mod instruction;
 mod lines;
+mod mount;
 mod pattern;
 mod words;
 
@@ -18,6 +19,7 @@ pub use instruction::{
     Command, Copy, Deadline, Declaration, From, Healthcheck, Inline, Instruction, Kind, Pair, Run, Source, Word,
     platform,
 };
+pub use mount::{Mount, MountKind, Sharing, mount};
 pub use words::{Environment, expand, expand_text, expand_words};
 
 /// A place in a Dockerfile's text, both counted from 1. Columns count characters.

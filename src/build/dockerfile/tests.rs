@@ -20,6 +20,15 @@ fn kinds(text: &str) -> Vec<Kind> {
     read(text).stages.into_iter().flat_map(|stage| stage.instructions).map(|step| step.kind).collect()
 }
 
+/// The first instruction.
+fn kinds_of(text: &str) -> Kind {
+    kinds(text).remove(0)
+}
+
+fn run(command: Command) -> Kind {
+    Kind::Run(Run { command, mounts: Vec::new(), script: None })
+}
+
 fn word(text: &str, line: u32, column: u32) -> Word {
     Word { text: text.to_owned(), at: at(line, column) }
 }
@@ -69,7 +78,7 @@ fn commands_have_two_forms_and_a_broken_array_is_for_the_shell() {
         [
             Kind::Cmd(exec(&["a", "b c"])),
             Kind::Cmd(shell("a  'b c'")),
-            Kind::Run(Run { command: shell("[ -f x ] && y") }),
+            run(shell("[ -f x ] && y")),
             Kind::Entrypoint(exec(&[])),
         ]
     );
@@ -95,13 +104,22 @@ fn pairs_are_split_outside_of_quotes_and_the_old_form_takes_the_rest() {
 fn here_documents_are_scripts_files_or_input() {
     let text = "FROM scratch\nRUN <<EOF\n  one\ntwo\nEOF\nRUN cat <<-'A' > x && \\\n  y\n\tline\n\tA\nCOPY <<f <<\"g\" /to/\n$a\nf\n$b\ng\n";
     let kinds = kinds(text);
-    assert_eq!(kinds[0], Kind::Run(Run { command: Command::Shell("  one\ntwo\n".to_owned()) }));
-    assert_eq!(kinds[1], Kind::Run(Run { command: Command::Shell("cat <<-'A' > x &&   y\n\tline\n\tA".to_owned()) }));
+    assert_eq!(kinds[0], run(Command::Shell("  one\ntwo\n".to_owned())));
+    assert_eq!(kinds[1], run(Command::Shell("cat <<-'A' > x &&   y\n\tline\n\tA".to_owned())));
     let Kind::Copy(copy) = &kinds[2] else { panic!("a COPY") };
     let inline = |name: &str, text: &str, line, expand| {
         Source::Inline(Inline { name: name.to_owned(), content: word(text, line, 1), expand })
     };
     assert_eq!(copy.sources, [inline("f", "$a\n", 11, true), inline("g", "$b\n", 13, false)]);
+    let Kind::Run(script) =
+        kinds_of("FROM scratch\nRUN --mount=type=tmpfs,target=/t <<-run.py\n\t#!/usr/bin/python3\n\tx\nrun.py\n")
+    else {
+        panic!("a RUN")
+    };
+    assert_eq!(script.command, Command::Shell("/dev/pipes/run.py".to_owned()));
+    assert_eq!(script.script, Some(("run.py".to_owned(), "#!/usr/bin/python3\nx\n".to_owned())));
+    assert_eq!(script.mounts, [word("type=tmpfs,target=/t", 2, 13)]);
+    assert_eq!(refused("FROM scratch\nRUN <<'a/b'\n#!/bin/sh\na/b\n").place.line, 2);
     let error = refused("FROM scratch\nRUN <<EOF\n EOF\n");
     assert_eq!((error.place.line, error.problem), (2, Problem::OpenHeredoc { name: "EOF".to_owned() }));
 }
@@ -118,10 +136,10 @@ fn what_is_not_built_is_refused_with_its_place_and_its_line() {
         ),
         ("FROM scratch\nRUNN x\n", 2, 1, Problem::UnknownInstruction { name: "RUNN".to_owned() }),
         (
-            "FROM scratch\nRUN --mount=type=cache,target=/x y\n",
+            "FROM scratch\nRUN --device=x y\n",
             2,
             5,
-            Problem::UnsupportedFlag { instruction: "RUN", flag: "--mount".to_owned() },
+            Problem::UnsupportedFlag { instruction: "RUN", flag: "--device".to_owned() },
         ),
         (
             "FROM scratch\nRUN --network=host y\n",

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
-use jiji_sandbox::{Canceller, Change, Changes, Kind, Limits, Sandbox, Scratch, Step};
-use jiji_store::{Layer, Store};
+use jiji_model::digest::Digest;
+use jiji_sandbox::{Canceller, Change, Changes, Kind, Limits, Mount, Sandbox, Scratch, Source, Step};
+use jiji_store::{Cache, Layer, Store};
 
-use super::{ExecuteError, Executor, Ran, RunStep, Stream};
+use super::{ExecuteError, Executor, Ran, RunStep, StepMount, StepSource, Stream};
 use crate::build::copy::with_parents;
 use crate::build::layer::{Entry, Node, TarPath, WHITEOUT};
 use crate::build::rootfs::{Content, Found, Layers};
@@ -65,12 +67,16 @@ impl Executor for Local {
             layers.push(empty);
         }
         let scratch = Scratch::new(&room.path()).map_err(ExecuteError::Scratch)?;
+        let mut held = Held::default();
+        let mounts = step.mounts.iter().map(|mount| held.mount(mount, store)).collect::<Result<_, _>>()?;
+        let secrets = step.secrets.iter().map(|(name, value)| (name.into(), value.reveal().into()));
         let request = Step {
             argv: step.argv.iter().map(Into::into).collect(),
-            env: step.env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            env: step.env.iter().map(|(name, value)| (name.into(), value.into())).chain(secrets).collect(),
             user: step.user.clone(),
             workdir: PathBuf::from(&step.workdir),
             layers,
+            mounts,
             source_date_epoch: step.epoch,
             limits: Limits::default(),
         };
@@ -83,6 +89,50 @@ impl Executor for Local {
     }
 }
 
+/// What a step's mounts need while it runs.
+#[derive(Default)]
+struct Held {
+    trees: Vec<Trees>,
+    caches: Vec<Cache>,
+}
+
+impl Held {
+    fn mount(&mut self, mount: &StepMount, store: &Store) -> Result<Mount, ExecuteError> {
+        let source = match &mount.source {
+            StepSource::Layers { layers, path } => {
+                let trees = Trees::of(layers, store)?;
+                let source = Source::Layers { layers: trees.paths(), path: PathBuf::from(path) };
+                self.trees.push(trees);
+                source
+            }
+            StepSource::Cache { id, sharing, mode, owner } => {
+                let name = Digest::of_json(&serde_json::json!({"cache-mount": 1, "id": id}));
+                let cache = store.cache(&name, *sharing)?;
+                if cache.is_new() {
+                    let failed = |source| ExecuteError::Cache { id: id.clone(), source };
+                    std::os::unix::fs::chown(cache.path(), Some(owner.0), Some(owner.1)).map_err(failed)?;
+                    let mode = std::fs::Permissions::from_mode(*mode);
+                    std::fs::set_permissions(cache.path(), mode).map_err(failed)?;
+                }
+                let source = Source::Directory(cache.path().to_owned());
+                self.caches.push(cache);
+                source
+            }
+            StepSource::Memory { size } => Source::Memory { size: *size },
+            StepSource::Secret { value, mode, owner } => Source::File {
+                content: jiji_sandbox::Content(value.reveal().as_bytes().to_vec()),
+                mode: *mode,
+                uid: owner.0,
+                gid: owner.1,
+            },
+            StepSource::Script(text) => {
+                Source::File { content: jiji_sandbox::Content(text.as_bytes().to_vec()), mode: 0o755, uid: 0, gid: 0 }
+            }
+        };
+        Ok(Mount { target: PathBuf::from(&mount.target), source, read_only: mount.read_only })
+    }
+}
+
 impl Local {
     fn layer(&self, changes: &Changes, step: &RunStep, store: &Store) -> Result<Option<Layer>, ExecuteError> {
         let entries = entries(changes.list());
@@ -91,7 +141,7 @@ impl Local {
         }
         let below = Layers::new(store).tree(&step.layers)?;
         let entries = with_parents(entries, &below);
-        let open = |content: &Content| -> io::Result<Box<dyn Read>> {
+        let open = |content: &Content, _: u64| -> io::Result<Box<dyn Read>> {
             match content {
                 Content::Path(path) => Ok(Box::new(changes.open(path)?)),
                 _ => Ok(Box::new(io::empty())),

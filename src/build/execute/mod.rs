@@ -3,7 +3,8 @@
 mod local;
 
 use jiji_model::image::Platform;
-use jiji_store::{Layer, Store, StoreError};
+use jiji_model::secret::Secret;
+use jiji_store::{CacheUse, Layer, Store, StoreError};
 
 use super::layer::LayerError;
 use super::rootfs::IndexError;
@@ -29,6 +30,60 @@ pub struct RunStep {
     pub platform: Platform,
     /// What it runs in, lowest first.
     pub layers: Vec<Layer>,
+    /// What is laid over that while it runs.
+    pub mounts: Vec<StepMount>,
+    /// Variables that are secrets. Their values are in no key: the step must give the same with any.
+    pub secrets: Vec<(String, Secret)>,
+}
+
+/// Something laid over the image while a step runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepMount {
+    /// Where: an absolute path that leads through no link.
+    pub target: String,
+    /// What.
+    pub source: StepSource,
+    /// Whether the step may only read it.
+    pub read_only: bool,
+}
+
+/// What a step finds where something is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StepSource {
+    /// A path of an image of these layers. What the step writes goes nowhere.
+    Layers {
+        /// The layers, lowest first.
+        layers: Vec<Layer>,
+        /// From their root.
+        path: String,
+    },
+    /// The cache of this name.
+    Cache {
+        /// Its name.
+        id: String,
+        /// What happens where it is in use.
+        sharing: CacheUse,
+        /// The mode it begins with.
+        mode: u32,
+        /// Owner and group it begins with.
+        owner: (u32, u32),
+    },
+    /// An empty directory in memory.
+    Memory {
+        /// Bytes that it may hold.
+        size: Option<u64>,
+    },
+    /// A file that is a secret: it is in no key and on no disk.
+    Secret {
+        /// Its content.
+        value: Secret,
+        /// Its mode.
+        mode: u32,
+        /// Owner and group.
+        owner: (u32, u32),
+    },
+    /// A program, whose text is part of the step.
+    Script(String),
 }
 
 /// What came of a step that ran.
@@ -64,6 +119,14 @@ pub enum ExecuteError {
     /// What it changed could not be written as a layer.
     #[error(transparent)]
     Layer(#[from] LayerError),
+    /// A cache that it mounts cannot be given its mode and owner.
+    #[error("prepare the cache `{id}`")]
+    Cache {
+        /// The cache's name.
+        id: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A directory for its changes could not be made.
     #[error("make room for a step")]
     Scratch(#[source] std::io::Error),

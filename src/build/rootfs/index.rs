@@ -140,42 +140,7 @@ fn read(tar: impl Read) -> io::Result<Index> {
         if path.is_root() {
             continue;
         }
-        let header = entry.header();
-        let device = |number: io::Result<Option<u32>>| number.ok().flatten().unwrap_or_default();
-        let (major, minor) = (device(header.device_major()), device(header.device_minor()));
-        let link = entry.link_name_bytes().unwrap_or_default().into_owned();
-        let node = match header.entry_type() {
-            tar::EntryType::Directory => Node::Directory,
-            tar::EntryType::Symlink => Node::Symlink(link),
-            tar::EntryType::Link => Node::Hardlink(TarPath::normal(link)),
-            tar::EntryType::Char => Node::Character { major, minor },
-            tar::EntryType::Block => Node::Block { major, minor },
-            tar::EntryType::Fifo => Node::Fifo,
-            tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
-                Node::File { size: entry.size() }
-            }
-            _ => continue,
-        };
-        let small = |value: io::Result<u64>| value.map(|value| u32::try_from(value).unwrap_or(u32::MAX));
-        let mut known = Entry {
-            node,
-            mode: header.mode()? & 0o7777,
-            uid: small(header.uid())?,
-            gid: small(header.gid())?,
-            xattrs: Default::default(),
-        };
-        for record in entry.pax_extensions()?.into_iter().flatten() {
-            let record = record?;
-            let number = || record.value().ok().and_then(|value| value.parse().ok());
-            match record.key_bytes() {
-                b"uid" => known.uid = number().unwrap_or(known.uid),
-                b"gid" => known.gid = number().unwrap_or(known.gid),
-                b"SCHILY.xattr.security.capability" => {
-                    known.xattrs.insert(b"security.capability".to_vec(), record.value_bytes().to_vec());
-                }
-                _ => {}
-            }
-        }
+        let Some(known) = entry_of(&mut entry)? else { continue };
         if matches!(known.node, Node::File { size } if size <= ACCOUNTS_LIMIT) {
             let text = match path.as_bytes() {
                 b"etc/passwd" => Some(&mut index.accounts.passwd),
@@ -191,6 +156,50 @@ fn read(tar: impl Read) -> io::Result<Index> {
         index.entries.push((path, known));
     }
     Ok(index)
+}
+
+/// What a header says of its entry; none where it is of a kind that is no file.
+///
+/// # Errors
+/// When it is broken.
+pub(in crate::build) fn entry_of<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Option<Entry>> {
+    let header = entry.header();
+    let device = |number: io::Result<Option<u32>>| number.ok().flatten().unwrap_or_default();
+    let (major, minor) = (device(header.device_major()), device(header.device_minor()));
+    let link = entry.link_name_bytes().unwrap_or_default().into_owned();
+    let node = match header.entry_type() {
+        tar::EntryType::Directory => Node::Directory,
+        tar::EntryType::Symlink => Node::Symlink(link),
+        tar::EntryType::Link => Node::Hardlink(TarPath::normal(link)),
+        tar::EntryType::Char => Node::Character { major, minor },
+        tar::EntryType::Block => Node::Block { major, minor },
+        tar::EntryType::Fifo => Node::Fifo,
+        tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
+            Node::File { size: entry.size() }
+        }
+        _ => return Ok(None),
+    };
+    let small = |value: io::Result<u64>| value.map(|value| u32::try_from(value).unwrap_or(u32::MAX));
+    let mut known = Entry {
+        node,
+        mode: header.mode()? & 0o7777,
+        uid: small(header.uid())?,
+        gid: small(header.gid())?,
+        xattrs: Default::default(),
+    };
+    for record in entry.pax_extensions()?.into_iter().flatten() {
+        let record = record?;
+        let number = || record.value().ok().and_then(|value| value.parse().ok());
+        match record.key_bytes() {
+            b"uid" => known.uid = number().unwrap_or(known.uid),
+            b"gid" => known.gid = number().unwrap_or(known.gid),
+            b"SCHILY.xattr.security.capability" => {
+                known.xattrs.insert(b"security.capability".to_vec(), record.value_bytes().to_vec());
+            }
+            _ => {}
+        }
+    }
+    Ok(Some(known))
 }
 
 /// The remembered form: bytes as the characters of the same numbers, so that JSON can say them.

@@ -13,6 +13,7 @@ use jiji_model::digest::Digest;
 
 use super::layer::{Entry, Node, TarPath};
 
+pub(in crate::build) use index::entry_of;
 pub use index::{IndexError, Layers};
 
 /// How many symbolic links a path may lead through, as in Linux.
@@ -38,6 +39,13 @@ pub enum Content {
     Bytes(Vec<u8>),
     /// A path in the unpacked layer of this `diff_id`.
     Layer(Digest, TarPath),
+    /// A file that lies in the archive of this digest, from this byte of its tar on.
+    Part {
+        /// The archive's own digest.
+        of: Digest,
+        /// In bytes.
+        offset: u64,
+    },
 }
 
 impl Found {

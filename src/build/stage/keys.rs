@@ -30,9 +30,9 @@ fn key(kind: &str, layers: &[Layer], epoch: u64, step: &Value) -> Digest {
     }))
 }
 
-/// RUN.
-pub(super) fn run(step: &RunStep) -> Digest {
-    let body = json!({
+/// RUN, and what is said of its mounts.
+pub(super) fn run(step: &RunStep, mounts: &[Value]) -> Digest {
+    let mut body = json!({
         "argv": step.argv,
         "env": step.env,
         "user": step.user,
@@ -41,6 +41,9 @@ pub(super) fn run(step: &RunStep) -> Digest {
         "network": "none",
         "sandbox": jiji_sandbox::VERSION,
     });
+    if !mounts.is_empty() {
+        body["mounts"] = json!(mounts);
+    }
     key("run", &step.layers, step.epoch, &body)
 }
 
@@ -80,6 +83,7 @@ fn entry(found: &Found, digest: &dyn Fn(&Content) -> Option<Digest>) -> Value {
         Node::Directory => json!("directory"),
         Node::File { size } => match &found.content {
             Content::Layer(diff_id, path) => json!({"of": diff_id, "path": text(path.as_bytes())}),
+            Content::Part { of, offset } => json!({"archive": of, "offset": offset, "size": size}),
             content => json!({"size": size, "content": digest(content)}),
         },
         Node::Symlink(target) => json!({"symlink": text(target)}),

@@ -5,6 +5,7 @@
 //! layers) is looked at as late as possible, so that a build of which everything is remembered looks at the context and at nothing else.
 
 mod keys;
+mod mounts;
 mod scope;
 mod steps;
 
@@ -231,7 +232,10 @@ impl<'a> Evaluation<'a> {
         let file = self.file;
         let failed = |cause: StepError| step_error(file, instruction.at, instruction.name, cause);
         let layer = match &instruction.kind {
-            Kind::Run(run) => Some(self.run(instruction, run, state).map_err(failed)?),
+            Kind::Run(run) => {
+                let planned = self.mounts(stage, instruction, run, state)?;
+                Some(self.run(instruction, run, planned, state).map_err(failed)?)
+            }
             Kind::Copy(copy) => Some(self.copy(stage, instruction, copy, state)?),
             Kind::Workdir(word) => {
                 let path = self.expand(word, &state.scope)?;

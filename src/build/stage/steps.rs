@@ -1,21 +1,26 @@
 //! The instructions that make layers: RUN, COPY, WORKDIR. And the rules of some values that the others hold.
 
+use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
 use std::path::Path;
 
 use jiji_model::digest::Digest;
-use jiji_store::Layer;
+use jiji_sandbox::UnpackLimits;
+use jiji_store::{Layer, Store};
 use serde_json::{Value, json};
 
+use super::mounts::Planned;
 use super::{Evaluation, Result, State, keys, step_error};
+use crate::build::BuildRequest;
+use crate::build::archive::{Archive, ArchiveError};
 use crate::build::contents::Contents;
 use crate::build::context;
 use crate::build::copy::{self, About, Choice, CopyError, ModeChange, Ownership, Selected, Source};
 use crate::build::dockerfile::{self, Command, Healthcheck, Instruction, Position, Problem, Run, Word};
-use crate::build::error::StepError;
+use crate::build::error::{BuildError, StepError};
 use crate::build::execute::{Ran, RunStep, Stream};
 use crate::build::image::Draft;
-use crate::build::layer::{CODEC, LayerError, Node, TarPath};
+use crate::build::layer::{CODEC, Node, TarPath};
 use crate::build::rootfs::{Accounts, Content, Layers, Tree};
 use crate::build::trees::Trees;
 use crate::build::write::write_layer;
@@ -23,10 +28,10 @@ use crate::build::write::write_layer;
 /// How many of the last lines of a failed step are shown.
 const TAIL: usize = 30;
 
-type Stepped<T> = std::result::Result<T, StepError>;
+pub(super) type Stepped<T> = std::result::Result<T, StepError>;
 
 /// A content that was opened.
-type Opened = Box<dyn Read>;
+pub(super) type Opened = Box<dyn Read>;
 
 impl Evaluation<'_> {
     /// What is below: headers of the layers so far.
@@ -58,7 +63,7 @@ impl Evaluation<'_> {
         let layer = if entries.is_empty() {
             None
         } else {
-            let open = |_: &Content| -> io::Result<Opened> { Ok(Box::new(io::empty())) };
+            let open = |_: &Content, _: u64| -> io::Result<Opened> { Ok(Box::new(io::empty())) };
             Some(write_layer(&entries, self.request.epoch, self.request.threads, self.builder.store, &|_| None, &open)?)
         };
         keys::remember(&key, layer.as_ref(), self.builder.store)?;
@@ -66,9 +71,15 @@ impl Evaluation<'_> {
         Ok(layer)
     }
 
-    pub(super) fn run(&mut self, instruction: &Instruction, run: &Run, state: &State) -> Stepped<Option<Layer>> {
+    pub(super) fn run(
+        &mut self,
+        instruction: &Instruction,
+        run: &Run,
+        planned: Planned,
+        state: &State,
+    ) -> Stepped<Option<Layer>> {
         let user = state.draft.text("User");
-        let step = RunStep {
+        let mut step = RunStep {
             argv: state.argv(&run.command),
             env: state.scope.for_run(),
             user: (!user.is_empty()).then(|| user.to_owned()),
@@ -76,8 +87,10 @@ impl Evaluation<'_> {
             epoch: self.request.epoch,
             platform: state.draft.platform.clone(),
             layers: state.draft.layers.clone(),
+            mounts: Vec::new(),
+            secrets: Vec::new(),
         };
-        let key = keys::run(&step);
+        let key = keys::run(&step, &planned.key);
         let expected = self.lock.run(&key);
         let store = self.builder.store;
         if expected.is_none() && self.request.locked {
@@ -93,7 +106,13 @@ impl Evaluation<'_> {
             Some(layer) => (layer, true),
             None => match keys::recall(&key, store)? {
                 Some(layer) => (layer, true),
-                None => (self.execute(instruction, &step)?, false),
+                None => {
+                    if !planned.key.is_empty() {
+                        let below = self.below(&state.draft)?;
+                        self.mount(planned, &mut step, &below)?;
+                    }
+                    (self.execute(instruction, &step)?, false)
+                }
             },
         };
         let actual = layer.as_ref().map_or_else(nothing, |layer| layer.diff_id);
@@ -184,6 +203,10 @@ impl Evaluation<'_> {
                     About::Destination => copy.destination.at,
                     About::All => first,
                 },
+                StepError::Archive { path, .. } => words
+                    .iter()
+                    .find(|(_, word)| TarPath::normal(word).to_string() == format!("/{path}"))
+                    .map_or(first, |(at, _)| *at),
                 StepError::Owner { .. } => copy.chown.as_ref().map_or(first, |word| word.at),
                 _ => first,
             }
@@ -201,62 +224,71 @@ impl Evaluation<'_> {
         if !excluded.is_empty() {
             to["exclude"] = json!(excluded);
         }
+        let unpack = copy.add && copy.unpack.unwrap_or(true);
+        if unpack {
+            to["unpack"] = json!(true);
+        }
         let put = Put { instruction, state, destination, chown, mode, choice, to };
         let failed = |cause: StepError| step_error(file, place(&cause), instruction.name, cause);
         match from {
-            None => self.copy_context(&sources, copy.add, &put).map_err(failed),
+            None => self.copy_context(&sources, unpack, &put).map_err(failed),
             Some(name) => {
-                let from = match self.stage_named(&name, stage) {
-                    Some(number) => self.stage(number)?.draft.clone(),
-                    None => self.image(&name, &state.draft.platform).map_err(failed)?,
-                };
+                let from = self.from(stage, &name, state, failed)?;
                 self.copy_layers(&sources, &name, &from, &put).map_err(failed)
             }
         }
     }
 
-    fn copy_context(&mut self, sources: &[Source], add: bool, put: &Put<'_>) -> Stepped<Option<Layer>> {
-        let (tree, mut contents) = match self.context.take() {
-            Some(context) => context,
-            None => (
-                context::read(&self.request.context, &self.request.dockerfile)?,
-                Contents::new(
-                    &self.request.context,
-                    &self.request.target.to_string(),
-                    self.request.threads,
-                    self.builder.store,
-                )?,
-            ),
-        };
+    /// What `--from` names: a stage before this one by name or number, or an image.
+    pub(super) fn from(
+        &mut self,
+        stage: usize,
+        name: &str,
+        state: &State,
+        failed: impl Fn(StepError) -> BuildError,
+    ) -> Result<Draft> {
+        match self.stage_named(name, stage) {
+            Some(number) => Ok(self.stage(number)?.draft.clone()),
+            None => self.image(name, &state.draft.platform).map_err(failed),
+        }
+    }
+
+    /// The context, read once. To be put back.
+    pub(super) fn take_context(&mut self) -> Stepped<(Tree, Contents)> {
+        if let Some(context) = self.context.take() {
+            return Ok(context);
+        }
+        let BuildRequest { context, dockerfile, target, threads, .. } = self.request;
+        let tree = context::read(context, dockerfile)?;
+        Ok((tree, Contents::new(context, &target.to_string(), *threads, self.builder.store)?))
+    }
+
+    fn copy_context(&mut self, sources: &[Source], unpack: bool, put: &Put<'_>) -> Stepped<Option<Layer>> {
+        let (tree, mut contents) = self.take_context()?;
         let selected = copy::select(sources, &put.choice, &tree, "the context")?;
-        let found =
-            || selected.iter().flat_map(|one| std::iter::once(&one.top).chain(one.below.iter().map(|(_, f)| f)));
-        if let Some(Selected { name, .. }) = selected.iter().find(|one| {
-            one.top.entry.node == Node::Fifo || one.below.iter().any(|(_, found)| found.entry.node == Node::Fifo)
-        }) {
-            return Err(CopyError::Special { path: TarPath::normal(name) }.into());
-        }
-        let files: Vec<&Path> = found()
-            .filter_map(|found| match &found.content {
-                Content::Path(path) => Some(path.as_path()),
-                _ => None,
-            })
-            .collect();
-        contents.learn(&files)?;
-        if add {
-            refuse_archives(&selected)?;
-        }
+        learn(&selected, &mut contents)?;
         let digest = |content: &Content| digest_of(content, &contents);
         let taken = keys::selected(&selected, &digest);
         let key = keys::copy(&put.state.draft.layers, self.request.epoch, &taken, &put.to);
-        let open = |content: &Content| -> io::Result<Opened> {
+        // Only where the layer is not remembered is an archive looked into.
+        let mut archives = BTreeMap::new();
+        let selected = match unpack && keys::recall(&key, self.builder.store)?.is_none() {
+            true => unpacked(selected, &contents, self.builder.store, &mut archives)?,
+            false => selected,
+        };
+        let open = |content: &Content, size: u64| -> io::Result<Opened> {
             match content {
                 Content::Path(path) => Ok(Box::new(context::open(path)?)),
                 Content::Bytes(bytes) => Ok(Box::new(Cursor::new(bytes.clone()))),
+                Content::Part { of, offset } => {
+                    let archive: &Archive = archives.get(of).ok_or(io::ErrorKind::NotFound)?;
+                    Ok(Box::new(archive.part(*offset, size)))
+                }
                 Content::None | Content::Layer(..) => Ok(Box::new(io::empty())),
             }
         };
-        let (layer, cached) = self.place(&key, &selected, put, &digest, &|| Ok(()), &|(), content| open(content))?;
+        let (layer, cached) =
+            self.place(&key, &selected, put, &digest, &|| Ok(()), &|(), content, size| open(content, size))?;
         self.context = Some((tree, contents));
         self.done(put.instruction, cached, layer.as_ref());
         Ok(layer)
@@ -285,14 +317,14 @@ impl Evaluation<'_> {
         };
         let store = self.builder.store;
         let unpack = || Ok(Trees::of(&from.layers, store)?);
-        let open = |trees: &Trees, content: &Content| -> io::Result<Opened> {
+        let open = |trees: &Trees, content: &Content, _: u64| -> io::Result<Opened> {
             match content {
                 Content::Layer(diff_id, path) => {
                     let tree = trees.get(diff_id).ok_or(io::ErrorKind::NotFound)?;
                     Ok(Box::new(context::open(&path.below(tree))?))
                 }
                 Content::Bytes(bytes) => Ok(Box::new(Cursor::new(bytes.clone()))),
-                Content::None | Content::Path(_) => Ok(Box::new(io::empty())),
+                Content::None | Content::Path(_) | Content::Part { .. } => Ok(Box::new(io::empty())),
             }
         };
         let (layer, cached) = self.place(&key, &selected, put, &digest, &unpack, &open)?;
@@ -308,7 +340,7 @@ impl Evaluation<'_> {
         put: &Put<'_>,
         digest: &dyn Fn(&Content) -> Option<Digest>,
         prepare: &dyn Fn() -> Stepped<P>,
-        open: &dyn Fn(&P, &Content) -> io::Result<Opened>,
+        open: &dyn Fn(&P, &Content, u64) -> io::Result<Opened>,
     ) -> Stepped<(Option<Layer>, bool)> {
         let (store, epoch) = (self.builder.store, self.request.epoch);
         if let Some(layer) = keys::recall(key, store)? {
@@ -324,7 +356,7 @@ impl Evaluation<'_> {
             None if entries.is_empty() => (None, false),
             None => {
                 let prepared = prepare()?;
-                let open = |content: &Content| open(&prepared, content);
+                let open = |content: &Content, size: u64| open(&prepared, content, size);
                 let layer = write_layer(&entries, epoch, self.request.threads, store, digest, &open)?;
                 (Some(layer), false)
             }
@@ -355,12 +387,29 @@ fn place_of((written, replaced): (&dockerfile::Source, &Source)) -> Option<(Posi
     }
 }
 
-fn digest_of(content: &Content, contents: &Contents) -> Option<Digest> {
+pub(super) fn digest_of(content: &Content, contents: &Contents) -> Option<Digest> {
     match content {
         Content::Path(path) => Some(*contents.get(path).expect("all files that are copied were learned before")),
         Content::Bytes(bytes) => Some(Digest::of(bytes)),
-        Content::None | Content::Layer(..) => None,
+        Content::None | Content::Layer(..) | Content::Part { .. } => None,
     }
+}
+
+/// Learns the digests of all files that are taken.
+pub(super) fn learn(selected: &[Selected], contents: &mut Contents) -> Stepped<()> {
+    let found = || selected.iter().flat_map(|one| std::iter::once(&one.top).chain(one.below.iter().map(|(_, f)| f)));
+    if let Some(Selected { name, .. }) = selected.iter().find(|one| {
+        one.top.entry.node == Node::Fifo || one.below.iter().any(|(_, found)| found.entry.node == Node::Fifo)
+    }) {
+        return Err(CopyError::Special { path: TarPath::normal(name) }.into());
+    }
+    let files: Vec<&Path> = found()
+        .filter_map(|found| match &found.content {
+            Content::Path(path) => Some(path.as_path()),
+            _ => None,
+        })
+        .collect();
+    Ok(contents.learn(&files)?)
 }
 
 /// What `jiji.lock` says of a step that changed nothing: the digest of a tar without entries.
@@ -443,17 +492,28 @@ pub(super) fn healthcheck(check: Option<&Healthcheck>, state: &State) -> Value {
     value
 }
 
-/// ADD would unpack an archive, and what is one is told by its first bytes.
-fn refuse_archives(selected: &[Selected]) -> Stepped<()> {
-    const MAGIC: [&[u8]; 4] = [b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
-    for Selected { name, top, .. } in selected {
-        let Content::Path(path) = &top.content else { continue };
-        let failed = |source| LayerError::Content { path: TarPath::normal(name), source };
-        let mut head = Vec::with_capacity(512);
-        context::open(path).and_then(|file| file.take(512).read_to_end(&mut head)).map_err(failed)?;
-        if MAGIC.iter().any(|magic| head.starts_with(magic)) || head.get(257..262) == Some(b"ustar") {
-            return Err(CopyError::Archive { path: String::from_utf8_lossy(name).into_owned() }.into());
+/// The sources with archives in place of the files that are some. They are kept in `archives`.
+fn unpacked(
+    selected: Vec<Selected>,
+    contents: &Contents,
+    store: &Store,
+    archives: &mut BTreeMap<Digest, Archive>,
+) -> Stepped<Vec<Selected>> {
+    let room = store.root().join("tmp");
+    let unpack = |one: Selected| {
+        let Content::Path(path) = &one.top.content else { return Ok(one) };
+        let name = || String::from_utf8_lossy(one.path.as_bytes()).into_owned();
+        let failed = |source| StepError::Archive { path: name(), source };
+        let digest = digest_of(&one.top.content, contents).ok_or(ArchiveError::Changed).map_err(failed)?;
+        let file = context::open(path).map_err(|source| failed(source.into()))?;
+        match Archive::open(file, &digest, &room, UnpackLimits::default()).map_err(failed)? {
+            None => Ok(one),
+            Some(archive) => {
+                let entries = archive.entries.clone();
+                archives.insert(digest, archive);
+                Ok(one.unpacked(entries))
+            }
         }
-    }
-    Ok(())
+    };
+    selected.into_iter().map(unpack).collect()
 }

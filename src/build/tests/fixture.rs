@@ -13,6 +13,7 @@ use jiji_model::event::Record;
 use jiji_model::image::{CONFIG, Descriptor, Image, MANIFEST, Platform};
 use jiji_model::name::{RepositoryName, ServiceName};
 use jiji_model::reference::Reference;
+use jiji_model::secret::Secret;
 use jiji_store::{Layer, Store};
 use serde_json::{Value, json};
 
@@ -30,6 +31,7 @@ pub(super) struct Fixture {
     pub(super) store: Store,
     pub(super) lock: RefCell<BuildSection>,
     args: RefCell<BTreeMap<String, String>>,
+    secrets: RefCell<BTreeMap<String, Secret>>,
     stage: RefCell<Option<String>>,
     locked: Cell<bool>,
     base: RefCell<Value>,
@@ -48,6 +50,7 @@ impl Fixture {
             store,
             lock: RefCell::default(),
             args: RefCell::default(),
+            secrets: RefCell::default(),
             stage: RefCell::default(),
             locked: Cell::new(false),
             base: RefCell::new(json!({"Env": ["BASE=yes"], "Cmd": ["base"]})),
@@ -95,6 +98,10 @@ impl Fixture {
         self.args.borrow_mut().insert(name.to_owned(), value.to_owned());
     }
 
+    pub(super) fn secret(&self, name: &str, value: &str) {
+        self.secrets.borrow_mut().insert(name.to_owned(), Secret::new(value));
+    }
+
     pub(super) fn stage(&self, name: &str) {
         *self.stage.borrow_mut() = Some(name.to_owned());
     }
@@ -124,6 +131,7 @@ impl Fixture {
             dockerfile: self.dir.path().join("Dockerfile"),
             dockerfile_name: "Dockerfile".to_owned(),
             args: self.args.borrow().clone(),
+            secrets: self.secrets.borrow().clone(),
             stage: self.stage.borrow().clone(),
             platform: Platform::linux_amd64(),
             epoch: DEFAULT_EPOCH,

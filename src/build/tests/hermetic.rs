@@ -18,6 +18,7 @@ use jiji_model::event::Silent;
 use jiji_model::image::{Image, Platform};
 use jiji_model::name::{RepositoryName, ServiceName};
 use jiji_model::reference::Reference;
+use jiji_model::secret::Secret;
 use jiji_store::Store;
 
 /// The first argument that makes this program build once and print the manifest's digest.
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         ("a_step_sees_the_same_machine_everywhere", a_step_sees_the_same_machine_everywhere),
         ("a_layer_holds_what_a_step_changed_and_nothing_else", a_layer_holds_what_a_step_changed_and_nothing_else),
         ("a_stage_gives_files_to_another", a_stage_gives_files_to_another),
+        ("what_is_mounted_is_in_no_layer", what_is_mounted_is_in_no_layer),
         ("a_base_image_is_pulled_once_and_run_in", a_base_image_is_pulled_once_and_run_in),
         ("a_failed_step_says_where_and_what_it_said", a_failed_step_says_where_and_what_it_said),
         (
@@ -94,6 +96,11 @@ impl Sources for Nowhere {
     }
 }
 
+/// The one secret that tests have.
+fn secrets() -> BTreeMap<String, Secret> {
+    BTreeMap::from([("token".to_owned(), Secret::new("hunter2"))])
+}
+
 struct Project {
     root: PathBuf,
     store: Store,
@@ -118,6 +125,7 @@ impl Project {
             dockerfile: self.root.join("Dockerfile"),
             dockerfile_name: "Dockerfile".to_owned(),
             args: Default::default(),
+            secrets: secrets(),
             stage: None,
             platform: platform(),
             epoch: DEFAULT_EPOCH,
@@ -340,6 +348,46 @@ fn a_stage_gives_files_to_another() {
         ]
     );
     assert_eq!(file(&project, &built, "copied/sub/b"), "two\n");
+}
+
+fn what_is_mounted_is_in_no_layer() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let steps = concat!(
+        "FROM base AS made\nRUN mkdir /out; echo made > /out/made\n",
+        "FROM base\nWORKDIR /w\n",
+        "RUN --mount=target=. --mount=from=made,source=/out,target=/made --mount=type=cache,target=/root/.cache/x,mode=0700 \\\n",
+        "    --mount=type=secret,id=token,env=TOKEN --mount=type=secret,id=token,target=/root/token,uid=7 --mount=type=tmpfs,target=/scratch,size=1m \\\n",
+        "    (pwd; stat -c '%a %u %Y %n' Dockerfile /root/token; stat -c %a /root/.cache/x; cat /made/made; \\\n",
+        "    echo ${#TOKEN} $(wc -c < /root/token); echo x > /root/.cache/x/y; echo x > /scratch/z; touch a 2>&1 || true) > /seen\n",
+        "RUN --mount=type=cache,target=/root/.cache/x ls /root/.cache/x > /kept\n",
+        "RUN <<script\n#!/bin/sh -e\necho from $0 > /script\nscript\n",
+    );
+    let project = project(dir.path(), steps);
+    let built = project.built();
+    let mut names = Vec::new();
+    for number in 0..built.image.layers.len() {
+        let mut image = built.image.clone();
+        image.layers.truncate(number + 1);
+        names.extend(last_layer(&project, &Built { image, ..built.clone() }));
+    }
+    let own: Vec<&String> = names.iter().skip_while(|name| !name.starts_with("w/")).collect();
+    assert_eq!(own, ["w/ 755 0", "seen 644 0", "kept 644 0", "script 644 0"]);
+    assert_eq!(
+        file(&project, &built, "seen"),
+        format!(
+            "/w\n644 0 {DEFAULT_EPOCH} Dockerfile\n400 7 {DEFAULT_EPOCH} /root/token\n700\nmade\n7 7\ntouch: a: Read-only file system\n"
+        )
+    );
+    assert_eq!(file(&project, &built, "kept"), "y\n");
+    assert_eq!(file(&project, &built, "script"), "from /dev/pipes/script\n");
+    for layer in &built.image.layers {
+        let (mut blob, _) = project.store.open_blob(&layer.digest).expect("stored");
+        let mut bytes = Vec::new();
+        std::io::copy(&mut flate2::read::MultiGzDecoder::new(&mut blob), &mut bytes).expect("gzip");
+        assert!(!bytes.windows(7).any(|window| window == b"hunter2"), "a secret is in a layer");
+    }
+    let lock = fs::read_to_string(project.root.join("jiji.lock")).expect("a lock");
+    assert!(!lock.contains("hunter2"));
 }
 
 fn a_base_image_is_pulled_once_and_run_in() {

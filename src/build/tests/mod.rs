@@ -6,7 +6,7 @@ use jiji_model::digest::Digest;
 use serde_json::json;
 
 use super::*;
-use crate::build::execute::Exit;
+use crate::build::execute::{Exit, StepSource};
 use fixture::{Fixture, IMAGE};
 
 #[test]
@@ -226,7 +226,7 @@ fn every_failure_names_its_place_and_a_way_out() {
         ("FROM scratch\nCOPY a gone /x/\n", "copy `gone`: it is not in the context", (2, 8), "relative to the context"),
         ("FROM scratch\nCOPY --chown=me a /\n", "find user `me` in the image's `/etc/passwd`", (2, 14), "use a number"),
         ("FROM scratch\nCOPY --chmod=u+q a /\n", "", (2, 14), ""),
-        ("FROM scratch\nADD a.tgz /\n", "add `a.tgz`: ADD would unpack this archive", (2, 5), "COPY takes it as it is"),
+        ("FROM scratch\nADD a a.bz2 /\n", "add `a.bz2`", (2, 7), "compress it with gzip or zstd"),
         ("FROM scratch\n\nRUN fail\n", "run `fail`: it exited with 3", (3, 1), ""),
         ("FROM scratch\nRUN offline\n", "run `offline`: it exited with 3", (2, 1), "RUN has no network"),
         ("FROM scratch\nENV A=${B\n", "", (2, 7), ""),
@@ -238,7 +238,7 @@ fn every_failure_names_its_place_and_a_way_out() {
     ];
     for (dockerfile, cause, place, hint) in cases {
         let fixture = Fixture::new(dockerfile, &[("a", "1")]);
-        fixture.write_bytes("a.tgz", b"\x1f\x8b\x08\0");
+        fixture.write_bytes("a.bz2", b"BZh91AY&SY");
         let error = fixture.fails();
         let at = error.place().unwrap_or_else(|| panic!("{error}"));
         assert_eq!((at.line, at.column), place, "{dockerfile:?}: {error}");
@@ -324,6 +324,161 @@ fn arguments_about_the_build_need_no_declaration() {
     assert_eq!(fixture.config(&fixture.built())["config"]["Labels"]["s"], "ONE");
     fixture.arg("SOURCE_DATE_EPOCH", "yesterday");
     assert!(matches!(fixture.fails(), BuildError::Epoch { .. }));
+}
+
+#[test]
+fn mounts_are_in_the_key_by_what_they_show_and_secrets_by_their_name() {
+    let dockerfile = concat!(
+        "FROM scratch AS made\nRUN make\nFROM scratch\nWORKDIR /w\n",
+        "RUN --mount=target=in,source=src --mount=type=bind,from=made,target=/made,source=/ran --mount=type=cache,target=/c,id=pip \\\n",
+        "  --mount=type=secret,id=token,env=T --mount=type=secret,id=token,target=/t --mount=type=tmpfs,target=/m use\n",
+    );
+    let fixture = Fixture::new(dockerfile, &[("src/a", "1"), ("src/b/c", "2"), ("other", "3")]);
+    fixture.secret("token", "one");
+    fixture.built();
+    let step = fixture.ran().remove(1);
+    assert_eq!(
+        step.secrets.iter().map(|(name, value)| (name.as_str(), value.reveal())).collect::<Vec<_>>(),
+        [("T", "one")]
+    );
+    let targets: Vec<(&str, bool)> = step.mounts.iter().map(|mount| (mount.target.as_str(), mount.read_only)).collect();
+    assert_eq!(targets, [("/w/in", true), ("/made", true), ("/c", false), ("/t", true), ("/m", false)]);
+    let StepSource::Layers { layers, path } = &step.mounts[0].source else { panic!("layers") };
+    assert_eq!((path.as_str(), layers.len()), ("/", 1));
+    let StepSource::Layers { layers, path } = &step.mounts[1].source else { panic!("layers") };
+    assert_eq!((path.as_str(), layers.len()), ("/ran", 1));
+    assert!(matches!(&step.mounts[3].source, StepSource::Secret { value, mode: 0o400, .. } if value.reveal() == "one"));
+
+    fixture.secret("token", "another");
+    fixture.write("other", "4");
+    let built = fixture.built();
+    assert_eq!((built.steps.cached, built.steps.total), (3, 3), "neither the secret's value nor other files count");
+    fixture.write("src/b/c", "3");
+    assert_eq!(fixture.built().steps.cached, 2);
+    let lock = format!("{:?}", fixture.lock.borrow());
+    assert!(!lock.contains("another"), "{lock}");
+
+    for (flags, place, cause) in [
+        ("--mount=type=secret,id=gone,required", (2, 13), "mount the secret `gone`: it was not given"),
+        ("--mount=target=/x,source=gone", (2, 13), "copy `gone`: it is not in the context"),
+        ("--mount=target=/x,source=../gone", (2, 13), "outside of the context"),
+        ("--mount=target=/x,from=gone:1", (2, 13), "find"),
+        ("--mount=target=/x,size=1", (2, 13), ""),
+        ("--mount=type=ssh", (2, 13), ""),
+    ] {
+        fixture.dockerfile(&format!("FROM scratch\nRUN {flags} x\n"));
+        let error = fixture.fails();
+        let at = error.place().unwrap_or_else(|| panic!("{error}"));
+        assert_eq!((at.line, at.column), place, "{flags}: {error}");
+        let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        assert!(source.contains(cause), "{flags}: {source}");
+    }
+    // A secret that nobody needs is not there.
+    fixture.dockerfile("FROM scratch\nRUN --mount=type=secret,id=gone x\n");
+    fixture.built();
+    fixture.ran();
+    // A script of its own is mounted, and part of the key.
+    fixture.dockerfile("FROM scratch\nRUN <<run\n#!/bin/x\none\nrun\n");
+    fixture.built();
+    let step = fixture.ran().remove(0);
+    assert_eq!(step.argv, ["/bin/sh", "-c", "/dev/pipes/run"]);
+    assert_eq!(step.mounts[0].source, StepSource::Script("#!/bin/x\none\n".to_owned()));
+    fixture.dockerfile("FROM scratch\nRUN <<run\n#!/bin/x\ntwo\nrun\n");
+    assert_eq!(fixture.built().steps.cached, 0);
+}
+
+#[test]
+fn an_archive_is_unpacked_by_add_and_taken_as_it_is_by_copy() {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, kind: tar::EntryType, content: &str, mode: u32| {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(7);
+        header.set_gid(7);
+        header.set_mtime(1_000_000_000);
+        let content = if kind == tar::EntryType::Regular {
+            content
+        } else {
+            header.set_link_name(content).map(|()| "").expect("a link")
+        };
+        header.set_size(content.len() as u64);
+        builder.append_data(&mut header, name, content.as_bytes()).expect("appended");
+    };
+    add("bin/zz", tar::EntryType::Regular, "tool", 0o4755);
+    add("bin/aa", tar::EntryType::Link, "bin/zz", 0o4755);
+    add("bin/bb", tar::EntryType::Link, "bin/aa", 0o4755);
+    add("etc/link", tar::EntryType::Symlink, "../bin/aa", 0o777);
+    let tar = builder.into_inner().expect("finished");
+    let packed = zstd::encode_all(&tar[..], 1).expect("compressed");
+
+    let fixture = Fixture::new("FROM base:1\nADD --chmod=600 root.tar text.gz plain /\n", &[("plain", "p")]);
+    fixture.write_bytes("root.tar", &tar);
+    fixture.write_bytes("text.gz", b"\x1f\x8b\x08 no archive");
+    let built = fixture.built();
+    // The base's `/bin` is a link to `/usr/bin`, and what is unpacked goes where it leads.
+    assert_eq!(
+        fixture.modes(&built, 1),
+        [
+            "etc/ 755",
+            "etc/link 777",
+            "plain 600",
+            "text.gz 600",
+            "usr/ 755",
+            "usr/bin/ 755",
+            "usr/bin/aa 4755",
+            "usr/bin/bb 4755",
+            "usr/bin/zz 4755",
+        ]
+    );
+    assert_eq!(fixture.file(&built, 1, "usr/bin/aa"), "tool");
+    assert_eq!(fixture.built().steps.cached, 1, "and nothing is looked into when nothing changed");
+
+    fixture.write_bytes("root.tar", &packed);
+    assert_eq!(fixture.built().image.layers, built.image.layers, "however it is compressed");
+    fixture.dockerfile("FROM base:1\nCOPY root.tar /\nADD --unpack=false root.tar /x/\nADD --chown=9 root.tar /y\n");
+    let built = fixture.built();
+    assert_eq!(fixture.layer(&built, 1), ["root.tar"]);
+    assert_eq!(fixture.layer(&built, 2), ["x/", "x/root.tar"]);
+    assert_eq!(fixture.layer(&built, 3), ["y/", "y/bin/", "y/bin/aa", "y/bin/bb", "y/bin/zz", "y/etc/", "y/etc/link"]);
+
+    let hostile = |entries: &[(&str, tar::EntryType, &str)], cause: &str| {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, kind, content) in entries {
+            let mut header = tar::Header::new_gnu();
+            header.as_gnu_mut().expect("GNU").name[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_entry_type(*kind);
+            header.set_size(0);
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            if !content.is_empty() {
+                header.set_link_name(content).expect("a link");
+            }
+            header.set_cksum();
+            builder.append(&header, &b""[..]).expect("appended");
+        }
+        let fixture = Fixture::new("FROM base:1\nADD evil.tar /\n", &[]);
+        fixture.write_bytes("evil.tar", &builder.into_inner().expect("finished"));
+        let error = fixture.fails();
+        // The archive where it is to blame, the destination where something is in the way there.
+        let column = if cause.starts_with("leads") || cause.starts_with("remove") { 5 } else { 14 };
+        assert_eq!(error.place().map(|place| (place.line, place.column)), Some((2, column)), "{error}");
+        let mut said = String::new();
+        let mut source: Option<&dyn std::error::Error> = Some(&error);
+        while let Some(error) = source {
+            said = format!("{said}: {error}");
+            source = error.source();
+        }
+        assert!(said.contains(cause), "{said}");
+    };
+    let (file, link) = (tar::EntryType::Regular, tar::EntryType::Symlink);
+    hostile(&[("../x", file, "")], "leads out of it");
+    hostile(&[("a", link, "/etc"), ("a/passwd", file, "")], "what is there is not a directory");
+    hostile(&[("usr", file, "")], "a directory is there");
+    hostile(&[(".wh.usr", file, "")], "remove files");
+    hostile(&[("bin", tar::EntryType::Directory, "")], "what is there is not a directory");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use jiji_model::name::{AbsPath, HostName, ServiceName};
+use jiji_model::name::{AbsPath, HostName, SecretName, ServiceName};
 use jiji_model::project::{Build, Check, Environment, HealthCheck, Mount, MountSource, Proxy, Service, Source};
 use jiji_model::reference::Reference;
 
@@ -78,7 +78,8 @@ impl Decoder<'_> {
         let rule = "expected a relative path that stays inside, without `..`";
         if matches!(node.value.kind, Kind::Scalar(_)) {
             let context = self.grammar(node, "context directory", rule, is_inside)?;
-            return Some(Build { context, dockerfile: "Dockerfile".to_owned(), args: BTreeMap::new(), target: None });
+            let (dockerfile, args) = ("Dockerfile".to_owned(), BTreeMap::new());
+            return Some(Build { context, dockerfile, args, target: None, secrets: Vec::new() });
         }
         let context = match node.get("context") {
             Some(node) => self.grammar(&node, "context directory", rule, is_inside),
@@ -101,7 +102,19 @@ impl Decoder<'_> {
             }
         }
         let target = node.get("target").and_then(|node| node.text().map(str::to_owned));
-        Some(Build { context: context?, dockerfile: dockerfile?, args, target })
+        let mut secrets = Vec::new();
+        for item in node.get("secrets").iter().flat_map(Node::items) {
+            let Some(name) = self.name(&item, SecretName::new) else { continue };
+            if secrets.contains(&name) {
+                let why = "one of the two is enough";
+                self.report(&item, Problem::Twice { what: "the secret", name: name.to_string(), why });
+                continue;
+            }
+            let by = item.path.rsplit_once('.').map_or(item.path.as_str(), |(by, _)| by).to_owned();
+            self.asks(&item, &name, &by);
+            secrets.push(name);
+        }
+        Some(Build { context: context?, dockerfile: dockerfile?, args, target, secrets })
     }
 
     fn hosts(&mut self, node: &Node<'_>, servers: &Servers) -> Option<Vec<HostName>> {

@@ -49,6 +49,7 @@ pub(super) fn service(hosts: &[&str]) -> Service {
             dockerfile: "Dockerfile".to_owned(),
             args: BTreeMap::new(),
             target: None,
+            secrets: Vec::new(),
         }),
         hosts: hosts.iter().map(|name| host(name)).collect(),
         environment: Environment::default(),

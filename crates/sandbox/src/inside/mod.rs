@@ -8,6 +8,7 @@ mod accounts;
 mod devices;
 mod fixed;
 mod kernel_files;
+mod mounts;
 mod overlay;
 mod place;
 mod privileges;
@@ -79,18 +80,24 @@ fn build(run: &Run) -> Result<Place, Failure> {
     rustix::system::setdomainname(DOMAIN_NAME).during(Doing::HostName)?;
 
     let scratch = Path::new(&run.scratch);
-    place::prepare(scratch, run)?;
+    let mounts = mounts::prepare(run)?;
+    place::prepare(scratch, run, &mounts)?;
     let mut layers = vec![scratch.join("below").into_os_string()];
     layers.extend(run.layers.iter().cloned());
     let layers: Vec<&OsStr> = layers.iter().map(|layer| layer.as_os_str()).collect();
     let root = overlay::mount(&layers, scratch)?;
 
     let user = accounts::resolve(root.as_fd(), run.user.as_deref())?;
-    let workdir = place::workdir(root.as_fd(), Path::new(&run.workdir))?;
+    let mut workdir = place::workdir(root.as_fd(), Path::new(&run.workdir))?;
     devices::fill(root.as_fd())?;
     kernel_files::mount_proc(root.as_fd())?;
     kernel_files::mount_sys(root.as_fd(), scratch)?;
     place::bind_etc(root.as_fd(), scratch)?;
+    if !mounts.is_empty() {
+        mounts::attach_all(&mounts, root.as_fd())?;
+        // Something may lie over it by now.
+        workdir = place::workdir(root.as_fd(), Path::new(&run.workdir))?;
+    }
 
     rustix::process::fchdir(&root).during(Doing::Pivot)?;
     // Root and old root may be the same directory: the old one is then stacked on the new and comes off with the unmount

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use super::devices::{data_only, new};
+use super::mounts;
 use crate::sys;
 use crate::wire::{Doing, During as _, Failure, Run, absolute};
 
@@ -29,7 +30,7 @@ const ETC: [(&str, &str); 3] = [
 
 /// Fills the lowest layer, and a small file system of its own with what will be bound into the image: bound from the scratch
 /// directory, the step's list of mounts would show where that lies.
-pub(super) fn prepare(scratch: &Path, run: &Run) -> Result<(), Failure> {
+pub(super) fn prepare(scratch: &Path, run: &Run, mounts: &[mounts::Ready<'_>]) -> Result<(), Failure> {
     let below = scratch.join("below");
     for dir in ["proc", "sys", "dev", "etc"] {
         fs::create_dir(below.join(dir)).during(Doing::Etc)?;
@@ -52,6 +53,7 @@ pub(super) fn prepare(scratch: &Path, run: &Run) -> Result<(), Failure> {
             set_time(&path, time).during(Doing::Etc)?;
         }
     }
+    mounts::mount_points(mounts, &below, time).during(Doing::Mounts)?;
     set_time(&below.join("etc"), time).during(Doing::Etc)
 }
 

@@ -1,0 +1,195 @@
+//! `RUN --mount`: what a step finds besides the image, and what of it is in the step's key.
+//!
+//! Files of the context are mounted as COPY would copy them, and files of stages by the layers they are in, so a key can name them by
+//! content. A secret is in a key by its name alone, a cache by its name alone: with either a step must give the same whatever
+//! it finds there.
+
+use jiji_store::{CacheUse, Layer};
+use serde_json::{Value, json};
+
+use super::steps::{Opened, Stepped, digest_of};
+use super::{Evaluation, Result, State, error, keys, step_error};
+use crate::build::context;
+use crate::build::copy::{self, Choice, Ownership, Selected, Source};
+use crate::build::dockerfile::{self, Instruction, Mount, MountKind, Position, Run, Sharing, expand};
+use crate::build::error::StepError;
+use crate::build::execute::{RunStep, StepMount, StepSource};
+use crate::build::layer::TarPath;
+use crate::build::rootfs::{Content, Tree};
+use crate::build::write::write_layer;
+
+/// The most that a secret or a script may hold, in bytes.
+const FILE_LIMIT: usize = 1 << 20;
+
+/// The mounts of a RUN, as far as its key needs them.
+pub(super) struct Planned {
+    mounts: Vec<(String, bool, PlannedSource)>,
+    /// Variables that are secrets.
+    secrets: Vec<(String, jiji_model::secret::Secret)>,
+    /// What the key says of them.
+    pub(super) key: Vec<Value>,
+}
+
+enum PlannedSource {
+    /// Files of the context.
+    Context { selected: Vec<Selected>, path: String },
+    /// Anything else.
+    Ready(StepSource),
+}
+
+impl Evaluation<'_> {
+    /// Reads the mounts of a RUN, and builds the stages that they are from.
+    pub(super) fn mounts(
+        &mut self,
+        stage: usize,
+        instruction: &Instruction,
+        run: &Run,
+        state: &State,
+    ) -> Result<Planned> {
+        let file = self.file;
+        let mut planned = Planned { mounts: Vec::new(), secrets: Vec::new(), key: Vec::new() };
+        for word in &run.mounts {
+            let mount = dockerfile::mount(&word.text, &|text| expand(text, file.escape, &state.scope));
+            let mount = mount.map_err(|problem| error(file, word.at, problem))?;
+            self.plan_mount(stage, instruction, word.at, mount, state, &mut planned)?;
+        }
+        if let (Some((_, text)), dockerfile::Command::Shell(path)) = (&run.script, &run.command) {
+            planned.key.push(json!({"type": "script", "target": path, "content": text}));
+            let source = PlannedSource::Ready(StepSource::Script(text.clone()));
+            planned.mounts.push((path.clone(), true, source));
+        }
+        Ok(planned)
+    }
+
+    fn plan_mount(
+        &mut self,
+        stage: usize,
+        instruction: &Instruction,
+        at: Position,
+        mount: Mount,
+        state: &State,
+        planned: &mut Planned,
+    ) -> Result<()> {
+        let Mount { target, read_only, kind } = mount;
+        let file = self.file;
+        let failed = |cause: StepError| step_error(file, at, instruction.name, cause);
+        let target = if target.starts_with('/') { target } else { format!("{}/{target}", state.workdir()) };
+        let target = TarPath::normal(target).to_string();
+        let rest = json!({"target": target, "read-only": read_only});
+        let source = match kind {
+            MountKind::Bind { from: None, source } => {
+                let (selected, taken) = self.selected(&source).map_err(failed)?;
+                planned.key.push(json!({"type": "context", "source": source, "taken": taken, "mount": rest}));
+                PlannedSource::Context { selected, path: source }
+            }
+            MountKind::Bind { from: Some(name), source } => {
+                let from = self.from(stage, &name, state, failed)?;
+                let diff_ids: Vec<_> = from.layers.iter().map(|layer| layer.diff_id).collect();
+                planned.key.push(json!({"type": "layers", "layers": diff_ids, "source": source, "mount": rest}));
+                PlannedSource::Ready(StepSource::Layers {
+                    layers: self.at_least_one(from.layers).map_err(failed)?,
+                    path: source,
+                })
+            }
+            MountKind::Cache { id, sharing, mode, owner } => {
+                planned.key.push(json!({"type": "cache", "id": id, "mode": mode, "owner": owner, "mount": rest}));
+                let sharing = match sharing {
+                    Sharing::Shared => CacheUse::Shared,
+                    Sharing::Private => CacheUse::Private,
+                    Sharing::Locked => CacheUse::Locked,
+                };
+                PlannedSource::Ready(StepSource::Cache { id, sharing, mode, owner })
+            }
+            MountKind::Tmpfs { size } => {
+                planned.key.push(json!({"type": "tmpfs", "size": size, "mount": rest}));
+                PlannedSource::Ready(StepSource::Memory { size })
+            }
+            MountKind::Secret { id, env, file: as_file, required, mode, owner } => {
+                let value = self.request.secrets.get(&id).cloned();
+                planned.key.push(json!({
+                    "type": "secret", "id": id, "env": env, "file": as_file, "mode": mode, "owner": owner,
+                    "given": value.is_some(), "mount": rest,
+                }));
+                let Some(value) = value else {
+                    if required {
+                        return Err(failed(StepError::Secret { id }));
+                    }
+                    return Ok(());
+                };
+                if value.reveal().len() > FILE_LIMIT {
+                    return Err(failed(StepError::LargeSecret { id }));
+                }
+                planned.secrets.extend(env.map(|name| (name, value.clone())));
+                if !as_file {
+                    return Ok(());
+                }
+                PlannedSource::Ready(StepSource::Secret { value, mode, owner })
+            }
+        };
+        planned.mounts.push((target, read_only, source));
+        Ok(())
+    }
+
+    /// What a bind mount shows of the context: the digests of the files are learned.
+    fn selected(&mut self, source: &str) -> Stepped<(Vec<Selected>, Value)> {
+        let (tree, mut contents) = self.take_context()?;
+        let path = if source.is_empty() { "." } else { source };
+        let selected = copy::select(&[Source::Path(path.to_owned())], &Choice::default(), &tree, "the context")?;
+        super::steps::learn(&selected, &mut contents)?;
+        let taken = keys::selected(&selected, &|content| digest_of(content, &contents));
+        self.context = Some((tree, contents));
+        Ok((selected, taken))
+    }
+
+    /// Makes the mounts ready for a step that is about to run.
+    pub(super) fn mount(&mut self, planned: Planned, step: &mut RunStep, below: &Tree) -> Stepped<()> {
+        for (target, read_only, source) in planned.mounts {
+            let target = below.resolve(&TarPath::normal(&target)).map_err(copy::CopyError::from)?.to_string();
+            let source = match source {
+                PlannedSource::Ready(source) => source,
+                PlannedSource::Context { selected, path } => self.context_layer(&selected, &path)?,
+            };
+            step.mounts.push(StepMount { target, source, read_only });
+        }
+        step.secrets = planned.secrets;
+        Ok(())
+    }
+
+    /// Files of the context as a layer of their own, in which they lie as COPY would lay them.
+    fn context_layer(&mut self, selected: &[Selected], path: &str) -> Stepped<StepSource> {
+        let (tree, contents) = self.take_context()?;
+        let (store, epoch) = (self.builder.store, self.request.epoch);
+        let file = selected.iter().all(|one| !one.top.is_directory());
+        let entries = copy::place(selected, "/", &TarPath::root(), &Ownership::default(), &Tree::default())?;
+        let digest = |content: &Content| digest_of(content, &contents);
+        let by_entries = keys::entries(&entries, epoch, &digest);
+        let layer = match keys::recall(&by_entries, store)?.flatten() {
+            Some(layer) => layer,
+            None => {
+                let open = |content: &Content, _: u64| -> std::io::Result<Opened> {
+                    match content {
+                        Content::Path(path) => Ok(Box::new(context::open(path)?)),
+                        _ => Ok(Box::new(std::io::empty())),
+                    }
+                };
+                write_layer(&entries, epoch, self.request.threads, store, &digest, &open)?
+            }
+        };
+        keys::remember(&by_entries, Some(&layer), store)?;
+        self.context = Some((tree, contents));
+        let name = TarPath::normal(path).name().to_vec();
+        let path = if file { TarPath::root().join(&name).to_string() } else { "/".to_owned() };
+        Ok(StepSource::Layers { layers: vec![layer], path })
+    }
+
+    /// The layers, or one that holds nothing.
+    fn at_least_one(&self, layers: Vec<Layer>) -> Stepped<Vec<Layer>> {
+        if !layers.is_empty() {
+            return Ok(layers);
+        }
+        let (store, request) = (self.builder.store, self.request);
+        let nothing = |_: &Content, _: u64| -> std::io::Result<Opened> { Ok(Box::new(std::io::empty())) };
+        let layer = write_layer(&Default::default(), request.epoch, request.threads, store, &|_| None, &nothing)?;
+        Ok(vec![layer])
+    }
+}
