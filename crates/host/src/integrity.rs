@@ -271,6 +271,7 @@ mod tests {
             at_s: 1,
             plan: Digest::of("plan"),
             hosts: vec![host.clone()],
+            addresses: BTreeMap::new(),
             host,
             steps: Vec::new(),
             services: BTreeMap::new(),

@@ -163,12 +163,13 @@ fn records_and_files_are_told_apart_and_their_host_takes_part_in_the_mending() {
         who: "mallory@nowhere".into(),
         fencing: 1,
         boot_id: "gone".into(),
+        granted_ms: 0,
         expires_ms: 0,
         session: 1,
         session_start: 1,
     };
     let one = world.machine("one");
-    one.records.lease = Some(LeaseFacts { lease, live: false });
+    one.records.lease = Some(LeaseFacts { lease, live: false, age_ms: None });
     one.records.roster.as_mut().expect("stored").servers.clear();
     let damage = |file| Damage { file, reason: "changed".to_owned() };
     one.integrity.damaged = [RecordFile::Audit, RecordFile::Fencing].map(damage).to_vec();
@@ -218,6 +219,7 @@ fn a_release_of_which_only_another_host_knows_is_not_taken_for_an_older_one() {
         at_s: 0,
         plan: newest.plan,
         hosts: vec![host("one"), host("two")],
+        addresses: BTreeMap::new(),
         host: host("one"),
         steps: Vec::new(),
         services: newest.services.clone(),

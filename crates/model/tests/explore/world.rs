@@ -192,6 +192,7 @@ fn blank() -> Begin {
         at_s: 0,
         plan: Digest::of(""),
         hosts: Vec::new(),
+        addresses: BTreeMap::new(),
         host: host_name(0),
         steps: Vec::new(),
         services: BTreeMap::new(),
