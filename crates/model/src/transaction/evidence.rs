@@ -140,3 +140,99 @@ pub fn away<'a>(
     let counts = |host: &&HostName| !answers(host) && project.is_none_or(|project| project.contains(*host));
     begin.hosts.iter().filter(counts).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+    use crate::transaction::{Release, Settlement};
+
+    fn begin(id: &str, fencing: u64) -> Begin {
+        let host = HostName::new("one").expect("a name");
+        Begin {
+            version: Begin::VERSION,
+            transaction: id.to_owned(),
+            scope: "shop".to_owned(),
+            fencing,
+            who: String::new(),
+            command: String::new(),
+            at_s: 0,
+            plan: Digest::of(""),
+            hosts: vec![host.clone()],
+            host,
+            steps: Vec::new(),
+            services: std::collections::BTreeMap::new(),
+        }
+    }
+
+    fn release(id: &str, number: u64) -> Release {
+        Release {
+            version: Release::VERSION,
+            number,
+            transaction: id.to_owned(),
+            plan: Digest::of(""),
+            who: String::new(),
+            command: String::new(),
+            at_s: 0,
+            services: std::collections::BTreeMap::new(),
+        }
+    }
+
+    fn records(last: Option<(&str, u64)>, settled: Option<Decision>, releases: &[(&str, u64)]) -> HostRecords {
+        let transaction = last.map(|(id, fencing)| {
+            let settlement = settled.map(|decision| Settlement { decision, fencing });
+            Transaction { settlement, ..Transaction::new(begin(id, fencing)) }
+        });
+        let releases = releases.iter().map(|(id, number)| release(id, *number)).collect();
+        HostRecords { transaction, releases, ..HostRecords::default() }
+    }
+
+    #[test]
+    fn a_host_that_is_further_on_tells_what_became_of_an_older_transaction() {
+        for (records, due) in [
+            (records(None, None, &[]), Trace::Nothing),
+            (records(Some(("t3", 3)), None, &[("t2", 2)]), Trace::Undecided),
+            (records(Some(("t3", 3)), Some(Decision::Commit), &[("t2", 2)]), Trace::Committed),
+            (records(Some(("t3", 3)), Some(Decision::Revert), &[("t2", 2)]), Trace::Reverted),
+            // Its journal was written over: by one after a release of it, by one after none.
+            (records(Some(("t4", 4)), None, &[("t3", 3), ("t2", 2)]), Trace::Final),
+            (records(Some(("t4", 4)), None, &[("t2", 2)]), Trace::Reverted),
+            (records(Some(("t4", 4)), Some(Decision::Commit), &[("t4", 4), ("t2", 2)]), Trace::Reverted),
+            (records(Some(("t4", 4)), None, &[]), Trace::Reverted),
+            // Older releases are not kept any more, so it may have been one of them.
+            (records(Some(("t9", 9)), None, &[("t8", 8), ("t7", 7)]), Trace::Nothing),
+            // It never was here.
+            (records(Some(("t2", 2)), None, &[("t1", 1)]), Trace::Nothing),
+        ] {
+            assert_eq!(trace("t3", 3, &records), due, "{records:?}");
+        }
+    }
+
+    #[test]
+    fn a_transaction_ends_one_way_whichever_hosts_are_asked() {
+        use Trace::{Committed, Final, Nothing, Reverted, Undecided};
+        let all = Way::Commit { known: false };
+        for (traces, away, due) in [
+            (&[Undecided, Undecided][..], false, Way::Revert),
+            (&[Undecided], true, Way::Revert),
+            (&[Undecided, Nothing], false, Way::Revert),
+            // Every host can be told, so it is finished.
+            (&[Committed, Undecided], false, all),
+            (&[Committed, Committed], false, all),
+            (&[Committed, Nothing], false, all),
+            // Not all had recorded it, so nobody went on, and whoever is away may have taken it back.
+            (&[Committed, Undecided], true, Way::Revert),
+            // Whoever is away may have gone on, or taken it back.
+            (&[Committed], true, Way::Wait),
+            (&[Committed, Committed], true, Way::Wait),
+            // Somebody took it back, so nobody went on.
+            (&[Committed, Reverted], true, Way::Revert),
+            (&[Undecided, Reverted], false, Way::Revert),
+            // Somebody went on, so all had recorded it.
+            (&[Committed, Final], true, Way::Commit { known: true }),
+            (&[Final, Nothing], true, Way::Commit { known: true }),
+        ] {
+            assert_eq!(way(traces.iter().copied(), away), due, "{traces:?}, away: {away}");
+        }
+    }
+}

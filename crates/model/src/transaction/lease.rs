@@ -128,8 +128,10 @@ pub enum Gone {
 
 /// Whether `held` is still what stands recorded: the same run, the same number, the same session.
 pub fn is_held(held: &Lease, recorded: Option<&Lease>) -> bool {
-    let key = |lease: &Lease| (lease.holder.clone(), lease.fencing, lease.session, lease.session_start);
-    recorded.is_some_and(|recorded| key(recorded) == key(held))
+    recorded.is_some_and(|recorded| {
+        (&recorded.holder, recorded.fencing, recorded.session, recorded.session_start)
+            == (&held.holder, held.fencing, held.session, held.session_start)
+    })
 }
 
 /// Whether the session that holds `held` may change something at `now_ms`, by what stands recorded.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiji_model::transaction::lease::{self, Moment};
 use jiji_model::transaction::{
-    Accepted, Decision, Entry, Heard, LeaseDecision, LeaseRequest, Outcome, Transaction, accept,
+    Accepted, Decision, Entry, Heard, Lease, LeaseDecision, LeaseRequest, Outcome, Transaction, accept,
 };
 
 use super::rules::Rules;
@@ -55,13 +55,8 @@ impl State {
     /// Whether a session may change something, by its lease.
     fn guarded(&self, rules: &Rules, host: Id, operator: usize) -> bool {
         let here = &self.hosts[usize::from(host)];
-        let Some(held) = here.lease.as_ref() else { return false };
-        // What it holds is what was granted to it; somebody else's is not.
-        let mut own = (**held).clone();
-        own.holder = operator.to_string();
-        own.session = i32::try_from(operator).expect("few");
-        own.fencing = self.operators[operator].fencing;
-        rules.no_guard || lease::guard(&own, Some(held), self.now(host)).is_ok()
+        let Some(held) = &here.held[operator] else { return false };
+        rules.no_guard || lease::guard(held, here.lease.as_deref(), self.now(host)).is_ok()
     }
 
     /// How many ways there are to die while an ask is worked on.
@@ -259,7 +254,7 @@ impl State {
             Durable::Effect(effect) => {
                 here.take_effect(effect);
                 if let (Effect::Route(version), true) = (effect, rules.remove_at_cutover) {
-                    here.runs = 1 << version;
+                    here.runs &= 1 << version;
                 }
                 let removes = matches!(effect, Effect::Remove(_));
                 let open = here.journal().cloned();
@@ -311,7 +306,7 @@ impl State {
     }
 
     /// Grants a lease. The session that held it before is ended first, as far into what it was doing as `reach` says.
-    pub fn grant(&mut self, rules: &Rules, host: Id, granted: jiji_model::transaction::Lease, reach: Reach) {
+    pub fn grant(&mut self, rules: &Rules, host: Id, granted: Lease, reach: Reach) {
         let place = usize::from(host);
         if let Some(old) = self.hosts[place].lease.clone().filter(|old| old.session != granted.session)
             && self.hosts[place].lives(old.session)
@@ -326,7 +321,10 @@ impl State {
         }
         let here = &mut self.hosts[place];
         Arc::make_mut(&mut here.records).fencing = granted.fencing;
-        here.lease = Some(Arc::new(jiji_model::transaction::Lease { expires_ms: EXPIRES, ..granted }));
+        let holder = usize::try_from(granted.session).expect("an operator");
+        let granted = Arc::new(Lease { expires_ms: EXPIRES, ..granted });
+        here.held[holder] = Some(Arc::clone(&granted));
+        here.lease = Some(granted);
         here.expired = false;
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiji_model::plan::Phase;
 use jiji_model::transaction::{
     Begin, Course, Decision, Ending, Heard, HostRecords, LeaseDecision, Move, Settlement, Way, evidence,
 };
@@ -113,6 +114,13 @@ impl State {
             return self.end(operator, false);
         }
         if settling {
+            let now = if rules.stale_evidence {
+                let mut known = (*seen).clone();
+                known.extend(now.into_iter().filter(|(host, _)| hosts.contains(host)));
+                known
+            } else {
+                now
+            };
             let open = evidence::open(now.iter().map(|(host, records)| (*host, &**records)));
             if !open.iter().flat_map(|(_, hosts)| hosts).all(|host| hosts.contains(host)) {
                 self.give_back(operator);
@@ -135,7 +143,7 @@ impl State {
             let known = Arc::clone(&self.operators[operator].seen);
             let here: Vec<Id> = open.hosts.iter().map(host_id).collect();
             let traces = here.iter().filter_map(|host| known.get(host));
-            let traces = traces.map(|records| rules.trace(&open.transaction, open.fencing, records));
+            let traces = traces.map(|records| evidence::trace(&open.transaction, open.fencing, records));
             let away = evidence::away(&open, |host| known.contains_key(&host_id(host)), None);
             let (decision, sure) = match rules.way(traces, !away.is_empty()) {
                 Way::Commit { known } => (Decision::Commit, known),
@@ -176,6 +184,7 @@ impl State {
             let (ask, hosts) = match course.next() {
                 Move::Begin { hosts } => (Ask::Begin, hosts),
                 Move::Run { phase, hosts, .. } => {
+                    let phase = if rules.drain_first && phase == Phase::Cutover { Phase::Drain } else { phase };
                     // Hosts without a step of it are not asked, as in `apply`.
                     let hosts = hosts.into_iter().filter(|host| self.has_steps(*host, operator, phase)).collect();
                     (Ask::Run(phase), hosts)
@@ -201,7 +210,7 @@ impl State {
         }
     }
 
-    fn has_steps(&self, host: Id, operator: usize, phase: jiji_model::plan::Phase) -> bool {
+    fn has_steps(&self, host: Id, operator: usize, phase: Phase) -> bool {
         let settling = matches!(&self.operators[operator].at, At::Driving { settling: true, .. });
         if settling {
             let open = self.operators[operator].seen.get(&host).and_then(|records| records.transaction.as_ref());
@@ -312,6 +321,7 @@ impl State {
             host.up = true;
             host.sessions.fill(None);
             host.sessions.push(None);
+            host.held.push(None);
         }
         let settler = later.operators.len();
         let mut run = later.operators[0].clone();

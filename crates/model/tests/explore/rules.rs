@@ -1,6 +1,6 @@
 //! The rules as they are, and each of them weakened: an explorer that does not find what a weakened rule breaks proves nothing.
 
-use jiji_model::transaction::{Entry, HostRecords, Outcome, Settlement, StepState, Trace, Transaction, Way, evidence};
+use jiji_model::transaction::{Entry, Outcome, Settlement, StepState, Trace, Transaction, Way, evidence};
 
 /// What is weakened. Nothing by default.
 #[derive(Debug, Clone, Copy, Default)]
@@ -17,12 +17,14 @@ pub struct Rules {
     pub undo_all: bool,
     /// The operator goes on with those hosts that recorded the commit, and so does who settles.
     pub go_on_without_all: bool,
-    /// A host that is further on tells nothing of an older transaction.
-    pub no_history: bool,
     /// Who holds the lease is not asked, and nobody ends an older session.
     pub no_guard: bool,
+    /// Who settles goes by what it saw of the other hosts before it had a lease.
+    pub stale_evidence: bool,
     /// A host runs phases in any order, decided or not.
     pub no_order: bool,
+    /// The operator drains before it moves the route.
+    pub drain_first: bool,
 }
 
 impl Rules {
@@ -49,11 +51,6 @@ impl Rules {
         } else {
             open.quiet_ms()
         }
-    }
-
-    pub fn trace(&self, id: &str, fencing: u64, records: &HostRecords) -> Trace {
-        let here = records.transaction.as_ref().is_some_and(|last| last.begin.transaction == id);
-        if self.no_history && !here { Trace::Nothing } else { evidence::trace(id, fencing, records) }
     }
 
     pub fn way(&self, traces: impl IntoIterator<Item = Trace>, away: bool) -> Way {

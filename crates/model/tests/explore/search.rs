@@ -130,7 +130,8 @@ fn actions(state: &State, rules: &Rules) -> Vec<Action> {
                 all.extend(failures.into_iter().map(|failure| Action::Fails(host, number, failure)));
             }
         }
-        if fault && here.up && !working && here.sessions.iter().any(Option::is_some) {
+        let noticed = here.sessions.iter().any(Option::is_some) || here.journal().is_some_and(|last| last.is_open());
+        if fault && here.up && !working && noticed {
             all.push(Action::HostDies(host, None));
         }
     }
@@ -268,4 +269,27 @@ pub fn explore(start: State, rules: &Rules, most: usize) -> Explored {
         layer = next_layer;
     }
     explored
+}
+
+/// Follows one way, chosen by numbers, to where nothing more can happen or the numbers end.
+///
+/// # Errors
+/// What is wrong, with the way to it.
+pub fn walk(start: State, rules: &Rules, choices: &[u16]) -> Result<(), (&'static str, Vec<Action>)> {
+    let mut state = start;
+    let mut way = Vec::new();
+    for choice in choices {
+        let possible = actions(&state, rules);
+        if possible.is_empty() {
+            break;
+        }
+        let action = possible[usize::from(*choice) % possible.len()];
+        way.push(action);
+        state = state.after(action, rules);
+        let settled = if state.rests() { state.can_be_settled(rules) } else { Ok(()) };
+        if let Some(wrong) = state.broken().or(settled.err()) {
+            return Err((wrong, way));
+        }
+    }
+    Ok(())
 }

@@ -58,6 +58,8 @@ pub struct Host {
     pub runs: u8,
     /// Effects that were asked for by sessions that are gone, or given up on, and may still come.
     pub late: Vec<Effect>,
+    /// The leases that operators were granted here, whether they still have them or not.
+    pub held: Vec<Option<Arc<Lease>>>,
     /// By operator.
     pub sessions: Vec<Option<Session>>,
 }
@@ -210,6 +212,7 @@ impl State {
             routed: 0,
             runs: 1,
             late: Vec::new(),
+            held: vec![None; scripts.len()],
             sessions: vec![None; scripts.len()],
         };
         let operator = |script: &Script| Operator {
@@ -245,6 +248,9 @@ impl State {
         (self.faults, &self.histories, self.wrong).hash(hasher);
         for host in &self.hosts {
             (host.up, host.expired, host.routed, host.runs, &host.late, &host.sessions).hash(hasher);
+            for held in &host.held {
+                held.as_ref().map(|lease| lease.fencing).hash(hasher);
+            }
             host.lease.as_ref().map(|lease| (lease.session, lease.fencing)).hash(hasher);
             write_records(&host.records, hasher);
         }

@@ -481,6 +481,40 @@ fn a_lease_lasts_while_the_operator_is_heard_also_in_the_middle_of_a_step() {
 }
 
 #[test]
+fn a_candidate_stays_while_what_routes_to_it_could_not_be_taken_back() {
+    let machine = Machine::new();
+    let image = image(&machine);
+    let mut route = exec("route it", &["true"]);
+    route.undo = Some(exec("route back", &["false"]).action);
+    let (mut operator, begin) = leased(&machine, vec![run_it(image.id()), route]);
+    for phase in [Phase::Prepare, Phase::Cutover] {
+        assert!(ran(operator.ask(Request::Run { phase })).failure.is_none());
+    }
+    assert_eq!(operator.ask(settle(Decision::Revert, 1)), Reply::Done);
+    let report = ran(operator.ask(Request::Undo));
+    assert!(report.failure.expect("it cannot be routed back").cause.contains("exit code 1"));
+    assert_eq!(report.steps.len(), 1);
+    assert!(machine.engine("container").join("shop-web-1").exists());
+    assert_eq!(refused(operator.ask(conclude(&begin, Decision::Revert))), RefusalKind::OutOfOrder);
+}
+
+#[test]
+fn what_ran_out_of_time_is_taken_back_only_after_it_can_take_effect_no_more() {
+    let machine = Machine::new();
+    let image = image(&machine);
+    let mut route = exec("route it", &["false"]);
+    route.undo = Some(exec("route back", &["true"]).action);
+    route.quiet_ms = 400;
+    let (mut operator, _) = leased(&machine, vec![run_it(image.id()), route]);
+    assert!(ran(operator.ask(Request::Run { phase: Phase::Prepare })).failure.is_none());
+    assert!(ran(operator.ask(Request::Run { phase: Phase::Cutover })).failure.is_some());
+    assert_eq!(operator.ask(settle(Decision::Revert, 1)), Reply::Done);
+    let begun = Instant::now();
+    assert!(ran(operator.ask(Request::Undo)).failure.is_none());
+    assert!(begun.elapsed() >= Duration::from_millis(400));
+}
+
+#[test]
 fn a_newer_settlement_holds_and_records_of_a_newer_jiji_are_left_alone() {
     let machine = Machine::new();
     let (operator, _) = leased(&machine, vec![note(Phase::Boot, "x")]);
