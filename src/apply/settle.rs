@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiji_model::event::Sink;
 use jiji_model::name::HostName;
 use jiji_model::project::Rollout;
+use jiji_model::transaction::evidence::Next;
 use jiji_model::transaction::{Begin, Course, Decision, Ending, Transaction, Way, evidence};
 
 use super::cancel::Cancel;
@@ -100,11 +101,11 @@ pub async fn settle_open<L: HostLink>(
     let mut all_settled = Vec::new();
     for _ in 0..ROUNDS {
         let reached = known.iter().filter(|(host, _)| all.contains_key(*host));
-        let open = evidence::open(reached).into_iter().flat_map(|(_, hosts)| hosts);
-        let with_open: BTreeMap<HostName, &L> = open.map(|host| (host.clone(), all[host])).collect();
-        if with_open.is_empty() {
-            return Ok(all_settled);
-        }
+        let hosts = match evidence::next(reached, |_| false) {
+            Next::Lease(hosts) => hosts,
+            Next::Nothing | Next::Settle(_) => return Ok(all_settled),
+        };
+        let with_open: BTreeMap<HostName, &L> = hosts.into_iter().map(|host| (host.clone(), all[host])).collect();
         let fencing = lease::next_fencing(&known);
         lease::take(&with_open, scope, fencing, options, cancel, &watch).await?;
         let settled = settle_leased(scope, &all, &with_open, fencing, options, cancel, &watch).await;
@@ -139,14 +140,14 @@ async fn settle_leased<L: HostLink>(
     if let Some(error) = errors.into_values().next() {
         return Err(error.into());
     }
-    if !evidence::open(&known).into_iter().flat_map(|(_, hosts)| hosts).all(|host| links.contains_key(host)) {
-        // It began on more hosts meanwhile: those leases are needed too.
-        return Ok(Vec::new());
-    }
-    let leased = known.iter().filter(|(host, _)| links.contains_key(*host));
+    let open = match evidence::next(&known, |host| links.contains_key(host)) {
+        Next::Settle(open) => open,
+        // It began on more hosts meanwhile, whose leases are needed too; or it has ended.
+        Next::Lease(_) | Next::Nothing => return Ok(Vec::new()),
+    };
     let mut all_settled = Vec::new();
     let mut waits = None;
-    for (transaction, hosts) in evidence::open(leased) {
+    for (transaction, hosts) in open {
         let links = hosts.into_iter().map(|host| (host.clone(), links[host])).collect();
         match settle_one(&transaction.begin, &known, links, fencing, options, cancel, watch).await {
             Ok(settled) => all_settled.push(settled),

@@ -130,6 +130,33 @@ pub fn open<'a, H: Copy>(known: impl IntoIterator<Item = (H, &'a HostRecords)>) 
     found
 }
 
+/// What who settles does next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Next<'a, H> {
+    /// Nothing is open anywhere.
+    Nothing,
+    /// These leases are needed, and no others: what is open there moves without them. Then look again at every host.
+    Lease(Vec<H>),
+    /// These can be settled, in this order, each on the hosts with which it stands.
+    Settle(Vec<(&'a Transaction, Vec<H>)>),
+}
+
+/// What who settles does next after a look at every host that answers, which was made with the leases of `leased`. What is not under a
+/// lease may be older than what is, unless nothing is open there: then it stays as it is.
+pub fn next<'a, H: Copy + Ord>(
+    known: impl IntoIterator<Item = (H, &'a HostRecords)>,
+    leased: impl Fn(H) -> bool,
+) -> Next<'a, H> {
+    let open = open(known);
+    let mut hosts: Vec<H> = open.iter().flat_map(|(_, hosts)| hosts.iter().copied()).collect();
+    hosts.sort();
+    match hosts.iter().all(|host| leased(*host)) {
+        _ if hosts.is_empty() => Next::Nothing,
+        true => Next::Settle(open),
+        false => Next::Lease(hosts),
+    }
+}
+
 /// The hosts of a transaction that do not answer and count: all of them, or where `project` is known those that are still of it. A person
 /// who takes a dead host out of the project says that nobody waits for it.
 pub fn away<'a>(

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiji_model::plan::Phase;
+use jiji_model::transaction::evidence::Next;
 use jiji_model::transaction::{
     Begin, Course, Decision, Ending, Heard, HostRecords, LeaseDecision, Move, Settlement, Way, evidence,
 };
@@ -49,10 +50,11 @@ impl State {
         if script == Script::Ship && seen.len() < self.hosts.len() {
             return self.end(operator, false);
         }
-        let open = evidence::open(seen.iter().map(|(host, records)| (*host, &**records)));
-        let mut hosts: Vec<Id> = open.into_iter().flat_map(|(_, hosts)| hosts).collect();
-        hosts.sort_unstable();
-        let settling = !hosts.is_empty();
+        let next = evidence::next(seen.iter().map(|(host, records)| (*host, &**records)), |_| false);
+        let (settling, mut hosts) = match next {
+            Next::Lease(hosts) => (true, hosts),
+            Next::Nothing | Next::Settle(_) => (false, Vec::new()),
+        };
         if settling {
             self.operators[operator].rounds += 1;
             if self.operators[operator].rounds > ROUNDS {
@@ -121,11 +123,12 @@ impl State {
             } else {
                 now
             };
-            let open = evidence::open(now.iter().map(|(host, records)| (*host, &**records)));
-            if !open.iter().flat_map(|(_, hosts)| hosts).all(|host| hosts.contains(host)) {
+            let known = now.iter().map(|(host, records)| (*host, &**records));
+            let leased = |host: Id| hosts.contains(&host) || rules.stale_evidence;
+            let Next::Settle(open) = evidence::next(known, leased) else {
                 self.give_back(operator);
                 return self.plan(operator);
-            }
+            };
             let rest = open.into_iter().map(|(open, hosts)| (Arc::new(open.begin.clone()), hosts)).collect();
             self.operators[operator].seen = Arc::new(now);
             self.settle_next(rules, operator, rest);
