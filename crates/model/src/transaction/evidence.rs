@@ -193,16 +193,7 @@ mod tests {
     }
 
     fn release(id: &str, number: u64) -> Release {
-        Release {
-            version: Release::VERSION,
-            number,
-            transaction: id.to_owned(),
-            plan: Digest::of(""),
-            who: String::new(),
-            command: String::new(),
-            at_s: 0,
-            services: std::collections::BTreeMap::new(),
-        }
+        Release::of(&begin(id, number))
     }
 
     fn records(last: Option<(&str, u64)>, settled: Option<Decision>, releases: &[(&str, u64)]) -> HostRecords {
