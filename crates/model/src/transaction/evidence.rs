@@ -186,6 +186,7 @@ mod tests {
             at_s: 0,
             plan: Digest::of(""),
             hosts: vec![host.clone()],
+            addresses: std::collections::BTreeMap::new(),
             host,
             steps: Vec::new(),
             services: std::collections::BTreeMap::new(),

@@ -72,6 +72,11 @@ fn a_ship_alone_with_two_faults() {
 }
 
 #[test]
+fn a_ship_that_is_watched_with_one_fault() {
+    holds(2, &[Script::Watched], 1);
+}
+
+#[test]
 fn a_ship_on_three_hosts_with_one_fault() {
     holds(3, &[Script::Ship], 1);
 }

@@ -47,7 +47,7 @@ impl State {
     fn plan(&mut self, operator: usize) {
         let seen = self.records(operator, None);
         let script = self.operators[operator].script;
-        if script == Script::Ship && seen.len() < self.hosts.len() {
+        if script != Script::Abort && seen.len() < self.hosts.len() {
             return self.end(operator, false);
         }
         let next = evidence::next(seen.iter().map(|(host, records)| (*host, &**records)), |_| false);
@@ -69,7 +69,7 @@ impl State {
             let version = Id::try_from(operator + 1).expect("few");
             let of = |host: &Id| {
                 let here = &self.hosts[usize::from(*host)];
-                steps(*host, here.routed, here.runs, version)
+                steps(*host, here.routed, here.runs, version, script == Script::Watched)
             };
             let planned: BTreeMap<_, _> =
                 seen.keys().map(|host| (*host, of(host))).filter(|(_, s)| !s.is_empty()).collect();
@@ -136,7 +136,10 @@ impl State {
             self.end(operator, false);
         } else {
             let batches = hosts.iter().map(|host| vec![*host]).collect();
-            self.drive(rules, operator, Course::begin(batches), Vec::new(), false);
+            let course = Course::begin(batches);
+            let watched = self.operators[operator].script == Script::Watched;
+            let course = if watched { course.watched() } else { course };
+            self.drive(rules, operator, course, Vec::new(), false);
         }
     }
 

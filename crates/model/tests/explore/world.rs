@@ -35,6 +35,8 @@ pub enum Effect {
     Run(Id),
     Remove(Id),
     Route(Id),
+    /// Watching changes nothing.
+    Watch,
 }
 
 /// A session of `jiji-host`, started by an operator.
@@ -69,6 +71,8 @@ pub struct Host {
 pub enum Script {
     /// `jiji ship`: every host must answer; what is open is settled first.
     Ship,
+    /// The same, and the new version is watched for a while before it is decided.
+    Watched,
     /// `jiji abort`: what is open is settled on the hosts that answer.
     Abort,
 }
@@ -150,12 +154,13 @@ pub fn effect(action: &Action) -> Effect {
     match &text[..1] {
         "+" => Effect::Run(version),
         "-" => Effect::Remove(version),
+        "=" => Effect::Watch,
         _ => Effect::Route(version),
     }
 }
 
 /// The steps that bring a host from what it runs to `version`; none where it is there.
-pub fn steps(host: Id, routed: Id, runs: u8, version: Id) -> Vec<Step> {
+pub fn steps(host: Id, routed: Id, runs: u8, version: Id, watched: bool) -> Vec<Step> {
     let name = host_name(host);
     let step = |phase, action: Action| Step::new(&name, phase, "", action);
     let mut steps = Vec::new();
@@ -166,6 +171,9 @@ pub fn steps(host: Id, routed: Id, runs: u8, version: Id) -> Vec<Step> {
         route.undo = Some(note(">", routed));
         route.quiet_ms = QUIET_MS;
         steps.extend([run, route]);
+        if watched {
+            steps.push(step(Phase::Hold, note("=", version)));
+        }
     }
     let old = (0..8).filter(|old| runs & (1 << old) != 0 && *old != version);
     steps.extend(old.map(|old| step(Phase::Drain, note("-", old))));
@@ -326,6 +334,7 @@ impl Host {
             Effect::Run(version) => self.runs |= 1 << version,
             Effect::Remove(version) => self.runs &= !(1 << version),
             Effect::Route(version) => self.routed = version,
+            Effect::Watch => {}
         }
     }
 }
