@@ -161,6 +161,18 @@ pub enum StepError {
         /// Its name.
         id: String,
     },
+    /// A URL has another file than it should.
+    #[error("fetch `{url}`: it has `{actual}`, {by} says `{expected}`")]
+    OtherFile {
+        /// The URL.
+        url: String,
+        /// What says so: `--checksum` or `jiji.lock`.
+        by: &'static str,
+        /// The digest that it should have.
+        expected: Digest,
+        /// The digest that it has.
+        actual: Digest,
+    },
     /// FROM of a variable that is empty.
     #[error("begin a stage from nothing: the image's name is empty after variables are replaced")]
     EmptyBase,
@@ -238,6 +250,10 @@ impl StepError {
                 "the step does not give the same each time: look for times, random names and orders in what it writes",
             ),
             Self::Owner { .. } => Some("use a number, which means the same in every image"),
+            Self::OtherFile { by: "jiji.lock", .. } => Some(
+                "the file behind the URL changed: name one that does not, or remove its entry from jiji.lock if the change is meant",
+            ),
+            Self::OtherFile { .. } => Some("the file behind the URL is another one; do not use it unless you know why"),
             Self::Secret { .. } => Some("name it in `build.secrets` in deploy.yml, and set it where jiji runs"),
             Self::Failed { output, .. } if output.iter().any(|line| is_about_network(line)) => Some(
                 "RUN has no network, so that the same input gives the same image; copy what it needs into the context",

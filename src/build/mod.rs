@@ -5,7 +5,7 @@
 //! manifest by [`image`]. What was resolved or run is noted in the lock's section that the caller hands in.
 //!
 //! This room knows nothing of hosts and nothing of services but their names: an image's digest is all that leaves it. It never asks the
-//! network but for a base image that the store lacks, through [`Sources`]. It reads no clock, no environment and no home directory; it
+//! network but for a base image or a fetched file that the store lacks, through [`Sources`]. It reads no clock, no environment and no home directory; it
 //! blocks its thread.
 //!
 //! | inner room | what it does |
@@ -206,10 +206,11 @@ pub struct Changes {
     image: Option<Digest>,
     runs: BTreeMap<Digest, Digest>,
     bases: BTreeMap<BaseKey, Digest>,
+    urls: BTreeMap<String, Digest>,
 }
 
 impl Changes {
-    /// What `after` says of `target`, and all base images that it knows.
+    /// What `after` says of `target`, and all base images and URLs that it knows.
     pub fn of(target: &Target, after: &BuildSection) -> Self {
         let runs = after.runs.iter().filter(|(key, _)| key.target == *target);
         Self {
@@ -217,6 +218,7 @@ impl Changes {
             image: after.images.get(target).copied(),
             runs: runs.map(|(key, diff_id)| (key.step, *diff_id)).collect(),
             bases: after.bases.clone(),
+            urls: after.urls.clone(),
         }
     }
 
@@ -225,6 +227,9 @@ impl Changes {
         for (key, digest) in &self.bases {
             // Who resolved a tag first is right: two builds at once must not disagree.
             section.bases.entry(key.clone()).or_insert(*digest);
+        }
+        for (url, digest) in &self.urls {
+            section.urls.entry(url.clone()).or_insert(*digest);
         }
         if let Some(image) = self.image {
             section.record(&self.target, image, &self.runs);

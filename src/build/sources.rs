@@ -1,4 +1,4 @@
-//! Where base images come from.
+//! Where base images and fetched files come from.
 
 use jiji_model::digest::Digest;
 use jiji_model::image::{Image, Platform};
@@ -7,7 +7,7 @@ use jiji_store::Store;
 
 use crate::registry::{Client, Depth, RegistryError};
 
-/// Gives base images.
+/// Gives what a build begins from: base images, and files that ADD names by a URL.
 pub trait Sources {
     /// What a tag means for a platform: the digest of one image's manifest. Asked once, and then written to `jiji.lock`.
     ///
@@ -27,6 +27,12 @@ pub trait Sources {
         store: &Store,
         depth: Depth,
     ) -> Result<Image, RegistryError>;
+
+    /// Takes what a URL has into the store: its digest and length in bytes.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    fn fetch(&self, url: &str, store: &Store) -> Result<(Digest, u64), RegistryError>;
 }
 
 /// Registries, through a client.
@@ -58,5 +64,9 @@ impl Sources for Registries<'_> {
         depth: Depth,
     ) -> Result<Image, RegistryError> {
         self.runtime.block_on(self.client.pull(reference, digest, platform, store, depth))
+    }
+
+    fn fetch(&self, url: &str, store: &Store) -> Result<(Digest, u64), RegistryError> {
+        self.runtime.block_on(self.client.download(url, store))
     }
 }

@@ -9,8 +9,11 @@ use jiji_store::{Layer, Store};
 use super::layer::{LayerError, LayerWriter, Node, TarPath};
 use super::rootfs::{Content, Found};
 
+/// Opens a content, given its length in bytes.
+pub(super) type Open<'a> = dyn Fn(&Content, u64) -> io::Result<Box<dyn Read>> + 'a;
+
 /// Writes a layer of these entries, with all modification times at `epoch`. `digest` says what a content must hash to, where that is
-/// known; `open` opens it, given its size too.
+/// known; `open` opens it.
 ///
 /// # Errors
 /// When a content cannot be read, or is another than expected, or the store cannot be written.
@@ -20,7 +23,7 @@ pub(super) fn write_layer(
     threads: usize,
     store: &Store,
     digest: &dyn Fn(&Content) -> Option<Digest>,
-    open: &dyn Fn(&Content, u64) -> io::Result<Box<dyn Read>>,
+    open: &Open<'_>,
 ) -> Result<Layer, LayerError> {
     let mut layer = LayerWriter::new(store, epoch, threads)?;
     for (path, found) in entries {

@@ -35,6 +35,8 @@ struct Document {
     images: Vec<Image>,
     #[serde(default, rename = "run", skip_serializing_if = "Vec::is_empty")]
     runs: Vec<Run>,
+    #[serde(default, rename = "url", skip_serializing_if = "Vec::is_empty")]
+    urls: Vec<Url>,
     #[serde(default, rename = "plugin", skip_serializing_if = "Vec::is_empty")]
     plugins: Vec<Plugin>,
 }
@@ -69,6 +71,13 @@ struct Run {
     platform: Platform,
     key: Digest,
     diff_id: Digest,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Url {
+    url: String,
+    digest: Digest,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -129,6 +138,9 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Lock, LockfileError> {
     for Run { service, environment, platform, key, diff_id } in document.runs {
         let key = RunKey { target: Target { service, environment, platform }, step: key };
         insert_once(&mut build.runs, key, diff_id, "run", path)?;
+    }
+    for Url { url, digest } in document.urls {
+        insert_once(&mut build.urls, url, digest, "url", path)?;
     }
     let mut plugins = BTreeMap::new();
     for Plugin { name, source, version, digest, world, grants, images } in document.plugins {
@@ -206,6 +218,7 @@ pub(super) fn render(lock: &Lock, path: &Path) -> Result<String, LockfileError> 
                 diff_id: *diff_id,
             })
             .collect(),
+        urls: lock.build.urls.iter().map(|(url, digest)| Url { url: url.clone(), digest: *digest }).collect(),
         plugins,
     };
     let body = toml::to_string(&document).expect("tables come after values in every type of the document");

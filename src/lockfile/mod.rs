@@ -44,6 +44,8 @@ pub struct Lock {
 pub struct BuildSection {
     /// References resolved to the digest of one platform's manifest.
     pub bases: BTreeMap<BaseKey, Digest>,
+    /// URLs that ADD names, and what they had: the SHA-256 of the file.
+    pub urls: BTreeMap<String, Digest>,
     /// The manifest digest that each target had when it was built last.
     pub images: BTreeMap<Target, Digest>,
     /// What each RUN step gave: the diff ID of its layer, by the step's key.

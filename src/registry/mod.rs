@@ -14,6 +14,7 @@
 mod artifact;
 mod blob;
 mod client;
+mod download;
 mod error;
 mod manifest;
 mod pull;

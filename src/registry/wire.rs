@@ -108,6 +108,18 @@ impl Wire {
         }
     }
 
+    /// The client for what is no registry's.
+    pub(super) fn http(&self) -> Result<reqwest::Client, RegistryError> {
+        let protocol = match self.tls.get() {
+            Some(protocol) => protocol.clone(),
+            None => {
+                let made = Protocol::new(false)?;
+                self.tls.get_or_init(|| made).clone()
+            }
+        };
+        Ok(protocol.http)
+    }
+
     /// Makes sure that the clients can sign their requests, and gives the header for requests that are made here.
     pub(super) async fn authorize(
         &self,

@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use mode::ModeChange;
 
+use jiji_model::digest::Digest;
+
 use super::context::{Glob, Ignore};
 use super::layer::{Entry, Node, TarPath};
 use super::rootfs::{Content, Found, TooManyLinks, Tree};
@@ -141,6 +143,8 @@ pub enum Source {
     Path(String),
     /// A file of this name with these bytes.
     Inline(String, Vec<u8>),
+    /// A file that was fetched: the URL, and the blob's digest and length.
+    Fetched(String, Digest, u64),
 }
 
 /// A source with what it takes.
@@ -230,6 +234,15 @@ pub fn select(sources: &[Source], choice: &Choice, from: &Tree, place: &str) -> 
                 found = true;
                 continue;
             }
+            Source::Fetched(url, digest, size) => {
+                // Nobody but root may read it, as in BuildKit: it says nothing of who may.
+                let top = Found { entry: Entry::file(0o600, *size), content: Content::Blob(*digest) };
+                let name = url_name(url);
+                let path = TarPath::normal(&name);
+                selected.push(Selected { name: name.into_bytes(), path, top, below: Vec::new(), unpacked: false });
+                found = true;
+                continue;
+            }
             Source::Path(text) => text,
         };
         if leaves(text) {
@@ -257,6 +270,31 @@ pub fn select(sources: &[Source], choice: &Choice, from: &Tree, place: &str) -> 
         return Err(CopyError::NothingMatches { pattern: patterns.join("`, `"), place: place.to_owned() });
     }
     Ok(selected)
+}
+
+/// The file name in a URL, without what is after its path; empty where the path ends with a slash.
+pub fn url_name(url: &str) -> String {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let path = rest.split(['?', '#']).next().unwrap_or_default();
+    let name = path.split_once('/').and_then(|(_, path)| path.rsplit('/').next()).unwrap_or_default();
+    // Only what cannot be part of a name is in the way of reading `%20` and its like.
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let hex = tail.get(..2).and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+        match (first, hex) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            (byte, _) => {
+                bytes.push(*byte);
+                rest = tail;
+            }
+        }
+    }
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    if matches!(text.as_str(), "." | "..") || text.contains(['/', '\0']) { String::new() } else { text }
 }
 
 /// The paths that a text of `whole` names in a tree: itself, or all that match it.

@@ -205,9 +205,9 @@ pub enum Problem {
         /// What the Dockerfile says about it.
         message: String,
     },
-    /// ADD of a URL or a repository.
-    #[error("ADD of `{source_name}` needs the network")]
-    AddRemote {
+    /// ADD of a git repository.
+    #[error("ADD of the repository `{source_name}` is not supported")]
+    AddRepository {
         /// What was to be added.
         source_name: String,
     },
@@ -234,8 +234,8 @@ impl Problem {
             Self::UnsupportedFlag { flag, .. } if flag.starts_with("--network") => {
                 "RUN has no network, so that the same input gives the same image; copy what it needs into the context"
             }
-            Self::AddRemote { .. } => {
-                "fetch it beforehand, keep it in the context and COPY it, so that the build needs no network"
+            Self::AddRepository { .. } => {
+                "ADD an archive of one commit by its URL, or make the repository a submodule of the context and COPY it"
             }
             Self::OpenHeredoc { .. } => "the delimiter must stand alone on its line, without blanks around it",
             Self::NotAPair { .. } => "put the value in quotation marks where it has blanks",

@@ -137,6 +137,8 @@ pub struct Copy {
     pub exclude: Vec<Word>,
     /// `--unpack` of ADD: whether archives are unpacked. Those of the context are where nothing is said.
     pub unpack: Option<bool>,
+    /// `--checksum` of ADD, to be read after variables are replaced.
+    pub checksum: Option<Word>,
     /// What is copied, at least one.
     pub sources: Vec<Source>,
     /// Where to.
@@ -539,9 +541,9 @@ impl<'a> Reader<'a> {
         self.switch("link")?;
         let parents = !add && self.switch("parents")?.unwrap_or(false);
         let exclude = self.repeated("exclude")?;
-        let known: &[&str] = if add { &["chown", "chmod"] } else { &["from", "chown", "chmod"] };
+        let known: &[&str] = if add { &["chown", "chmod", "checksum"] } else { &["from", "chown", "chmod"] };
         let unpack = if add { self.switch("unpack")? } else { None };
-        let unsupported: &[&str] = if add { &["checksum", "keep-git-dir"] } else { &[] };
+        let unsupported: &[&str] = if add { &["keep-git-dir"] } else { &[] };
         let mut flags = self.flags(known, unsupported)?;
         let mut list = self.json_or_list("a source and a destination")?;
         let destination = list.pop().ok_or_else(|| self.missing("a source and a destination"))?;
@@ -566,8 +568,8 @@ impl<'a> Reader<'a> {
                 }));
                 continue;
             }
-            if add && (word.text.contains("://") || word.text.starts_with("git@")) {
-                return Err((word.at, Problem::AddRemote { source_name: word.text }));
+            if add && is_repository(&word.text) {
+                return Err((word.at, Problem::AddRepository { source_name: word.text }));
             }
             sources.push(Source::Path(word));
         }
@@ -579,6 +581,7 @@ impl<'a> Reader<'a> {
             parents,
             exclude,
             unpack,
+            checksum: flags.remove("checksum"),
             sources,
             destination,
         })
@@ -640,6 +643,17 @@ impl<'a> Reader<'a> {
             start_interval: duration("start-interval")?,
             retries: flags.get("retries").map(retries).transpose()?,
         }))
+    }
+}
+
+/// Whether ADD would take a source for a git repository (BuildKit, `ParseGitRef`).
+pub fn is_repository(text: &str) -> bool {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+    match scheme {
+        "" => rest.starts_with("git@") || rest.starts_with("github.com/"),
+        "http" | "https" => rest.split(['#', '?']).next().is_some_and(|path| path.ends_with(".git")),
+        "git" | "ssh" => true,
+        _ => false,
     }
 }
 

@@ -17,7 +17,7 @@ mod words;
 pub use error::{DockerfileError, Place, Problem};
 pub use instruction::{
     Command, Copy, Deadline, Declaration, From, Healthcheck, Inline, Instruction, Kind, Pair, Run, Source, Word,
-    platform,
+    is_repository, platform,
 };
 pub use mount::{Mount, MountKind, Sharing, mount};
 pub use words::{Environment, expand, expand_text, expand_words};

@@ -154,10 +154,10 @@ fn what_is_not_built_is_refused_with_its_place_and_its_line() {
             Problem::UnknownFlag { instruction: "COPY", flag: "wrong".to_owned() },
         ),
         (
-            "FROM scratch\nADD https://example.com/a /a\n",
+            "FROM scratch\nADD https://example.com/a.git#v1 /a\n",
             2,
             5,
-            Problem::AddRemote { source_name: "https://example.com/a".to_owned() },
+            Problem::AddRepository { source_name: "https://example.com/a.git#v1".to_owned() },
         ),
         ("COPY a b\n", 1, 1, Problem::BeforeFrom { instruction: "COPY" }),
         ("# nothing\n", 1, 1, Problem::NoStage),

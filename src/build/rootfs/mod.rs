@@ -39,6 +39,8 @@ pub enum Content {
     Bytes(Vec<u8>),
     /// A path in the unpacked layer of this `diff_id`.
     Layer(Digest, TarPath),
+    /// A blob of the store.
+    Blob(Digest),
     /// A file that lies in the archive of this digest, from this byte of its tar on.
     Part {
         /// The archive's own digest.

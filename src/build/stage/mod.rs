@@ -8,6 +8,7 @@ mod keys;
 mod mounts;
 mod scope;
 mod steps;
+mod urls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;

@@ -10,7 +10,7 @@ use jiji_store::{Layer, Store};
 use serde_json::{Value, json};
 
 use super::mounts::Planned;
-use super::{Evaluation, Result, State, keys, step_error};
+use super::{Evaluation, Result, State, keys, step_error, urls};
 use crate::build::BuildRequest;
 use crate::build::archive::{Archive, ArchiveError};
 use crate::build::contents::Contents;
@@ -173,9 +173,16 @@ impl Evaluation<'_> {
             _ => None,
         };
         let mut sources = Vec::with_capacity(copy.sources.len());
+        let mut remote = Vec::new();
         for source in &copy.sources {
             sources.push(match source {
-                dockerfile::Source::Path(word) => Source::Path(self.expand(word, scope)?),
+                dockerfile::Source::Path(word) => {
+                    let text = self.expand(word, scope)?;
+                    if copy.add && (urls::is_url(&text) || dockerfile::is_repository(&text)) {
+                        remote.push((sources.len(), word.at, text.clone()));
+                    }
+                    Source::Path(text)
+                }
                 dockerfile::Source::Inline(inline) => {
                     let Word { text, at } = &inline.content;
                     let replaced = if inline.expand { dockerfile::expand_text(text, scope) } else { Ok(text.clone()) };
@@ -193,6 +200,20 @@ impl Evaluation<'_> {
             excluded.push(text);
         }
         let destination = self.expand(&copy.destination, scope)?;
+        let checksum = match (&copy.checksum, optional(&copy.checksum)?) {
+            (Some(word), Some(text)) => {
+                let alone = remote.len() == 1 && sources.len() == 1;
+                let digest = urls::checksum(if alone { &text } else { "" });
+                Some(digest.map_err(|problem| super::error(file, word.at, problem))?)
+            }
+            _ => None,
+        };
+        for (number, at, url) in remote {
+            urls::check(&url, &destination).map_err(|problem| super::error(file, at, problem))?;
+            let fetched = self.fetched(&url, checksum);
+            let (digest, size) = fetched.map_err(|cause| step_error(file, at, instruction.name, cause))?;
+            sources[number] = Source::Fetched(url, digest, size);
+        }
         // The word that an error is about, or else the first that is copied.
         let words: Vec<(Position, String)> = copy.sources.iter().zip(&sources).filter_map(place_of).collect();
         let place = |cause: &StepError| {
@@ -227,6 +248,11 @@ impl Evaluation<'_> {
         let unpack = copy.add && copy.unpack.unwrap_or(true);
         if unpack {
             to["unpack"] = json!(true);
+        }
+        // What is fetched is unpacked only where it is asked for.
+        let unpack = Unpack { context: unpack, fetched: copy.unpack.unwrap_or(false) };
+        if unpack.fetched {
+            to["unpack-fetched"] = json!(true);
         }
         let put = Put { instruction, state, destination, chown, mode, choice, to };
         let failed = |cause: StepError| step_error(file, place(&cause), instruction.name, cause);
@@ -263,7 +289,7 @@ impl Evaluation<'_> {
         Ok((tree, Contents::new(context, &target.to_string(), *threads, self.builder.store)?))
     }
 
-    fn copy_context(&mut self, sources: &[Source], unpack: bool, put: &Put<'_>) -> Stepped<Option<Layer>> {
+    fn copy_context(&mut self, sources: &[Source], unpack: Unpack, put: &Put<'_>) -> Stepped<Option<Layer>> {
         let (tree, mut contents) = self.take_context()?;
         let selected = copy::select(sources, &put.choice, &tree, "the context")?;
         learn(&selected, &mut contents)?;
@@ -272,8 +298,9 @@ impl Evaluation<'_> {
         let key = keys::copy(&put.state.draft.layers, self.request.epoch, &taken, &put.to);
         // Only where the layer is not remembered is an archive looked into.
         let mut archives = BTreeMap::new();
-        let selected = match unpack && keys::recall(&key, self.builder.store)?.is_none() {
-            true => unpacked(selected, &contents, self.builder.store, &mut archives)?,
+        let store = self.builder.store;
+        let selected = match (unpack.context || unpack.fetched) && keys::recall(&key, store)?.is_none() {
+            true => unpacked(selected, unpack, &contents, store, &mut archives)?,
             false => selected,
         };
         let open = |content: &Content, size: u64| -> io::Result<Opened> {
@@ -284,6 +311,7 @@ impl Evaluation<'_> {
                     let archive: &Archive = archives.get(of).ok_or(io::ErrorKind::NotFound)?;
                     Ok(Box::new(archive.part(*offset, size)))
                 }
+                Content::Blob(digest) => Ok(Box::new(store.open_blob(digest).map_err(io::Error::other)?.0)),
                 Content::None | Content::Layer(..) => Ok(Box::new(io::empty())),
             }
         };
@@ -301,6 +329,7 @@ impl Evaluation<'_> {
             .map(|source| match source {
                 Source::Path(text) => json!({"path": text}),
                 Source::Inline(name, bytes) => json!({"name": name, "content": Digest::of(bytes)}),
+                Source::Fetched(url, digest, _) => json!({"url": url, "content": digest}),
             })
             .collect();
         let taken = json!({"layers": diff_ids, "paths": texts});
@@ -324,7 +353,7 @@ impl Evaluation<'_> {
                     Ok(Box::new(context::open(&path.below(tree))?))
                 }
                 Content::Bytes(bytes) => Ok(Box::new(Cursor::new(bytes.clone()))),
-                Content::None | Content::Path(_) | Content::Part { .. } => Ok(Box::new(io::empty())),
+                Content::None | Content::Path(_) | Content::Part { .. } | Content::Blob(_) => Ok(Box::new(io::empty())),
             }
         };
         let (layer, cached) = self.place(&key, &selected, put, &digest, &unpack, &open)?;
@@ -367,6 +396,15 @@ impl Evaluation<'_> {
     }
 }
 
+/// Which archives ADD unpacks.
+#[derive(Debug, Clone, Copy)]
+struct Unpack {
+    /// Those of the context.
+    context: bool,
+    /// Those of URLs.
+    fetched: bool,
+}
+
 /// Where a COPY puts what it takes.
 struct Put<'a> {
     instruction: &'a Instruction,
@@ -382,7 +420,9 @@ struct Put<'a> {
 /// Where a source stands, and what it became when variables were replaced.
 fn place_of((written, replaced): (&dockerfile::Source, &Source)) -> Option<(Position, String)> {
     match (written, replaced) {
-        (dockerfile::Source::Path(word), Source::Path(text)) => Some((word.at, text.clone())),
+        (dockerfile::Source::Path(word), Source::Path(text) | Source::Fetched(text, ..)) => {
+            Some((word.at, text.clone()))
+        }
         _ => None,
     }
 }
@@ -391,6 +431,7 @@ pub(super) fn digest_of(content: &Content, contents: &Contents) -> Option<Digest
     match content {
         Content::Path(path) => Some(*contents.get(path).expect("all files that are copied were learned before")),
         Content::Bytes(bytes) => Some(Digest::of(bytes)),
+        Content::Blob(digest) => Some(*digest),
         Content::None | Content::Layer(..) | Content::Part { .. } => None,
     }
 }
@@ -495,17 +536,28 @@ pub(super) fn healthcheck(check: Option<&Healthcheck>, state: &State) -> Value {
 /// The sources with archives in place of the files that are some. They are kept in `archives`.
 fn unpacked(
     selected: Vec<Selected>,
+    wanted: Unpack,
     contents: &Contents,
     store: &Store,
     archives: &mut BTreeMap<Digest, Archive>,
 ) -> Stepped<Vec<Selected>> {
     let room = store.root().join("tmp");
     let unpack = |one: Selected| {
-        let Content::Path(path) = &one.top.content else { return Ok(one) };
+        let wanted = match &one.top.content {
+            Content::Path(_) => wanted.context,
+            Content::Blob(_) => wanted.fetched,
+            _ => false,
+        };
+        if !wanted {
+            return Ok(one);
+        }
         let name = || String::from_utf8_lossy(one.path.as_bytes()).into_owned();
         let failed = |source| StepError::Archive { path: name(), source };
         let digest = digest_of(&one.top.content, contents).ok_or(ArchiveError::Changed).map_err(failed)?;
-        let file = context::open(path).map_err(|source| failed(source.into()))?;
+        let file = match &one.top.content {
+            Content::Path(path) => context::open(path).map_err(|source| failed(source.into()))?,
+            _ => store.open_blob(&digest)?.0,
+        };
         match Archive::open(file, &digest, &room, UnpackLimits::default()).map_err(failed)? {
             None => Ok(one),
             Some(archive) => {

@@ -80,6 +80,10 @@ fn able() -> Result<(), String> {
 struct Nowhere;
 
 impl Sources for Nowhere {
+    fn fetch(&self, url: &str, _: &Store) -> Result<(Digest, u64), RegistryError> {
+        Err(RegistryError::NotFound { registry: "nowhere".to_owned(), what: url.to_owned() })
+    }
+
     fn resolve(&self, reference: &Reference, _: &Platform) -> Result<Digest, RegistryError> {
         Err(RegistryError::NotFound { registry: reference.registry.clone(), what: reference.to_string() })
     }

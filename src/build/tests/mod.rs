@@ -482,6 +482,67 @@ fn an_archive_is_unpacked_by_add_and_taken_as_it_is_by_copy() {
 }
 
 #[test]
+fn a_url_is_fetched_once_and_then_what_the_lock_or_the_checksum_says() {
+    let fixture = Fixture::new(
+        "FROM scratch\nARG V=1\nADD https://example.com/v$V/tool plain /bin/\n",
+        &[("tool", "one"), ("plain", "p")],
+    );
+    let built = fixture.built();
+    assert_eq!(fixture.modes(&built, 0), ["bin/ 755", "bin/plain 644", "bin/tool 600"]);
+    assert_eq!(fixture.file(&built, 0, "bin/tool"), "one");
+    assert_eq!(fixture.asked(), ["fetch https://example.com/v1/tool"]);
+    assert_eq!(fixture.lock.borrow().urls["https://example.com/v1/tool"], Digest::of("one"));
+    fixture.write("tool", "another");
+    fixture.locked(true);
+    assert_eq!(fixture.built().image, built.image, "what the lock says is in the store");
+    assert!(fixture.asked().is_empty());
+    fixture.store.remove(&Digest::of("one")).expect("removed");
+    let error = fixture.fails();
+    assert_eq!(error.place().map(|place| (place.line, place.column)), Some((3, 5)), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("changed")), "{error}");
+    fixture.dockerfile("FROM scratch\nADD https://example.com/other/tool /\n");
+    assert!(fixture.fails().is_locked_mismatch());
+    fixture.locked(false);
+
+    let checked = |digest: Digest| {
+        fixture.dockerfile(&format!("FROM scratch\nADD --checksum={digest} https://example.com/tool /x\n"))
+    };
+    checked(Digest::of("another"));
+    let built = fixture.built();
+    assert_eq!(fixture.layer(&built, 0), ["x"]);
+    assert_eq!(fixture.lock.borrow().urls.len(), 1, "the Dockerfile says it, so the lock need not");
+    checked(Digest::of("wrong"));
+    assert!(
+        matches!(&fixture.fails(), BuildError::Step { cause, .. } if matches!(**cause, StepError::OtherFile { by: "--checksum", .. }))
+    );
+    for (line, column) in [
+        ("ADD https://example.com/ /x/", 5),
+        ("ADD https://user:word@example.com/a /x/", 5),
+        ("ADD https://example.com/gone /x/", 5),
+        ("ADD git@example.com:a/b /x/", 5),
+        ("ADD --checksum=sha256:12 https://example.com/tool /x", 16),
+        (&format!("ADD --checksum={} plain /x", Digest::of("p")), 16),
+    ] {
+        fixture.dockerfile(&format!("FROM scratch\n{line}\n"));
+        let error = fixture.fails();
+        assert_eq!(error.place().map(|place| (place.line, place.column)), Some((2, column)), "{line}: {error}");
+    }
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(1);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    builder.append_data(&mut header, "in", &b"x"[..]).expect("appended");
+    fixture.write_bytes("a.tar", &builder.into_inner().expect("finished"));
+    fixture.dockerfile("FROM scratch\nADD https://example.com/a.tar /x/\nADD --unpack https://example.com/a.tar /y/\n");
+    let built = fixture.built();
+    assert_eq!(fixture.layer(&built, 0), ["x/", "x/a.tar"]);
+    assert_eq!(fixture.layer(&built, 1), ["y/", "y/in"]);
+}
+
+#[test]
 fn here_documents_become_files_with_their_variables_replaced() {
     let fixture = Fixture::new(
         "FROM scratch\nARG A=1\nCOPY <<f <<\"g\" /etc/\n$A \"q\" \\$A\nf\n$A\ng\nCOPY <<EOF /one\n${A}x\nEOF\n",

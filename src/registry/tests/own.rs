@@ -231,3 +231,25 @@ async fn a_blob_that_the_disk_lost_some_of_is_had_again() {
     client.pull(&web, &digest, &image.platform, &made.store, Depth::WithLayers).await.expect("pulled");
     assert_eq!(made.store.read(&image.layers[0].digest, 10).expect("read"), b"layer");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_url_has_is_taken_into_the_store_and_what_it_lacks_is_told() {
+    let router = Router::new()
+        .route("/tool", axum::routing::get(|| async { "bytes" }))
+        .route("/moved", axum::routing::get(|| async { axum::response::Redirect::temporary("/tool") }))
+        .route("/broken", axum::routing::get(|| async { StatusCode::INTERNAL_SERVER_ERROR }));
+    let authority = serve(router).await;
+    let place = Place::new();
+    let client = Client::new(Setup::default());
+    for path in ["tool", "moved"] {
+        let got = client.download(&format!("http://{authority}/{path}"), &place.store).await.expect("fetched");
+        assert_eq!(got, (Digest::of("bytes"), 5), "{path}");
+        assert_eq!(place.store.has(&got.0).expect("looked"), Some(5));
+    }
+    let gone = client.download(&format!("http://{authority}/gone"), &place.store).await.expect_err("not there");
+    assert!(matches!(&gone, RegistryError::NotFound { registry, .. } if *registry == authority), "{gone}");
+    let broken = client.download(&format!("http://{authority}/broken"), &place.store).await.expect_err("broken");
+    assert!(matches!(broken, RegistryError::Refused { status: 500, .. }), "{broken}");
+    let nobody = client.download("http://127.0.0.1:1/x", &place.store).await.expect_err("nobody is there");
+    assert!(matches!(nobody, RegistryError::Unreachable { .. }), "{nobody}");
+}
