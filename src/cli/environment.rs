@@ -7,7 +7,7 @@
 //! | `HOME` | where the above falls back to |
 //! | `USER`, `HOSTNAME` | who a lease and the audit log name |
 //! | `NO_COLOR`, `CI` | no colours; no prompt and one line per event |
-//! | `JIJI_ABORT_AT` | test builds only: abort at this point of a transaction |
+//! | `JIJI_ABORT_AT` | test builds only: abort at this point of a transaction, or write the points passed to `trace:FILE` |
 //! | `JIJI_LEASE_MS` | test builds only: for how many milliseconds a lease lasts without a sign of life |
 //!
 //! Everything else of the environment is the project's: `${VAR}` in `deploy.yml`, and secrets.

@@ -9,9 +9,11 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use jiji_model::digest::canonical_json;
+use jiji_model::plan::Step;
 use jiji_model::transaction::journal::ReplayError;
 use jiji_model::transaction::{Begin, Entry, Transaction};
 
+use crate::abort;
 use crate::place::{self, Durability, PlaceError, failed};
 
 /// Most bytes of a journal: a plan of one host and two lines per step.
@@ -110,18 +112,47 @@ impl Journal {
         &self.transaction
     }
 
+    /// What an entry is about, as abort points name it.
+    fn place(&self, entry: &Entry) -> String {
+        let (word, id) = match entry {
+            Entry::Begin(_) => return "begin".to_owned(),
+            Entry::Settled(settlement) => return format!("settled {:?}", settlement.decision).to_lowercase(),
+            Entry::Concluded => return "concluded".to_owned(),
+            Entry::Started { step } => ("started", step),
+            Entry::Ended { step, .. } => ("ended", step),
+            Entry::UndoStarted { step } => ("undo-started", step),
+            Entry::UndoEnded { step, .. } => ("undo-ended", step),
+        };
+        let step = self.transaction.begin.steps.iter().find(|step| step.id == *id);
+        step.map_or_else(|| word.to_owned(), |step| place_of(step, word))
+    }
+
     /// Appends an entry, syncs it, and takes it into the state.
     ///
     /// # Errors
     /// [`PlaceError`]; the entry may or may not be there then.
     pub fn append(&mut self, entry: Entry) -> Result<(), PlaceError> {
         let failed = |action| failed(action, &self.path);
-        self.file.write_all(&line(&entry)).map_err(failed("write"))?;
+        let text = line(&entry);
+        let place = || self.place(&entry);
+        abort::torn(place, &mut || {
+            // What cannot be written even so is torn all the more.
+            let _ = (&self.file).write_all(&text[..text.len() / 2]);
+        });
+        self.file.write_all(&text).map_err(failed("write"))?;
+        abort::point("written", || self.place(&entry));
         self.file.sync_data().map_err(failed("sync"))?;
+        abort::point("synced", || self.place(&entry));
         self.transaction
             .apply(entry)
             .map_err(|step| PlaceError::Record { path: self.path.clone(), reason: format!("unknown step `{step}`") })
     }
+}
+
+/// What happens to a step, as abort points name it: titles have digests and versions in them, their first words do not.
+pub(crate) fn place_of(step: &Step, word: &str) -> String {
+    let title = step.title.split(' ').next().unwrap_or_default();
+    format!("{word} {} {title}", step.phase)
 }
 
 fn line(entry: &Entry) -> Vec<u8> {
@@ -137,7 +168,7 @@ pub(crate) mod tests {
 
     use jiji_model::digest::Digest;
     use jiji_model::name::HostName;
-    use jiji_model::plan::{Action, Phase, Step};
+    use jiji_model::plan::{Action, Phase};
     use jiji_model::transaction::{Outcome, StepState};
 
     use super::*;

@@ -12,6 +12,7 @@ use jiji_model::transaction::lease::{Gone, Moment, decide, guard, is_held, live}
 use jiji_model::transaction::{Lease, LeaseDecision, LeaseRequest};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
+use crate::abort;
 use crate::clock::{self, Process};
 use crate::place::{self, Durability, Lock, PlaceError, Project};
 
@@ -212,7 +213,9 @@ impl Held {
         let _lock = self.project.lock()?;
         self.check()?;
         let path = self.project.lease();
+        abort::point("kept", || "lease".to_owned());
         std::fs::remove_file(&path).map_err(place::failed("remove", &path))?;
+        abort::point("released", || "lease".to_owned());
         Ok(())
     }
 }

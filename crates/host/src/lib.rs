@@ -22,6 +22,7 @@
 //! | [`command`] | programs with a timeout and a bounded output |
 //! | [`clock`] | time since boot, and which process is which |
 
+mod abort;
 pub mod clock;
 pub mod command;
 pub mod compare;

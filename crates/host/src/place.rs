@@ -27,6 +27,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::abort;
+
 /// Why something could not be kept or read.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
@@ -283,6 +285,12 @@ pub(crate) enum Durability {
     UntilReboot,
 }
 
+/// A file's name as abort points name it: releases are numbered and tell only what they are.
+fn named(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if name.starts_with(|first: char| first.is_ascii_digit()) { "release".to_owned() } else { name }
+}
+
 /// Writes a file so that `path` holds its old content or its new content, whatever happens.
 pub(crate) fn write(path: &Path, content: &[u8], mode: u32, durability: Durability) -> Result<(), PlaceError> {
     let parent = path.parent().unwrap_or(Path::new("/"));
@@ -290,10 +298,19 @@ pub(crate) fn write(path: &Path, content: &[u8], mode: u32, durability: Durabili
         tempfile::Builder::new().prefix(".jiji-").tempfile_in(parent).map_err(failed("create a file in", parent))?;
     file.write_all(content).map_err(failed("write", path))?;
     file.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(failed("set the mode of", path))?;
+    // Heartbeats come by the clock, so no test could name the places of what they write.
+    let place = |stage| {
+        if durability == Durability::Synced {
+            abort::point(stage, || named(path));
+        }
+    };
+    place("unsynced");
     if durability == Durability::Synced {
         file.as_file().sync_all().map_err(failed("sync", path))?;
     }
+    place("unnamed");
     file.persist(path).map_err(|error| failed("create", path)(error.error))?;
+    place("named");
     match durability {
         Durability::Synced => sync_dir(parent),
         Durability::UntilReboot => Ok(()),

@@ -11,6 +11,7 @@ use jiji_model::digest::canonical_json;
 use jiji_model::transaction::audit::{AuditEvent, AuditLine};
 use jiji_model::transaction::{HostRecords, Release, ReleaseLine, Roster};
 
+use crate::abort;
 use crate::place::{self, Durability, Place, PlaceError, Project, failed};
 use crate::{journal, lease, secrets};
 
@@ -152,8 +153,15 @@ pub fn audit(project: &Project, event: AuditEvent) -> Result<(), PlaceError> {
     let new = last.is_none();
     let mut file =
         OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed("open", &path))?;
+    let place = || "audit".to_owned();
+    abort::torn(place, &mut || {
+        // What cannot be written even so is torn all the more.
+        let _ = (&file).write_all(&line[..line.len() / 2]);
+    });
     file.write_all(&line).map_err(failed("write", &path))?;
+    abort::point("written", place);
     file.sync_all().map_err(failed("sync", &path))?;
+    abort::point("synced", place);
     if new { place::sync_dir(project.dir()) } else { Ok(()) }
 }
 

@@ -19,7 +19,8 @@ use jiji_model::transaction::{
     Accepted, Begin, Entry, LeaseDecision, LeaseRequest, Outcome, Release, Settlement, Transaction, accept,
 };
 
-use super::{Refusal, Session, abort};
+use super::{Refusal, Session};
+use crate::abort;
 use crate::execute::{Executor, unsupported};
 use crate::journal::{self, Journal};
 use crate::observe::chain;
@@ -145,7 +146,6 @@ impl<'s> Keeper<'s> {
         if accept::begin(last, &begin, fencing)? == Accepted::Already {
             return Ok(Reply::Done);
         }
-        abort::point("before-begin", &begin.command);
         self.journal = Some(Journal::begin(&path, begin)?);
         Ok(Reply::Done)
     }
@@ -155,9 +155,7 @@ impl<'s> Keeper<'s> {
         let highest = self.session.lease.borrow().as_ref().map_or(0, |held| held.lease().fencing);
         let journal = self.open()?;
         if accept::settle(journal.transaction(), settlement, highest)? == Accepted::New {
-            abort::point("before-settle", "");
             journal.append(Entry::Settled(settlement))?;
-            abort::point("after-settle", "");
         }
         Ok(Reply::Done)
     }
@@ -225,16 +223,14 @@ impl<'s> Keeper<'s> {
         let begun = Instant::now();
         self.append(if undo { Entry::UndoStarted { step: id() } } else { Entry::Started { step: id() } })?;
         self.session.outbox.event(HostEvent::StepStarted { step: id(), undo });
-        abort::point("before-effect", &step.title);
         let (outcome, mut failure) = self.act(step, action, undo).await?;
-        abort::point("after-effect", &step.title);
+        abort::point("acted", || journal::place_of(step, if undo { "undo" } else { "do" }));
         let ended = outcome.clone();
         self.append(if undo {
             Entry::UndoEnded { step: id(), outcome: ended }
         } else {
             Entry::Ended { step: id(), outcome: ended }
         })?;
-        abort::point("after-journal", &step.title);
         let took_ms = probe::millis(begun.elapsed());
         self.session.outbox.event(HostEvent::StepEnded { step: id(), undo, outcome: outcome.clone(), took_ms });
         reports.push(StepReport { step: id(), outcome, took_ms });
@@ -375,9 +371,7 @@ impl<'s> Keeper<'s> {
             let release = Release { secrets, ..release.clone() };
             records::keep_release(&self.session.place, &project, &release, retain)?;
         }
-        abort::point("after-release", "");
         records::audit(&project, audit)?;
-        abort::point("after-audit", "");
         self.open()?.append(Entry::Concluded)?;
         self.tidy();
         Ok(Reply::Done)

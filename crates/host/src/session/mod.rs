@@ -4,7 +4,6 @@
 //! time, blocks neither heartbeats nor blobs. While an ask is worked on, the reader takes in what needs no answer: heartbeats, blobs,
 //! secrets, an interrupt. When the input ends, the step in hand is finished and journaled, and what was asked after it is left undone.
 
-mod abort;
 mod keeper;
 mod receive;
 #[cfg(test)]

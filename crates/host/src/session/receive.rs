@@ -9,6 +9,7 @@ use jiji_model::digest::Digest;
 use jiji_model::observation::BlobFacts;
 use jiji_store::{PartialBlob, Store, StoreError};
 
+use crate::abort;
 use crate::place::Place;
 
 /// What takes blobs in.
@@ -85,6 +86,7 @@ impl Receiver {
         if offset <= blob.offset() && skip < content.len() {
             blob.append(&content[skip..])?;
         }
+        abort::point("received", || "piece".to_owned());
         if blob.offset() == size {
             blob.finish()
         } else {
