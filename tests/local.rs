@@ -1,6 +1,6 @@
 //! A ship without SSH, and a secret that must be nowhere but where an engine keeps a container's environment.
 
-use jiji_e2e::secrecy::{Sentinel, hex};
+use jiji_e2e::secrecy::{Sentinel, hex, suite};
 use jiji_e2e::{Outcome, Project, Run, Running, Shared, Site, jiji_bin, look};
 use jiji_lab::command::{command, run, run_with_input};
 use jiji_lab::{Engines, Host};
@@ -150,6 +150,13 @@ fn a_secret_that_is_shipped_over_ssh_is_nowhere_but_in_the_containers_environmen
     for run in [&first, &plan, &second, &failed, &failed_json] {
         says_nothing(run, &secret);
     }
+    // The suite's own search, which every test ends with, would see it.
+    let host = site.lab.host("docker-2")?;
+    site.keeps_the_secret()?;
+    host.write_file("/var/lib/jiji/told", suite().value().as_bytes())?;
+    assert!(site.keeps_the_secret().is_err_and(|error| error.to_string().contains("/var/lib/jiji/told")));
+    host.remove_file("/var/lib/jiji/told")?;
+
     let files = secret.files_below(project.dir())?;
     assert!(files.is_empty(), "files of the operator that hold the secret: {files:#?}");
     for host in site.hosts() {

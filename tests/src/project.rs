@@ -5,7 +5,7 @@ use std::process::Command;
 
 use jiji_lab::command::{command, run};
 
-use crate::{Outcome, Run, Running, Site};
+use crate::{Outcome, Run, Running, Site, secrecy};
 
 /// The program that is tested.
 ///
@@ -44,7 +44,7 @@ impl<'a> Project<'a> {
     /// When it cannot be written.
     pub fn new(site: &'a Site, name: &str) -> Outcome<Self> {
         let dir = tempfile::Builder::new().prefix("e2e-").tempdir()?;
-        let project = Self { site, dir, name: name.to_owned(), secret: "nothing secret here".to_owned() };
+        let project = Self { site, dir, name: name.to_owned(), secret: secrecy::suite().value().to_owned() };
         copy_tree(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/hello"), &project.root())?;
         for part in ["home", "cache", "run"] {
             std::fs::create_dir(project.dir.path().join(part))?;
@@ -68,6 +68,18 @@ impl<'a> Project<'a> {
             std::fs::create_dir(other.dir.path().join(part))?;
         }
         Ok(other)
+    }
+
+    /// Puts its service on the first `count` hosts of the site, as servers `one`, `two`, `three` and so on.
+    ///
+    /// # Errors
+    /// When deploy.yml cannot be written, or has not the servers that it began with.
+    pub fn spread(&self, count: usize) -> Outcome {
+        let servers: Vec<&str> = crate::site::SERVERS.into_iter().take(count).collect();
+        let blocks: String =
+            (1..).zip(&servers).map(|(place, name)| format!("  {name}:\n    host: ${{LAB_HOST_{place}}}\n")).collect();
+        self.edit("  one:\n    host: ${LAB_HOST_1}\n  two:\n    host: ${LAB_HOST_2}\n", &blocks)?;
+        self.edit("hosts: [one, two]", &format!("hosts: [{}]", servers.join(", ")))
     }
 
     /// The project's directory.
@@ -160,5 +172,16 @@ impl<'a> Project<'a> {
     /// When it does not.
     pub fn ship(&self) -> Outcome<Run> {
         self.run(&["ship"])?.expect(0)
+    }
+}
+
+impl Drop for Project<'_> {
+    fn drop(&mut self) {
+        // A test that fails says so itself.
+        if std::thread::panicking() {
+            return;
+        }
+        let places = secrecy::suite().places_below(self.dir.path()).expect("the operator's files can be searched");
+        assert!(places.is_empty(), "files of the operator that hold the secret: {places:#?}");
     }
 }

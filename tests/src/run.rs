@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::Outcome;
+use crate::{Outcome, secrecy};
 
 /// The longest that any run may take. A run beyond it is a failure of its own.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -207,6 +207,21 @@ impl Running {
         self.child.id()
     }
 
+    /// Whether it has ended.
+    pub fn is_over(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
+    /// Kills it with SIGKILL, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it ended before.
+    pub fn kill(mut self) -> Outcome<Run> {
+        self.child.kill()?;
+        let run = self.end()?;
+        if run.signal() == Some(9) { Ok(run) } else { Err(format!("it ended before it was killed: {run}").into()) }
+    }
+
     /// Waits for the end.
     ///
     /// # Errors
@@ -234,6 +249,11 @@ impl Running {
         }
         let (argv, stdout, events) =
             (std::mem::take(&mut self.argv), std::mem::take(&mut self.stdout), std::mem::take(&mut self.events));
+        for (name, text) in [("standard output", &stdout), ("standard error", &stderr)] {
+            if secrecy::suite().is_in(text.as_bytes()) {
+                return Err(format!("`{argv}` said the secret on its {name}").into());
+            }
+        }
         Ok(Run { argv, status, stdout, stderr, events, took })
     }
 }

@@ -1,9 +1,13 @@
 //! The search for a value that must be nowhere.
+//!
+//! Every project of the suite ships the value of [`suite`]. What a run says is searched for it when the run ends, the operator's files
+//! when the project goes, and hosts when the laboratory is given back, so every test of every area is a test of this as well.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,6 +20,12 @@ use crate::Outcome;
 pub struct Sentinel {
     value: String,
     forms: Vec<Vec<u8>>,
+}
+
+/// The secret of every project of this program that has none of its own.
+pub fn suite() -> &'static Sentinel {
+    static SUITE: OnceLock<Sentinel> = OnceLock::new();
+    SUITE.get_or_init(|| Sentinel::new("suite"))
 }
 
 impl Sentinel {
@@ -87,6 +97,39 @@ impl Sentinel {
         Ok(all.lines().filter(|path| !engines_own(path)).map(str::to_owned).collect())
     }
 
+    /// Where it is on a host though it must not: files of jiji and of the engine, layers and configurations of images, logs of containers.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn places_on(&self, host: &Host) -> Outcome<Vec<String>> {
+        const SCRIPT: &str = r#"
+            grep -r -l -s -a -F -D skip -f - /var/lib/jiji /root /home /run /var/lib/containers/storage /var/lib/docker < "$2"
+            for id in $("$1" ps --all --quiet); do "$1" logs "$id" 2>&1 | grep -q -a -F -f "$2" && echo "log of $id"; done
+            for id in $("$1" images --all --quiet --no-trunc | sort -u); do
+                "$1" image inspect "$id" | grep -q -a -F -f "$2" && echo "image $id"
+            done
+            exit 0
+        "#;
+        let patterns: Vec<_> = self.forms.iter().map(|form| String::from_utf8_lossy(form).into_owned()).collect();
+        // Where it is searched for it must not be, and argument vectors are watched.
+        let list = "/dev/shm/jiji-sentinel";
+        host.write_file(list, patterns.join("\n").as_bytes())?;
+        let found = host.exec(&["sh", "-c", SCRIPT, "search", host.engine_cli(), list]);
+        host.remove_file(list)?;
+        Ok(found?.lines().filter(|path| !engines_own(path)).map(str::to_owned).collect())
+    }
+
+    /// Where it is below a directory of the operator's.
+    ///
+    /// # Errors
+    /// When it cannot be searched.
+    pub fn places_below(&self, dir: &Path) -> Outcome<Vec<String>> {
+        let patterns: Vec<_> = self.forms.iter().map(|form| String::from_utf8_lossy(form).into_owned()).collect();
+        let mut grep = jiji_lab::command::command("grep", ["-r", "-l", "-s", "-a", "-F", "-D", "skip", "-f", "-"]);
+        let output = jiji_lab::command::output(grep.arg(dir), Some(patterns.join("\n").as_bytes()))?;
+        Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+    }
+
     /// The command lines of processes on a host in whose environment it is. Those of the container are due.
     ///
     /// # Errors
@@ -107,26 +150,40 @@ impl Sentinel {
 
     /// Watches the argument vectors of all processes of the machine, of its labs' hosts and of their containers.
     pub fn watch_arguments(&self) -> Watch {
-        let stop = Arc::new(AtomicBool::new(false));
-        let rounds = Arc::new(AtomicU64::new(0));
-        let (sentinel, ended, count) = (self.clone(), Arc::clone(&stop), Arc::clone(&rounds));
+        let shared = Arc::new(Watched::default());
+        let (sentinel, watched) = (self.clone(), Arc::clone(&shared));
         let thread = std::thread::spawn(move || {
-            let mut found = BTreeSet::new();
-            while !ended.load(Ordering::Relaxed) {
+            // A process is looked at in its first moments, in which it may become another program, and now and then later on.
+            let mut known: BTreeMap<OsString, u32> = BTreeMap::new();
+            while !watched.stop.load(Ordering::Relaxed) {
+                let mut alive = BTreeMap::new();
                 for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+                    let name = entry.file_name();
+                    if !name.as_encoded_bytes()[0].is_ascii_digit() {
+                        continue;
+                    }
+                    let looks = known.get(&name).map_or(0, |looks| looks + 1);
+                    alive.insert(name, looks);
+                    if looks > EARLY && !looks.is_multiple_of(EARLY) {
+                        continue;
+                    }
                     let Ok(argv) = std::fs::read(entry.path().join("cmdline")) else { continue };
                     if sentinel.is_in(&argv) {
+                        let mut found = watched.found.lock().unwrap_or_else(PoisonError::into_inner);
                         found.insert(String::from_utf8_lossy(&argv).replace('\0', " "));
                     }
                 }
-                count.fetch_add(1, Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(2));
+                known = alive;
+                watched.rounds.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(4));
             }
-            found
         });
-        Watch { stop, rounds, thread }
+        Watch { shared, thread: Some(thread) }
     }
 }
+
+/// How often a process is looked at when it is new.
+const EARLY: u32 = 50;
 
 /// Whether an engine keeps there what it runs a container with: its specification with its environment.
 fn engines_own(path: &str) -> bool {
@@ -144,22 +201,42 @@ fn engines_own(path: &str) -> bool {
     .any(|own| path.starts_with(own))
 }
 
+/// What a watch and its thread share.
+#[derive(Default)]
+struct Watched {
+    stop: AtomicBool,
+    rounds: AtomicU64,
+    found: Mutex<BTreeSet<String>>,
+}
+
 /// A watch that goes on until it is ended.
 pub struct Watch {
-    stop: Arc<AtomicBool>,
-    rounds: Arc<AtomicU64>,
-    thread: JoinHandle<BTreeSet<String>>,
+    shared: Arc<Watched>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Watch {
+    /// Argument vectors that held the value, until now.
+    pub fn found(&self) -> BTreeSet<String> {
+        self.shared.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Ends it: argument vectors that held the value, and how often all processes were looked at.
     ///
     /// # Errors
     /// When the watch itself failed.
-    pub fn end(self) -> Outcome<(BTreeSet<String>, u64)> {
-        self.stop.store(true, Ordering::Relaxed);
-        let found = self.thread.join().map_err(|_| "the watch of arguments panicked")?;
-        Ok((found, self.rounds.load(Ordering::Relaxed)))
+    pub fn end(mut self) -> Outcome<(BTreeSet<String>, u64)> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().map_err(|_| "the watch of arguments panicked")?;
+        }
+        Ok((self.found(), self.shared.rounds.load(Ordering::Relaxed)))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
     }
 }
 

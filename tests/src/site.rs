@@ -8,6 +8,10 @@ use jiji_lab::load::{LoadSpec, Report};
 use jiji_lab::{Engines, Host, Lab, LabError, Spec};
 
 use crate::Outcome;
+use crate::secrecy::{self, Watch};
+
+/// Servers' names in deploy.yml, in the order of the lab's hosts.
+pub const SERVERS: [&str; 5] = ["one", "two", "three", "four", "five"];
 
 /// A laboratory with the images that projects name in its registry.
 pub struct Site {
@@ -15,6 +19,8 @@ pub struct Site {
     pub lab: Lab,
     /// What deploy files take from the environment.
     pub variables: Vec<(String, String)>,
+    /// Watches that the suite's secret is in no argument vector.
+    watch: Watch,
 }
 
 impl Site {
@@ -23,12 +29,33 @@ impl Site {
     /// # Errors
     /// When a part of it does not come up.
     pub fn up(hosts: usize, engines: Engines) -> Outcome<Self> {
-        let lab = Lab::up(&Spec::new(hosts, engines))?;
+        Self::of(&Spec::new(hosts, engines))
+    }
+
+    /// Brings up what a specification asks for.
+    ///
+    /// # Errors
+    /// When a part of it does not come up.
+    pub fn of(spec: &Spec) -> Outcome<Self> {
+        let lab = Lab::up(spec)?;
         let mut variables = lab.record().variables();
         for image in [lab.base_image(Base::Python)?, lab.kamal_proxy_image()?] {
             variables.push((image.variable(), image.pinned));
         }
-        Ok(Self { lab, variables })
+        Ok(Self { lab, variables, watch: secrecy::suite().watch_arguments() })
+    }
+
+    /// Refuses a laboratory in which the suite's secret is anywhere but where containers have it.
+    ///
+    /// # Errors
+    /// When it is, with all places, or when a host that is up does not answer.
+    pub fn keeps_the_secret(&self) -> Outcome {
+        let mut places: Vec<String> = self.watch.found().into_iter().map(|argv| format!("arguments: {argv}")).collect();
+        for host in self.hosts().into_iter().filter(|host| host.record().is_ok_and(|record| record.pid != 0)) {
+            let found = secrecy::suite().places_on(&host)?;
+            places.extend(found.into_iter().map(|place| format!("{}: {place}", host.name)));
+        }
+        if places.is_empty() { Ok(()) } else { Err(format!("the secret is where it must not be: {places:#?}").into()) }
     }
 
     /// The hosts in order.
@@ -86,6 +113,15 @@ impl std::ops::Deref for Guard<'_> {
 
     fn deref(&self) -> &Site {
         self.0.as_ref().expect("a guard is made of a site that is up")
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        // A test that fails says so itself.
+        if let Some(site) = self.0.as_ref().filter(|_| !std::thread::panicking()) {
+            site.keeps_the_secret().expect("the secret is kept");
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod plugins;
 mod process;
 mod product;
 mod setup;
+mod sweep;
 mod test;
 
 use std::process::ExitCode;
@@ -53,6 +54,9 @@ enum Command {
     },
     /// Measure against a peer or a limit
     Bench(bench::Args),
+    /// Strike a transaction at every step, or ship many times in a row, on real hosts under load
+    #[command(disable_help_flag = true)]
+    Sweep(sweep::Args),
     /// Build the guests of plugins/ anew
     Plugins(plugins::Args),
     /// Write the pages that the documentation takes from the code
@@ -73,6 +77,7 @@ fn main() -> ExitCode {
         Command::Build { yes } => build(yes).map(|()| ExitCode::SUCCESS),
         Command::Setup { yes } => setup::ensure(setup::Level::Lab, yes).map(|_| ExitCode::SUCCESS),
         Command::Bench(args) => bench::bench(&args).map(|()| ExitCode::SUCCESS),
+        Command::Sweep(args) => sweep::sweep(&args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run_all(&args).map(|()| ExitCode::SUCCESS),
         Command::Lab(args) => lab::run(&args).map_err(Error::from),
         Command::Plugins(args) => plugins::build(&args).map(|()| ExitCode::SUCCESS),

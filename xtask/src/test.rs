@@ -120,8 +120,8 @@ fn drive(all: &mut Run, args: &Args, setup: &Setup, product: &Product) -> Result
         let mut programs = BTreeMap::new();
         all.part(&format!("build {package}"), || {
             let built = product::executables(cargo().args(["test", "--no-run", "--package", package]))?;
-            // `lab` is built along with its tests and is no test.
-            programs.extend(built.into_iter().filter(|(name, _)| name != "lab"));
+            // Programs are built along with the tests and are none.
+            programs.extend(built.into_iter().filter(|(name, _)| name != "lab" && name != "jiji-sweep"));
             Ok(())
         });
         for (name, program) in programs {
