@@ -1,10 +1,9 @@
 //! How a transaction ends when it does not end well, with what a person needs to see.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use jiji_model::name::{HostName, ServiceName};
 use jiji_model::plan::Phase;
-use jiji_model::probe::{Probe, ProbeResult, Timeline};
 use jiji_model::protocol::StepFailure;
 use jiji_model::transaction::{Decision, Lease};
 
@@ -228,20 +227,15 @@ impl ApplyError {
         }
     }
 
-    /// What was found where steps failed: status codes, the beginning of bodies, ends of logs. Several lines, without a line break at
-    /// the end; empty where there is nothing.
-    pub fn evidence(&self) -> String {
-        let mut text = String::new();
-        for failure in self.failures() {
-            failure.describe(&mut text);
-        }
-        if let Self::InDoubt { lost, .. } = self {
-            for (host, error) in lost {
-                let _ = writeln!(text, "{host}: {error}");
+    /// The hosts that were lost and how, one line each, without a line break at the end; empty where none was. What was found where
+    /// steps failed is in [`Self::failures`].
+    pub fn lost(&self) -> String {
+        match self {
+            Self::InDoubt { lost, .. } => {
+                lost.iter().map(|(host, error)| format!("{host}: {error}")).collect::<Vec<_>>().join("\n")
             }
+            _ => String::new(),
         }
-        text.truncate(text.trim_end().len());
-        text
     }
 
     /// What a person can do, one line each, with the next command to type.
@@ -273,105 +267,4 @@ impl ApplyError {
             Self::Unsettled { .. } => one("mend the cause and run `jiji abort`; `jiji status` shows what is open"),
         }
     }
-}
-
-impl Failure {
-    fn describe(&self, text: &mut String) {
-        let undo = if self.undo { " (taking back)" } else { "" };
-        let _ = write!(text, "{}", self.host);
-        if let Some(service) = &self.service {
-            let _ = write!(text, " {service}");
-        }
-        match &self.found.timeline {
-            // It says the cause, and more.
-            Some(timeline) => {
-                let _ = writeln!(text, ": {}{undo}", self.title);
-                describe_timeline(timeline, text);
-            }
-            None => {
-                let _ = writeln!(text, ": {}{undo}: {}", self.title, self.found.cause);
-            }
-        }
-        for evidence in &self.found.evidence {
-            let state = evidence.state.as_deref().unwrap_or("gone");
-            let _ = write!(text, "  container {} is {state}", evidence.container);
-            if let Some(exit) = evidence.exit {
-                let _ = write!(text, ", exit code {exit}");
-            }
-            if evidence.oom {
-                text.push_str(", ended by the kernel for memory");
-            }
-            text.push('\n');
-            let log = evidence.log.trim_end();
-            if !log.is_empty() {
-                text.push_str("  its log ends with\n");
-                for line in log.lines() {
-                    let _ = writeln!(text, "    {line}");
-                }
-            }
-        }
-    }
-}
-
-fn describe_timeline(timeline: &Timeline, text: &mut String) {
-    let seconds = f64::from(timeline.took_ms) / 1000.0;
-    let probes = match timeline.made {
-        1 => "1 probe".to_owned(),
-        made => format!("{made} probes"),
-    };
-    let _ = writeln!(text, "  {probes} in {seconds:.1}s");
-    // The same answer again and again says no more than once.
-    let mut last: Option<&ProbeResult> = None;
-    for Probe { at_ms, result, .. } in &timeline.probes {
-        if last == Some(result) {
-            continue;
-        }
-        last = Some(result);
-        let at = f64::from(*at_ms) / 1000.0;
-        let _ = writeln!(text, "  at {at:.1}s {}", describe_result(result));
-    }
-}
-
-fn describe_result(result: &ProbeResult) -> String {
-    match result {
-        ProbeResult::Http { status, body, location } => {
-            let mut text = format!("status {status}");
-            if let Some(location) = location {
-                let _ = write!(text, " to {location}");
-            }
-            let body = one_line(body);
-            if !body.is_empty() {
-                let _ = write!(text, ", body `{body}`");
-            }
-            text
-        }
-        ProbeResult::Connected => "connected".to_owned(),
-        ProbeResult::Exit { code, output } if output.trim().is_empty() => format!("exit code {code}"),
-        ProbeResult::Exit { code, output } => format!("exit code {code}, output `{}`", one_line(output)),
-        ProbeResult::Refused => "connection refused: nothing listens on the port".to_owned(),
-        ProbeResult::TimedOut => "no answer in time".to_owned(),
-        ProbeResult::Broken { cause } => format!("connection broken: {cause}"),
-        ProbeResult::NotRunning { exit, oom } => {
-            let mut text = "the container does not run".to_owned();
-            if let Some(exit) = exit {
-                let _ = write!(text, ", exit code {exit}");
-            }
-            if *oom {
-                text.push_str(", ended by the kernel for memory");
-            }
-            text
-        }
-    }
-}
-
-/// The beginning of a text on one line.
-fn one_line(text: &str) -> String {
-    const LONGEST: usize = 160;
-    let words: Vec<_> = text.split_whitespace().collect();
-    let line = words.join(" ");
-    if line.chars().count() <= LONGEST {
-        return line;
-    }
-    let beginning: String = line.chars().take(LONGEST).collect();
-    format!("{beginning}…")
 }

@@ -29,8 +29,8 @@ pub(super) fn span(ms: u64) -> String {
 #[derive(Debug, Clone)]
 struct Known {
     title: String,
-    /// Milliseconds after which a container that is being stopped is killed.
-    killed_after_ms: Option<u32>,
+    /// Whether a container is being stopped.
+    stops: bool,
     service: Option<ServiceName>,
     phase: Phase,
 }
@@ -164,10 +164,7 @@ impl Hearing {
         let steps = steps.into_iter().map(|step| {
             let known = Known {
                 title: step.title.clone(),
-                killed_after_ms: match &step.action {
-                    Action::ContainerStop { timeout_s, .. } => Some(timeout_s.saturating_mul(1000)),
-                    _ => None,
-                },
+                stops: matches!(step.action, Action::ContainerStop { .. }),
                 service: step.service.clone(),
                 phase: step.phase,
             };
@@ -218,17 +215,19 @@ impl Hearing {
                     Outcome::Unchanged => ("unchanged", None),
                     Outcome::Failed { cause } => ("failed", Some(cause)),
                 };
-                let known = self.steps.get(&(host.clone(), step.clone()));
-                let killed = known.and_then(|known| known.killed_after_ms).filter(|after| took_ms >= after && !undo);
-                let text = |title: &str| match (cause, killed) {
+                let stops = self.steps.get(&(host.clone(), step.clone())).is_some_and(|known| known.stops);
+                // A stop says whom it met: a process that had to be killed, connections that ended with a proxy.
+                let said = match outcome {
+                    Outcome::Done { output: Some(said) } if stops && !undo => Some(said),
+                    _ => None,
+                };
+                let text = |title: &str| match (cause, said) {
                     (Some(cause), _) => format!("{title}: {cause}"),
-                    (None, Some(after)) => {
-                        format!("{title}: it did not end on SIGTERM and was killed after {}s", after / 1000)
-                    }
+                    (None, Some(said)) => format!("{title}: {said}"),
                     (None, None) if *undo => format!("took back: {title}"),
                     (None, None) => title.to_owned(),
                 };
-                let data = json!({"undo": undo, "outcome": word, "took_ms": took_ms, "cause": cause, "killed": killed.is_some()});
+                let data = json!({"undo": undo, "outcome": word, "took_ms": took_ms, "cause": cause, "killed": said.is_some_and(|said| said.contains("was killed"))});
                 record("apply.step-ended", step, &text, data)
             }
             HostEvent::Probed { step, probe } => {

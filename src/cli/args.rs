@@ -63,6 +63,9 @@ pub enum Command {
     /// List the releases that hosts remember, newest first.
     #[command(visible_alias = "history")]
     Releases,
+    /// Look after the proxy of each host.
+    #[command(subcommand)]
+    Proxy(ProxyCommand),
     /// Show what runs on each host.
     Status,
     /// List, inspect and install plugins.
@@ -99,6 +102,13 @@ pub struct ShipArgs {
     /// What is done while somebody else is at work.
     #[command(flatten)]
     pub lock: LockArgs,
+}
+
+/// `jiji proxy`.
+#[derive(Debug, Subcommand)]
+pub enum ProxyCommand {
+    /// Replace a proxy that runs with another image or other settings, while connections go on.
+    Upgrade,
 }
 
 /// `jiji build`.

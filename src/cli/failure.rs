@@ -16,10 +16,12 @@ pub struct Failure {
     pub causes: Vec<String>,
     /// Evidence: source lines, probe timelines, logs. Shown as it stands.
     pub detail: String,
-    /// What to do, one line each.
+    /// What to do, one line each, none twice.
     pub hints: Vec<String>,
     /// What was settled before it failed.
     pub settled: Vec<SettledSummary>,
+    /// Steps that failed on hosts, as fields.
+    pub steps: Vec<serde_json::Value>,
 }
 
 impl Failure {
@@ -31,19 +33,22 @@ impl Failure {
             causes.push(error.to_string());
             source = error.source();
         }
-        Self { exit, message: error.to_string(), causes, detail: String::new(), hints: Vec::new(), settled: Vec::new() }
+        Self { exit, message: error.to_string(), causes, ..Self::text(exit, "") }
     }
 
     /// From a text.
     pub fn text(exit: Exit, message: impl Into<String>) -> Self {
-        let (causes, hints, settled) = (Vec::new(), Vec::new(), Vec::new());
-        Self { exit, message: message.into(), causes, detail: String::new(), hints, settled }
+        let (causes, hints, settled, steps) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { exit, message: message.into(), causes, detail: String::new(), hints, settled, steps }
     }
 
     /// The same with one more hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hints.push(hint.into());
+        let hint = hint.into();
+        if !self.hints.contains(&hint) {
+            self.hints.push(hint);
+        }
         self
     }
 
@@ -84,6 +89,7 @@ impl Failure {
             "causes": self.causes,
             "detail": self.detail,
             "hints": self.hints,
+            "steps": self.steps,
         })
     }
 }

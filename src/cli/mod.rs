@@ -33,7 +33,7 @@ use std::sync::Arc;
 use clap::Parser;
 use jiji_model::event::Record;
 
-use args::{Cli, Command};
+use args::{Cli, Command, ProxyCommand};
 use environment::Environment;
 use exit::Exit;
 use failure::Failure;
@@ -97,6 +97,7 @@ fn run(cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) -> Result
         Command::Releases => drive(releases::run(global, environment)),
         Command::Abort(args) => drive(abort::run(global, args, environment, report)),
         Command::Status => drive(status::run(global, environment)),
+        Command::Proxy(ProxyCommand::Upgrade) => drive(ship::upgrade_proxy(global, environment, report)),
         Command::Plugin(command) => plugin::run(global, command, environment, report, &runtime()?),
         Command::Version => version::run(global),
         Command::Host(args) => host::run(args),

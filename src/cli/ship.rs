@@ -70,6 +70,43 @@ pub async fn rollback(
     finish(&ship, shipped, "rolled back", report)
 }
 
+/// Replaces the proxy where it is another than the project's.
+pub async fn upgrade_proxy(
+    global: &Global,
+    environment: &Environment,
+    report: &Arc<dyn Report>,
+) -> Result<Exit, Failure> {
+    let place = Workplace::open(global, environment)?;
+    // What the release needs is known only from the hosts.
+    let secrets = Secrets::available(&place.loaded.secrets, &environment::variable);
+    let mut ship = ready::ship_with(&place, environment, "proxy upgrade", secrets, report)?;
+    let cancel = ready::on_signals(ship.cancel.clone());
+    let shipped = ship.upgrade_proxy(&environment::variable).await;
+    cancel.abort();
+    match shipped {
+        Ok(shipped) => {
+            report.summary(&summary_of_proxy(&ship, &shipped));
+            Ok(Exit::Done)
+        }
+        Err(error) => Err(ship_failure::of(&error, &ship.secrets)),
+    }
+}
+
+fn summary_of_proxy(ship: &Ship, shipped: &Shipped) -> Summary {
+    let total = shipped.durations.get("total").copied().unwrap_or_default();
+    let hosts = match shipped.hosts.len() {
+        1 => "1 host".to_owned(),
+        count => format!("{count} hosts"),
+    };
+    let text = if shipped.changed {
+        format!("replaced the proxy on {hosts} in {}", seconds(total))
+    } else {
+        format!("unchanged: the proxy of {hosts} is as it should be, looked at in {}", seconds(total))
+    };
+    let result = if shipped.changed { "upgraded" } else { "unchanged" };
+    Summary { result: result.to_owned(), text, ..summary(ship, shipped, result) }
+}
+
 /// Shows how it ended.
 pub(super) fn finish(
     ship: &Ship,

@@ -1,10 +1,15 @@
 //! How the errors of a ship are shown: exit code, evidence, hints.
 
+use jiji_model::name::HostName;
+use jiji_model::probe::Verdict;
+
 use super::exit::Exit;
 use super::failure::Failure;
 use super::hosts;
+use crate::apply::{self, ApplyError};
 use crate::build::BuildError;
 use crate::deploy::SavedError;
+use crate::report::failure::Shown;
 use crate::secrets::Secrets;
 use crate::ship::ShipError;
 
@@ -58,15 +63,11 @@ fn plain(error: &ShipError) -> Failure {
         ShipError::Release { .. } => {
             Failure::new(Exit::Refused, error).hint("it was made by another version of jiji; ship anew instead")
         }
+        ShipError::NotAsReleased { .. } => Failure::new(Exit::Refused, error).hint("run `jiji ship` first"),
         ShipError::SecretsMissing { .. } => Failure::new(Exit::Secret, error)
             .hint("set them in the environment; hosts keep no secrets outside containers"),
         ShipError::Apply { error: cause, verdicts } => {
-            let mut failure = Failure::new(exit(cause.exit_code()), error).detail(cause.evidence());
-            for (host, verdict) in verdicts {
-                failure = failure.detail(format!("{host}: {}", verdict.explanation));
-                failure = with_hint(failure, verdict.hint.clone());
-            }
-            cause.hints().into_iter().fold(failure, Failure::hint)
+            cause.hints().into_iter().fold(steps(error, cause, verdicts), Failure::hint)
         }
     }
 }
@@ -78,6 +79,54 @@ pub fn saved(error: &SavedError) -> Failure {
         _ => Exit::Refused,
     };
     with_hint(Failure::new(code, error), error.hint())
+}
+
+/// A transaction that did not end well, with each failed step on a screen of its own. Hosts that failed for the same reason share one.
+fn steps(error: &ShipError, cause: &ApplyError, verdicts: &[(HostName, Verdict)]) -> Failure {
+    let mut failure = Failure::new(exit(cause.exit_code()), error);
+    let failures = cause.failures();
+    let verdict = |failed: &apply::Failure| {
+        let of_host = verdicts.iter().find(|(host, _)| *host == failed.host && !failed.undo)?;
+        failed.found.timeline.is_some().then_some(&of_host.1)
+    };
+    if let (Some(first), Some(ending)) = (failures.first(), ending(cause)) {
+        if let (Some(service), Some(verdict)) = (&first.service, verdict(first)) {
+            failure.message = format!("make `{service}` healthy on `{}`: {}{ending}", first.host, verdict.explanation);
+        }
+    }
+    let mut said: Vec<(&str, bool)> = Vec::new();
+    for failed in failures {
+        let verdict = verdict(failed);
+        let shown = Shown {
+            host: &failed.host,
+            service: failed.service.as_ref(),
+            title: &failed.title,
+            undo: failed.undo,
+            found: &failed.found,
+            verdict,
+        };
+        failure.steps.push(shown.json());
+        let why = (verdict.map_or(failed.found.cause.as_str(), |verdict| &verdict.explanation), failed.undo);
+        if said.contains(&why) {
+            failure = failure.detail(format!("  {}: the same", failed.host));
+            continue;
+        }
+        failure = failure.detail(shown.text(!said.is_empty()));
+        failure = with_hint(failure, verdict.and_then(|verdict| verdict.hint.clone()));
+        said.push(why);
+    }
+    match cause.lost() {
+        lost if lost.is_empty() => failure,
+        lost => failure.detail(lost),
+    }
+}
+
+/// How a transaction ended that failed for a step, as the end of a sentence; none where its own words say more.
+fn ending(cause: &ApplyError) -> Option<&'static str> {
+    match cause {
+        ApplyError::Reverted { .. } => Some("; all hosts were reverted"),
+        _ => None,
+    }
 }
 
 fn with_hint<T: Into<String>>(failure: Failure, hint: Option<T>) -> Failure {

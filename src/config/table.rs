@@ -204,6 +204,12 @@ static PROXY: Object = Object {
         field("host", Shape::Text, "the host name that is routed to it"),
         field("hosts", TEXTS, "several host names; without any, all that no other service takes"),
         field("ssl", Shape::Bool, "whether the proxy speaks TLS for these hosts").default("false").also(&["tls"]),
+        field(
+            "certificate",
+            Shape::Object(&CERTIFICATE),
+            "the certificate for it, as names of secrets; else the proxy gets one by itself",
+        )
+        .also(&["cert"]),
         field("path_prefix", Shape::Text, "the path prefix that is routed to it").default("/").also(&["path"]),
         field(
             "healthcheck",
@@ -211,6 +217,22 @@ static PROXY: Object = Object {
             "how its health is told; without it, `GET /up` on `app_port` must answer 200 to 299",
         )
         .also(&["health_check", "health"]),
+    ],
+};
+
+static CERTIFICATE: Object = Object {
+    extensions: false,
+    fields: &[
+        field(
+            "chain",
+            Shape::Text,
+            "the secret that holds the certificate and those that lead to its authority, as PEM",
+        )
+        .required()
+        .also(&["certificate_pem", "cert"]),
+        field("key", Shape::Text, "the secret that holds its private key, as PEM")
+            .required()
+            .also(&["private_key_pem", "private_key"]),
     ],
 };
 

@@ -417,6 +417,30 @@ fn a_password_is_the_name_of_a_secret_and_one_in_plain_is_never_shown() {
 }
 
 #[test]
+fn a_certificate_is_named_by_its_secrets_and_means_tls() {
+    let with = |keys: &str| SMALL.replace("app_port: 8080", &format!("app_port: 8080, {keys}"));
+    let loaded = load_one(&with("host: a.example, certificate: { chain: TLS_CHAIN, key: TLS_KEY }")).expect("right");
+    let proxy = loaded.project.services.values().next().and_then(|service| service.proxy.clone()).expect("a proxy");
+    assert!(proxy.ssl && proxy.certificate.is_some_and(|certificate| certificate.key.as_str() == "TLS_KEY"));
+    let asked: Vec<_> = loaded.secrets.iter().map(|asked| (asked.name.as_str(), asked.by.as_str())).collect();
+    assert_eq!(
+        asked,
+        [
+            ("TLS_CHAIN", "services.web.proxy.certificate.chain"),
+            ("TLS_KEY", "services.web.proxy.certificate.key")
+        ]
+    );
+    for (keys, due) in [
+        ("certificate: { chain: TLS_CHAIN, key: TLS_KEY }", "the key `host` is missing"),
+        ("host: a.example, certificate: { chain: TLS_CHAIN }", "the key `key` is missing"),
+        ("host: a.example, ssl: false, certificate: { chain: TLS_CHAIN, key: TLS_KEY }", "ssl: false"),
+    ] {
+        let told = told(load_one(&with(keys)));
+        assert!(told.contains(due), "{keys}: {told}");
+    }
+}
+
+#[test]
 fn two_services_cannot_take_the_same_requests_on_one_host() {
     let text = format!("{SMALL}  api:\n    image: api:1\n    hosts: [one]\n    proxy: {{ app_port: 1 }}\n");
     insta::assert_snapshot!(told(load_one(&text)), @r"

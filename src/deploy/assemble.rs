@@ -362,8 +362,14 @@ impl Builder<'_> {
         let Some(facts) = shared.into_iter().find(|facts| facts.name == spec.name.as_str() && facts.running()) else {
             return false;
         };
+        if self.answers.replaces {
+            return false;
+        }
         if facts.labels.get(LABEL_SPEC) != Some(&spec.digest().to_string()) {
-            let note = format!("`{}` runs with other settings than this project's; it was left as it is", spec.name);
+            let note = format!(
+                "`{}` runs with other settings than this project's; it was left as it is, `jiji proxy upgrade` replaces it",
+                spec.name
+            );
             self.notes.push((self.host.clone(), note));
         }
         true

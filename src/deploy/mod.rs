@@ -62,4 +62,6 @@ pub struct HostAnswers {
     pub probes: BTreeMap<ServiceName, ProbeSpec>,
     /// What the proxy plugin was asked to route for each service, as canonical JSON.
     pub routes: BTreeMap<ServiceName, serde_json::Value>,
+    /// Whether the plugins' steps may replace containers of theirs that serve: a person asked for it.
+    pub replaces: bool,
 }

@@ -11,6 +11,7 @@ use jiji_model::name::{HostName, SecretName, ServiceName};
 use jiji_model::observation::{Answer, Observation, Query, Want};
 use jiji_model::plan::PlannedService;
 use jiji_model::project::Project;
+use jiji_model::route::Route;
 use jiji_model::transaction::{Release, ReleaseLine};
 
 use super::desired::{Desired, Trust, Wish, compare};
@@ -180,8 +181,16 @@ impl Target {
     /// The secrets that `host` needs to run it, in order.
     pub fn secrets(&self, host: &HostName) -> BTreeSet<SecretName> {
         let services = self.hosts.get(host).into_iter().flat_map(|ran| ran.services.values());
-        services.flat_map(|service| service.container_spec.secrets()).collect()
+        services.flat_map(secrets).collect()
     }
+}
+
+/// The secrets of a service's environment, and those of its certificate.
+fn secrets(service: &PlannedService) -> Vec<SecretName> {
+    let route = service.route.clone().and_then(|route| serde_json::from_value::<Route>(route).ok());
+    let certificate = route.and_then(|route| route.options.certificate);
+    let certificate = certificate.into_iter().flat_map(|certificate| [certificate.chain, certificate.key]);
+    service.container_spec.secrets().into_iter().chain(certificate).collect()
 }
 
 /// What each host shall run to be at a release: what it ran itself, or what other hosts ran of the services that the project puts there.

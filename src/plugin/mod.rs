@@ -228,6 +228,18 @@ impl Proxy {
         })
     }
 
+    /// Steps that put a proxy with these settings in the place of one that runs with others on a host, while connections go on. Empty
+    /// where it runs as it should.
+    ///
+    /// # Errors
+    /// [`PluginError`], also where the plugin cannot do it.
+    pub fn upgrade(&self, host: &HostContext, facts: &BTreeMap<String, Answer>) -> Result<Turn, PluginError> {
+        self.converse("upgrade", host, None, facts, |store, plugin, facts| {
+            let context = self.context(host);
+            plugin.jiji_proxy_proxy().call_upgrade(store, &context, facts)
+        })
+    }
+
     /// Steps that move a service's requests on a host, with their undo. While targets are not known yet, `route.targets` is empty: then
     /// only the questions count.
     ///
@@ -246,6 +258,11 @@ impl Proxy {
                 hosts: route.options.hosts.clone(),
                 path_prefix: route.options.path_prefix.clone(),
                 ssl: route.options.ssl,
+                certificate: route.options.certificate.as_ref().map(|certificate| proxy_wit::Certificate {
+                    chain: certificate.chain.to_string(),
+                    key: certificate.key.to_string(),
+                    digest: certificate.digest.map(|digest| digest.hex()),
+                }),
                 drain_timeout_ms: route.options.drain_timeout_ms,
                 health: route
                     .options
@@ -417,7 +434,11 @@ impl Proxy {
             own: &self.needs.grants.containers,
         };
         let steps = translate::steps(&of, steps)?;
-        vet(&steps, &self.name, &self.needs.grants, &BTreeSet::from([host.host.clone()]))?;
+        // What a route names was written there for its proxy.
+        let mut grants = self.needs.grants.clone();
+        let certificate = route.iter().filter_map(|route| route.options.certificate.as_ref());
+        grants.secrets.extend(certificate.flat_map(|certificate| [certificate.chain.clone(), certificate.key.clone()]));
+        vet(&steps, &self.name, &grants, &BTreeSet::from([host.host.clone()]))?;
         Ok(steps)
     }
 }

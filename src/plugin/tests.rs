@@ -87,6 +87,7 @@ fn route(targets: &[&str], previous: &[&str]) -> Route {
             hosts: vec!["shop.example".to_owned()],
             path_prefix: "/".to_owned(),
             ssl: false,
+            certificate: None,
             app_port: 8000,
             drain_timeout_ms: 30_000,
             health: Some((8000, "/up".to_owned())),
@@ -276,6 +277,7 @@ fn a_service_without_a_check_is_probed_where_requests_go() {
             result: ProbeResult::Http { status: 500, body: "no database\nat line 3".to_owned(), location: None },
             healthy: false,
         }],
+        findings: None,
     };
     let judge = Judge { input: &input, spec: &spec, timeline: &timeline, log: "" };
     let verdict = plugins.health.judge(judge).expect("a verdict");

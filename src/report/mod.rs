@@ -1,8 +1,9 @@
-//! Renderers of events: lines and moving progress for people, NDJSON for machines.
+//! Renderers of events: lines and moving progress for people, NDJSON for machines; and of failed steps, one screen each.
 //!
 //! Rooms say what happens by [`Record`]s without a time; a renderer stamps them, since it alone knows a clock. Progress goes to standard
 //! error, so that standard output carries data only; with `--json` the events are the data. Used by `cli` alone.
 
+pub mod failure;
 pub mod ndjson;
 pub mod terminal;
 

@@ -116,6 +116,14 @@ pub enum ShipError {
         /// Names of the secrets.
         missing: Vec<jiji_model::name::SecretName>,
     },
+    /// A service does not run as its newest release says, so the proxy is not the first thing to look after.
+    #[error("replace the proxy: `{service}` on `{host}` does not run as its release says")]
+    NotAsReleased {
+        /// The host.
+        host: HostName,
+        /// The service.
+        service: ServiceName,
+    },
     /// The transaction did not end well.
     #[error("{error}")]
     Apply {

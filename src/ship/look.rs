@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiji_model::digest::Digest;
 use jiji_model::image::Platform;
 use jiji_model::name::{HostName, SecretName, ServiceName};
 use jiji_model::observation::{Observation, Want};
@@ -90,7 +91,7 @@ impl Ship {
             .project
             .services_on(host)
             .filter_map(|(name, service)| {
-                let options = RouteOptions::of(service)?;
+                let options = self.with_digest(RouteOptions::of(service)?);
                 Some(route(&self.project.scope(), name, options, None, Vec::new()))
             })
             .collect();
@@ -106,7 +107,19 @@ impl Ship {
         Ok(wants)
     }
 
-    fn context(&self, ready: &Ready, host: &HostName, architecture: &str, number: u8) -> HostContext {
+    /// With the digest of the certificate that its secret holds now, also where an old release is routed again: the certificate that it
+    /// had then is kept nowhere.
+    fn with_digest(&self, mut options: RouteOptions) -> RouteOptions {
+        if let Some(certificate) = &mut options.certificate {
+            // Without its value, as where drift is looked for, it is taken to be what it was.
+            if let Some(chain) = self.secrets.get(&certificate.chain) {
+                certificate.digest = Some(Digest::of(chain.reveal()));
+            }
+        }
+        options
+    }
+
+    pub(super) fn context(&self, ready: &Ready, host: &HostName, architecture: &str, number: u8) -> HostContext {
         let images = ready.pins.get(architecture).cloned().unwrap_or_default();
         HostContext::new(host.clone(), architecture.to_owned(), number, images)
     }
@@ -139,9 +152,14 @@ impl Ship {
             }
             self.ask(fleet, &wants, observation).await?;
         }
+        Err(self.endless(desired))
+    }
+
+    /// That a plugin does not stop asking.
+    pub(super) fn endless(&self, desired: &Desired) -> ShipError {
         let host = desired.hosts.keys().next().cloned();
         let host = host.unwrap_or_else(|| HostName::new("localhost").expect("it is a server's name"));
-        Err(ShipError::Rounds { host, rounds: MAX_ROUNDS })
+        ShipError::Rounds { host, rounds: MAX_ROUNDS }
     }
 
     pub(super) fn host_answers(
@@ -177,7 +195,7 @@ impl Ship {
             if let Some(probe) = self.probe(ready, host, &wanted.architecture, name, after, wish)? {
                 answer.probes.insert(name.clone(), probe);
             }
-            match options(name, after, host, wish)? {
+            match options(name, after, host, wish)?.map(|options| self.with_digest(options)) {
                 Some(options) => {
                     let port = options.app_port;
                     let previous = serving_before(change, port);

@@ -13,6 +13,7 @@ mod look;
 mod pipeline;
 mod planned;
 mod rollback;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -188,7 +188,7 @@ impl Ship {
     ) -> Result<Looked, ShipError> {
         let secrets = |host: &HostName| -> BTreeSet<SecretName> {
             let services = self.project.services_on(host);
-            services.flat_map(|(_, service)| service.environment.secrets.iter().cloned()).collect()
+            services.flat_map(|(_, service)| service.secrets().cloned()).collect()
         };
         self.send_secrets(fleet, secrets).await?;
         let mut wants = Wants::new();

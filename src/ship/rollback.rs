@@ -102,7 +102,11 @@ impl Ship {
 
     /// Looks at what runs and what is remembered, and settles what was left open. Also tells whether that took back a run that was no
     /// rollback.
-    async fn remembered(&self, fleet: &Fleet, ready: &Ready) -> Result<(Observation, Vec<Settled>, bool), ShipError> {
+    pub(super) async fn remembered(
+        &self,
+        fleet: &Fleet,
+        ready: &Ready,
+    ) -> Result<(Observation, Vec<Settled>, bool), ShipError> {
         let nothing = Images::new();
         let of_host = |host: &HostName| {
             let mut wants = deploy::wants(&self.project, host, &nothing, &ready.seeds);

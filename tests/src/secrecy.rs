@@ -31,7 +31,12 @@ pub fn suite() -> &'static Sentinel {
 impl Sentinel {
     /// A value that nothing else has by chance. It is long enough that a part of it says enough.
     pub fn new(name: &str) -> Self {
-        let value = format!("sentinel-{name}-{}-Zq7/+pW==x", std::process::id());
+        Self::of(&format!("sentinel-{name}-{}-Zq7/+pW==x", std::process::id()))
+    }
+
+    /// A value that is given.
+    pub fn of(value: &str) -> Self {
+        let value = value.to_owned();
         let mut forms = vec![value.clone().into_bytes(), hex(value.as_bytes()).into_bytes()];
         // Base64 of a text that holds it shows one of three rows of letters, by where in the text it begins.
         for skip in 0..3 {

@@ -14,6 +14,7 @@
 //! | [`integrity`] | whether the records are as jiji wrote them |
 //! | [`execute`] | runs every kind of action |
 //! | [`probe`] | one probe, and the loop of probes with its timeline |
+//! | [`listen`] | where processes listen by TCP |
 //! | [`lease`] | who may change a project here |
 //! | [`journal`] | what a transaction did, written before and after it is done |
 //! | [`records`] | releases, audit log, addresses, roster |
@@ -31,6 +32,7 @@ pub mod execute;
 pub mod integrity;
 pub mod journal;
 pub mod lease;
+pub mod listen;
 pub mod observe;
 pub mod place;
 pub mod probe;

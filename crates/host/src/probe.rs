@@ -150,7 +150,7 @@ pub async fn watch<F: Future<Output = ProbeResult>>(
     };
     let interval = Duration::from_millis(spec.interval_ms.max(10).into());
     let timeout = Duration::from_millis(spec.timeout_ms.max(1).into());
-    let mut timeline = Timeline { healthy: false, took_ms: 0, made: 0, probes: Vec::new() };
+    let mut timeline = Timeline { healthy: false, took_ms: 0, made: 0, probes: Vec::new(), findings: None };
     let (mut in_a_row, mut failed_in_a_row) = (0, 0);
     let mut next = Duration::ZERO;
     tokio::pin!(stop);

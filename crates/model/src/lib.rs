@@ -17,11 +17,13 @@
 //! | [`route`] | how requests reach a service: what a proxy plugin is asked for |
 //! | [`transaction`] | lease, journal, settlement, release and audit records, and their transitions |
 //! | [`protocol`] | the frames between the operator and `jiji-host` |
+//! | [`log`] | logs made short, for evidence |
 //! | [`event`] | the envelope of everything that people and machines watch |
 
 pub mod digest;
 pub mod event;
 pub mod image;
+pub mod log;
 pub mod name;
 pub mod observation;
 pub mod plan;

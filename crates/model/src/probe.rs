@@ -3,6 +3,8 @@
 //! Deciding is a plugin's work, waiting is not: a health plugin answers with a [`ProbeSpec`], `jiji-host` runs the loop without it, and
 //! the plugin sees the finished [`Timeline`] once and explains it. So no foreign code runs on a server and no wait blocks a guest.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::project::Check;
@@ -93,6 +95,24 @@ pub struct Timeline {
     pub made: u32,
     /// The probes, at most 32.
     pub probes: Vec<Probe>,
+    /// What was found when the loop had failed. None where it was healthy, or where nothing of a container was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub findings: Option<Findings>,
+}
+
+/// What `jiji-host` found of a container whose loop had failed. No decision hangs on it: it is there to be explained.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Findings {
+    /// Milliseconds from the loop's start until it was healthy after all: the deadline was too early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthy_at_ms: Option<u32>,
+    /// Where the container's processes listen by TCP, each once, in order. None where that could not be told, or nothing runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listens: Option<Vec<SocketAddr>>,
+    /// What the engine said where it could not run the container's command.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub engine: String,
 }
 
 /// What a health plugin says of a finished timeline.

@@ -205,6 +205,15 @@ pub struct Service {
     pub drain_timeout: u32,
 }
 
+impl Service {
+    /// Names of the secrets that its hosts need: those of its environment and of its certificate.
+    pub fn secrets(&self) -> impl Iterator<Item = &SecretName> {
+        let certificate = self.proxy.iter().filter_map(|proxy| proxy.certificate.as_ref());
+        let certificate = certificate.flat_map(|certificate| [&certificate.chain, &certificate.key]);
+        self.environment.secrets.iter().chain(certificate)
+    }
+}
+
 /// Where a service's image comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -274,6 +283,19 @@ pub struct Proxy {
     pub path_prefix: String,
     /// Whether the proxy speaks TLS for these hosts.
     pub ssl: bool,
+    /// The certificate to speak it with. None: the proxy gets one by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Certificate>,
+}
+
+/// A certificate that is handed in: which secrets hold it, as PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// The certificate, then those that lead from it to its authority's.
+    pub chain: SecretName,
+    /// Its private key.
+    pub key: SecretName,
 }
 
 /// How a service's health is told.

@@ -8,7 +8,8 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::name::{ContainerName, ServiceName};
+use crate::digest::Digest;
+use crate::name::{ContainerName, SecretName, ServiceName};
 use crate::project::{Check, Service};
 
 /// A wish: requests for a service go to these instances.
@@ -44,6 +45,9 @@ pub struct RouteOptions {
     pub path_prefix: String,
     /// Whether the proxy speaks TLS for these hosts.
     pub ssl: bool,
+    /// The certificate to speak it with. None: the proxy gets one by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<RouteCertificate>,
     /// The port the application listens on in its container.
     pub app_port: u16,
     /// Milliseconds that requests under way get to end after the cutover.
@@ -56,9 +60,16 @@ pub struct RouteOptions {
 }
 
 impl RouteOptions {
+    /// Label with the number of servers that serve the same host names, where each would have to get a certificate of its own.
+    pub const LABEL_SERVERS: &str = "servers";
+
     /// The options of a service, or none where it is not reached from outside.
     pub fn of(service: &Service) -> Option<Self> {
         let proxy = service.proxy.as_ref()?;
+        let mut labels = BTreeMap::new();
+        if proxy.ssl && proxy.certificate.is_none() && service.hosts.len() > 1 {
+            labels.insert(Self::LABEL_SERVERS.to_owned(), service.hosts.len().to_string());
+        }
         let health = match service.healthcheck.as_ref().map(|health| &health.check) {
             Some(Check::Http { port, path }) => Some((*port, path.clone())),
             _ => None,
@@ -67,12 +78,29 @@ impl RouteOptions {
             hosts: proxy.hosts.clone(),
             path_prefix: proxy.path_prefix.clone(),
             ssl: proxy.ssl,
+            certificate: proxy.certificate.as_ref().map(|certificate| RouteCertificate {
+                chain: certificate.chain.clone(),
+                key: certificate.key.clone(),
+                digest: None,
+            }),
             app_port: proxy.app_port,
             drain_timeout_ms: service.drain_timeout.saturating_mul(1_000),
             health,
-            labels: BTreeMap::new(),
+            labels,
         })
     }
+}
+
+/// A certificate that is handed in, by the names of the secrets that hold it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteCertificate {
+    /// The chain of certificates, as PEM.
+    pub chain: SecretName,
+    /// The private key, as PEM.
+    pub key: SecretName,
+    /// Digest of the chain, which is no secret: it tells a renewed certificate from the one before. None while values are not known.
+    pub digest: Option<Digest>,
 }
 
 /// A container of a service.

@@ -200,6 +200,10 @@ impl proxy::Guest for Plugin {
         Ok(Turn::Done(vec![first, second, third, last]))
     }
 
+    fn upgrade(_: Context, _: Vec<Fact>) -> Result<Turn, Fault> {
+        Err(fault("no-upgrade", "this plugin cannot replace a proxy that runs".to_owned()))
+    }
+
     fn unroute(input: UnrouteInput, facts: Vec<Fact>) -> Result<Turn, Fault> {
         let (path, copy) = files(&input.context, &input.service);
         let (Some(file), Some(applied)) = (answer(&facts, "file"), answer(&facts, "applied")) else {
@@ -235,6 +239,9 @@ fn site(input: &RouteInput) -> Result<String, Fault> {
         |host: &String| !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.*".contains(&b));
     if let Some(host) = options.hosts.iter().find(|host| !plain(host)) {
         return Err(fault("bad-route", format!("`{host}` is no host name")));
+    }
+    if options.certificate.is_some() {
+        return Err(fault("bad-route", "this plugin leaves certificates to Caddy and takes none".to_owned()));
     }
     let scheme = if options.ssl { "https://" } else { "http://" };
     let addresses = match options.hosts.as_slice() {

@@ -155,6 +155,10 @@ impl proxy::Guest for Edge {
         Ok(Turn::Done(vec![step]))
     }
 
+    fn upgrade(_: Context, _: Vec<Fact>) -> Result<Turn, Fault> {
+        Err(fault("no-upgrade", "this proxy cannot be replaced while it runs".to_owned(), None))
+    }
+
     fn unroute(input: UnrouteInput, facts: Vec<Fact>) -> Result<Turn, Fault> {
         let Some(list) = answer(&facts, "list") else {
             return Ok(Turn::Observe(vec![want_list()]));

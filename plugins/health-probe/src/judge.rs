@@ -1,7 +1,11 @@
-//! What a finished loop means, in words a person can act on.
+//! What a finished loop means, in words a person can act on: one sentence that names the cause, one that names the cure.
+//!
+//! Facts come before guesses: what the host found ([`Findings`]), then what the last probe met, then what the log says. What a
+//! container that ended says of itself is [`crate::ended`]'s.
 
-use crate::bindings::exports::jiji::health::health::{JudgeInput, Probe, Timeline, Verdict};
-use crate::bindings::jiji::plan::types::{Check, ProbeHttp, ProbeNotRunning, ProbeResult, ProbeSpec};
+use crate::bindings::exports::jiji::health::health::{Findings, JudgeInput, Listener, Probe, Timeline, Verdict};
+use crate::bindings::jiji::plan::types::{Check, ProbeHttp, ProbeResult, ProbeSpec};
+use crate::ended;
 
 pub fn verdict(input: &JudgeInput) -> Verdict {
     let timeline = &input.timeline;
@@ -12,50 +16,61 @@ pub fn verdict(input: &JudgeInput) -> Verdict {
             hint: None,
         };
     }
+    if let Some(at) = timeline.findings.as_ref().and_then(|findings| findings.healthy_at_ms) {
+        return late(at, &input.spec);
+    }
     let Some(last) = timeline.probes.last() else {
         return unhealthy(
             format!("not probed once in {}", time(timeline.took_ms)),
-            Some("give it more time with `healthcheck.deadline`".to_owned()),
+            "give it more time with `healthcheck.deploy_timeout`",
         );
     };
-    if let Some(verdict) = unsteady(timeline, &input.spec) {
+    if let Some(verdict) = unsteady(input) {
         return verdict;
     }
     match &last.result {
-        ProbeResult::NotRunning(ended) => not_running(ended),
+        ProbeResult::NotRunning(state) => ended::verdict(state, input),
         ProbeResult::Http(answer) => http(answer, input),
         ProbeResult::Refused => refused(input),
         ProbeResult::TimedOut => timed_out(last, input),
         ProbeResult::Broken(cause) => unhealthy(
             format!("{} breaks off: {cause}", target(&input.spec.check)),
-            Some(
-                "does it speak plain HTTP there? TLS is the proxy's work, and the port must be the one for HTTP"
-                    .to_owned(),
-            ),
+            "does it speak plain HTTP there? TLS is the proxy's work, and the port must be the one for HTTP",
         ),
         ProbeResult::Exit(exit) => unhealthy(
             format!("{} ended with code {}{}", target(&input.spec.check), exit.code, quoted(": ", &exit.output)),
             match exit.code {
-                126 | 127 => Some("the command is not in the image, or cannot be run there".to_owned()),
-                _ => None,
+                126 | 127 => "the command of `healthcheck.cmd` is not in the image, or cannot be run there",
+                _ => "run the command of `healthcheck.cmd` in the container by hand; its last log lines tell more",
             },
         ),
         ProbeResult::Connected => unhealthy(
             format!("{} was reached, but not {} in a row", target(&input.spec.check), count(input.spec.healthy_after)),
-            Some("give it more time with `healthcheck.deadline`".to_owned()),
+            "give it more time with `healthcheck.deploy_timeout`",
         ),
     }
 }
 
+/// It became healthy when it was given up already.
+fn late(at: u32, spec: &ProbeSpec) -> Verdict {
+    // Half as long again, in whole seconds: a start takes longer on a busy host.
+    let enough = at.saturating_mul(3).div_ceil(2_000);
+    unhealthy(
+        format!("starts too slowly: it became healthy after {}, and {} were given", time(at), time(spec.deadline_ms)),
+        &format!("give it more time with `healthcheck.deploy_timeout: {enough}s`"),
+    )
+}
+
 /// It was healthy at times: neither dead nor well.
-fn unsteady(timeline: &Timeline, spec: &ProbeSpec) -> Option<Verdict> {
+fn unsteady(input: &JudgeInput) -> Option<Verdict> {
+    let (timeline, spec): (&Timeline, &ProbeSpec) = (&input.timeline, &input.spec);
     let good = timeline.probes.iter().filter(|probe| probe.healthy).count();
     let last = timeline.probes.last()?;
     if good == 0 || last.healthy && spec.healthy_after <= 1 {
         return None;
     }
-    if let ProbeResult::NotRunning(ended) = &last.result {
-        let mut verdict = not_running(ended);
+    if let ProbeResult::NotRunning(state) = &last.result {
+        let mut verdict = ended::verdict(state, input);
         verdict.explanation = format!("was healthy, then {}", verdict.explanation);
         return Some(verdict);
     }
@@ -65,59 +80,47 @@ fn unsteady(timeline: &Timeline, spec: &ProbeSpec) -> Option<Verdict> {
             count(u32::try_from(timeline.probes.len()).unwrap_or(u32::MAX)),
             spec.healthy_after
         ),
-        Some("does it restart, or answer slowly under its own start? its log tells".to_owned()),
+        "does it restart, or answer slowly under its own start? its log tells",
     ))
-}
-
-fn not_running(ended: &ProbeNotRunning) -> Verdict {
-    if ended.oom {
-        return unhealthy(
-            "ended by the kernel: out of memory".to_owned(),
-            Some("give the container more memory, or the application less to do at its start".to_owned()),
-        );
-    }
-    let Some(code) = ended.exit else {
-        return unhealthy("the container does not run".to_owned(), None);
-    };
-    let hint = match code {
-        0 => "its command must stay in the foreground for as long as the service runs",
-        126 => {
-            "the image's command cannot be executed: is it a program for this architecture, with its executable bit set?"
-        }
-        127 => "the image's command was not found: is it in the image and on its PATH?",
-        137 => "it was killed from outside (SIGKILL), often for memory",
-        139 => "it crashed (segmentation fault)",
-        143 => "it was asked to stop from outside (SIGTERM)",
-        _ => "its last log lines tell why; a missing variable in `environment` is the most common cause",
-    };
-    unhealthy(format!("the container ended with exit code {code}"), Some(hint.to_owned()))
 }
 
 fn http(answer: &ProbeHttp, input: &JudgeInput) -> Verdict {
     let status = answer.status;
     let to = target(&input.spec.check);
+    let body = answer.body.to_ascii_lowercase();
+    let host_header = ["host header", "http_host", "allowed_hosts", "blocked host", "invalid host", "disallowedhost"];
     let hint = match status {
         300..=399 => {
             let location = answer.location.as_deref().unwrap_or("nowhere");
             return unhealthy(
                 format!("{to} redirects to `{location}` ({status})"),
-                Some(if location.starts_with("https:") {
-                    "let the application answer this path without TLS: in its container it is asked by plain HTTP, and the proxy does \
-                     the redirect"
-                        .to_owned()
+                if location.starts_with("https:") {
+                    "the application wants TLS, which ends at the proxy: let it answer this path by plain HTTP (Rails: exclude it in \
+                     `ssl_options`, Django: `SECURE_REDIRECT_EXEMPT`), or name another in `healthcheck.path`"
                 } else {
-                    "check a path that answers by itself: `healthcheck.path`".to_owned()
-                }),
+                    "name a path in `healthcheck.path` that answers 200 by itself; the target of a redirect is not asked"
+                },
             );
         }
-        400 | 421 => "does the application refuse requests by their Host header? probes ask by the container's address",
-        401 | 403 => "the path asks for a login: check one that does not, with `healthcheck.path`",
-        404 => "the application knows no such path: name one that answers 200 in `healthcheck.path`",
-        405 => "the path does not take GET: check another, with `healthcheck.path`",
+        _ if (400..500).contains(&status) && host_header.iter().any(|words| body.contains(words)) => {
+            return unhealthy(
+                format!("{to} refuses the Host header ({status}){}", quoted(": ", &answer.body)),
+                "probes ask by the container's address: let the application take it as Host on this path (Rails: exclude the path in \
+                 `host_authorization`, Django: `ALLOWED_HOSTS`), or name a path outside that check in `healthcheck.path`",
+            );
+        }
+        400 | 421 => {
+            "probes ask by the container's address: an application that checks the Host header must take it on this path, or \
+             `healthcheck.path` must name another"
+        }
+        401 | 403 => "the path asks for a login: name one in `healthcheck.path` that does not",
+        404 => "the application knows no such path: name one in `healthcheck.path` that answers 200",
+        405 => "the path does not take GET: name another in `healthcheck.path`",
+        429 => "the application limits how often it may be asked: exempt this path, or raise `healthcheck.interval`",
         500..=599 => "the application itself reports a failure; its last log lines tell more",
-        _ => "200 to 299 is healthy",
+        _ => "200 to 299 is healthy: name a path in `healthcheck.path` that answers so",
     };
-    unhealthy(format!("{to} answers {status}{}", quoted(": ", &answer.body)), Some(hint.to_owned()))
+    unhealthy(format!("{to} answers {status}{}", quoted(": ", &answer.body)), hint)
 }
 
 fn refused(input: &JudgeInput) -> Verdict {
@@ -126,25 +129,56 @@ fn refused(input: &JudgeInput) -> Verdict {
         Check::Tcp(port) => *port,
         Check::Exec(_) => 0,
     };
+    let key = if input.input.app_port == Some(port) { "proxy.app_port" } else { "healthcheck.port" };
+    let after = time(input.timeline.took_ms);
+    let listens = input.timeline.findings.as_ref().and_then(|findings: &Findings| findings.listens.as_ref());
+    if let Some(listens) = listens {
+        let here: Vec<&Listener> = listens.iter().filter(|listener| listener.port == port).collect();
+        if let Some(first) = here.first().filter(|_| here.iter().all(|listener| loopback(&listener.address))) {
+            return unhealthy(
+                format!("port {port} is bound to loopback: the application listens on `{}` alone", at(first)),
+                &format!(
+                    "let it listen on all addresses, `0.0.0.0:{port}`: nothing outside the container reaches loopback"
+                ),
+            );
+        }
+        if here.is_empty() && listens.is_empty() {
+            return unhealthy(
+                format!("nothing listens on port {port} of the container after {after}, nor on any other port"),
+                "it runs and serves nothing yet: does it wait for something, often a database, or is its command no server? its last \
+                 log lines tell more",
+            );
+        }
+        if here.is_empty() {
+            let ports: Vec<String> = listens.iter().map(at).collect();
+            let open = listens.iter().find(|listener| !loopback(&listener.address));
+            let hint = match open {
+                Some(open) => format!("is it the wrong port? `{key}: {}` is one that it listens on", open.port),
+                None => format!("let it listen on `0.0.0.0:{port}`: nothing outside the container reaches loopback"),
+            };
+            return unhealthy(
+                format!(
+                    "nothing listens on port {port} of the container after {after}; the application listens on `{}`",
+                    ports.join("`, `")
+                ),
+                &hint,
+            );
+        }
+    }
     let hint = match listening(&input.log, port) {
-        Some(line) => format!("its log says `{line}`: is `proxy.app_port` the port that it listens on?"),
+        Some(line) => format!("its log says `{line}`: is `{key}` the port that it listens on?"),
         None => format!(
             "does it listen on {port}, and on all addresses (0.0.0.0), not on 127.0.0.1? if it only starts slowly, raise \
-             `healthcheck.deadline`"
+             `healthcheck.deploy_timeout`"
         ),
     };
-    unhealthy(
-        format!("nothing listens on port {port} of the container after {}", time(input.timeline.took_ms)),
-        Some(hint),
-    )
+    unhealthy(format!("nothing listens on port {port} of the container after {after}"), &hint)
 }
 
 fn timed_out(last: &Probe, input: &JudgeInput) -> Verdict {
     unhealthy(
         format!("{} does not answer within {}", target(&input.spec.check), time(last.took_ms.max(1))),
-        Some(
-            "it listens but is busy or waits for something, often a database; its last log lines tell more".to_owned(),
-        ),
+        "it listens but is busy or waits for something, often a database; its last log lines tell more",
     )
 }
 
@@ -167,6 +201,15 @@ fn listening(log: &str, port: u16) -> Option<&str> {
     any.then(|| short(line))
 }
 
+fn loopback(address: &str) -> bool {
+    address.starts_with("127.") || address == "::1"
+}
+
+fn at(listener: &Listener) -> String {
+    let Listener { address, port } = listener;
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}
+
 fn target(check: &Check) -> String {
     match check {
         Check::Http(http) => format!("`GET {}` on port {}", http.path, http.port),
@@ -175,8 +218,8 @@ fn target(check: &Check) -> String {
     }
 }
 
-fn unhealthy(explanation: String, hint: Option<String>) -> Verdict {
-    Verdict { healthy: false, explanation, hint }
+pub fn unhealthy(explanation: String, hint: &str) -> Verdict {
+    Verdict { healthy: false, explanation, hint: Some(hint.to_owned()).filter(|hint| !hint.is_empty()) }
 }
 
 fn count(probes: u32) -> String {
@@ -200,7 +243,7 @@ fn quoted(before: &str, text: &str) -> String {
 }
 
 /// At most 120 characters.
-fn short(text: &str) -> &str {
+pub fn short(text: &str) -> &str {
     let text = text.trim();
     text.char_indices().nth(120).map_or(text, |(end, _)| &text[..end])
 }

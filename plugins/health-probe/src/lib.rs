@@ -1,10 +1,11 @@
 //! The default health plugin: probes by HTTP, TCP or a command, and what their failures mean.
 //!
 //! Pure like every plugin. It never waits: it says which loop the host shall run ([`probes`]) and explains what the loop left
-//! ([`judge`]). Its words are what a person reads when a ship was reverted, so each common mistake has a sentence and a hint of its own.
+//! ([`judge`], [`ended`]). Its words are what a person reads when a ship was reverted, so each common mistake has a sentence and a hint of its own.
 //!
 //! The crate is also a plain library: the same functions behind the same trait run in native tests, without WebAssembly.
 
+mod ended;
 mod judge;
 mod probes;
 

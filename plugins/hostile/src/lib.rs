@@ -84,6 +84,10 @@ impl proxy::Guest for Hostile {
         Ok(Turn::Done(Vec::new()))
     }
 
+    fn upgrade(_: Context, _: Vec<Fact>) -> Result<Turn, Fault> {
+        Ok(Turn::Done(Vec::new()))
+    }
+
     fn unroute(_: proxy::UnrouteInput, _: Vec<Fact>) -> Result<Turn, Fault> {
         Ok(Turn::Done(Vec::new()))
     }

@@ -76,11 +76,7 @@ fn check_ours(container: &ContainerFacts, spec: &ContainerSpec, serving: bool) -
     let have = |key: &str| label(&container.labels, key);
     let want = |key: &str| label(&spec.labels, key);
     let Some(started_with) = have(LABEL_SETTINGS) else {
-        return Err(fault(
-            "not-ours",
-            format!("a container `{CONTAINER}` is there that this plugin did not start"),
-            "another tool manages it; let one of the two go, or remove the container at a time when requests may fail",
-        ));
+        return Err(not_ours());
     };
     if !serving {
         return Ok(());
@@ -92,21 +88,35 @@ fn check_ours(container: &ContainerFacts, spec: &ContainerSpec, serving: bool) -
                 "`{CONTAINER}` runs with {started_with}, and the settings say {}",
                 want(LABEL_SETTINGS).unwrap_or("nothing")
             ),
-            "replacing it interrupts requests of every project on the host: remove the container when that is fine, and ship again",
+            "`jiji proxy upgrade` replaces it while requests go on",
         ));
     }
     if have(LABEL_IMAGE) != want(LABEL_IMAGE) {
-        // An update of jiji must not interrupt anybody's requests.
-        say("the proxy runs another image than the settings name and is left alone: to replace it interrupts requests");
+        // An update of jiji must not surprise anybody's requests.
+        say("the proxy runs another image than the settings name and is left alone; `jiji proxy upgrade` replaces it");
     }
     Ok(())
 }
 
-fn label<'a>(labels: &'a [(String, String)], key: &str) -> Option<&'a str> {
+/// That another tool has the container's name.
+pub fn not_ours() -> Fault {
+    fault(
+        "not-ours",
+        format!("a container `{CONTAINER}` is there that this plugin did not start"),
+        "another tool manages it; let one of the two go, or remove the container at a time when requests may fail",
+    )
+}
+
+/// Whether a container was started with the image and the settings of a specification.
+pub fn same(have: &[(String, String)], want: &[(String, String)]) -> bool {
+    [LABEL_SETTINGS, LABEL_IMAGE].iter().all(|key| label(have, key) == label(want, key))
+}
+
+pub fn label<'a>(labels: &'a [(String, String)], key: &str) -> Option<&'a str> {
     labels.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
 }
 
-fn specification(context: &Context, settings: &Settings) -> Result<ContainerSpec, Fault> {
+pub fn specification(context: &Context, settings: &Settings) -> Result<ContainerSpec, Fault> {
     let Some(image) = context.images.iter().find(|image| image.name == IMAGE) else {
         return Err(fault("no-image", format!("the image `{IMAGE}` was not resolved"), "report this"));
     };

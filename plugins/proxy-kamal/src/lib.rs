@@ -1,16 +1,18 @@
 //! The default proxy plugin: one kamal-proxy v0.9.2 in a container per host, shared by all projects on it.
 //!
 //! Pure like every plugin: it reads facts and answers with steps. The proxy is driven by its own command line inside the container,
-//! because its control protocol is private. What each command sends is in [`route`], what the proxy says about itself in [`live`] and
+//! because its control protocol is private. What each command sends is in [`route`], how certificates get to it in [`certificate`], what the proxy says about itself in [`live`] and
 //! [`state`]. Where a comment names a file, it is one of kamal-proxy's source at v0.9.2.
 //!
 //! The crate is also a plain library: the same functions behind the same trait run in native tests, without WebAssembly.
 
 mod boot;
+mod certificate;
 mod live;
 mod route;
 mod settings;
 mod state;
+mod upgrade;
 
 /// The contract's types. Generated: see `wit/next`.
 #[expect(clippy::all, reason = "generated from the WIT, which has the documentation")]
@@ -31,6 +33,7 @@ use bindings::jiji::plan::types::{
 };
 
 use settings::Settings;
+use upgrade::{BRIDGE, BRIDGE_PORTS};
 
 /// The container's name, one per host.
 const CONTAINER: &str = "kamal-proxy";
@@ -73,6 +76,10 @@ impl proxy::Guest for Plugin {
         route::route(&input, &Facts(&facts))
     }
 
+    fn upgrade(input: Context, facts: Vec<Fact>) -> Result<Turn, Fault> {
+        upgrade::upgrade(&input, &Facts(&facts))
+    }
+
     fn unroute(input: proxy::UnrouteInput, facts: Vec<Fact>) -> Result<Turn, Fault> {
         route::unroute(&input, &Facts(&facts))
     }
@@ -82,12 +89,18 @@ impl proxy::Guest for Plugin {
 bindings::export!(Plugin with_types_in bindings);
 
 fn needs(settings: &Settings) -> Needs {
-    let exec = |command: &str| {
-        Grant::Exec(ExecGrant { container: CONTAINER.to_owned(), argv: vec![PROGRAM.to_owned(), command.to_owned()] })
+    let exec_in = |container: &str, command: &str| {
+        Grant::Exec(ExecGrant { container: container.to_owned(), argv: vec![PROGRAM.to_owned(), command.to_owned()] })
     };
+    let exec = |command: &str| exec_in(CONTAINER, command);
     Needs {
         grants: vec![
             Grant::Container(CONTAINER.to_owned()),
+            Grant::Container(BRIDGE.to_owned()),
+            exec_in(BRIDGE, "list"),
+            Grant::Port(BRIDGE_PORTS.0),
+            Grant::Port(BRIDGE_PORTS.1),
+            Grant::Run(["nft", "-f", "-"].map(str::to_owned).to_vec()),
             exec("list"),
             exec("deploy"),
             exec("remove"),

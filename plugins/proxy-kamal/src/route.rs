@@ -15,10 +15,14 @@
 //!   over; after that its outcome no longer changes.
 
 use crate::bindings::exports::jiji::proxy::proxy::{RouteInput, RouteOptions, UnrouteInput};
-use crate::bindings::jiji::plan::types::{Action, ContainerExec, Evidence, Fault, Instance, Phase, Step, Turn, Word};
+use crate::bindings::jiji::plan::types::{
+    Action, Answer, ContainerExec, Evidence, Fault, Instance, Phase, Step, Turn, Word,
+};
+use crate::certificate::{self, Files};
 use crate::live::{self, Live};
 use crate::settings::Settings;
 use crate::state::{self, Options, Saved, duration, milliseconds};
+use crate::upgrade::{WANT_MARK, want_mark};
 use crate::{CONTAINER, Facts, PROGRAM, WANT_LIST, WANT_STATE, fault, settings_of, want_list, want_state};
 
 /// How long the proxy itself waits for a target that jiji's probes have found healthy.
@@ -29,18 +33,33 @@ const LAST_RESORT_TIMEOUT_MS: u32 = 10_000;
 const DEAD_DRAIN_MS: u32 = 1_000;
 /// On top of what a command is told to take at most.
 const MARGIN_MS: u32 = 2_000;
+/// The label of a route that says how many servers serve the same hosts.
+const LABEL_SERVERS: &str = "servers";
 /// What `remove` says when there is nothing to remove (internal/server/router.go).
 const NOT_FOUND: &str = "service not found";
 
 pub fn route(input: &RouteInput, facts: &Facts<'_>) -> Result<Turn, Fault> {
     let settings = settings_of(&input.context)?;
+    let files = Files::of(input);
+    let mut wants = vec![want_list(), want_state(&input.context), want_mark(&input.context)];
+    wants.extend(files.iter().flat_map(Files::wants));
+    if wants.iter().any(|want| facts.get(&want.id).is_none()) {
+        return Ok(Turn::Observe(wants));
+    }
     let (Some(list), Some(state)) = (facts.get(WANT_LIST), facts.get(WANT_STATE)) else {
-        return Ok(Turn::Observe(vec![want_list(), want_state(&input.context)]));
+        return Ok(Turn::Observe(wants));
     };
     if input.targets.is_empty() {
         return Ok(Turn::Done(Vec::new()));
     }
-    let options = options(&input.options, &settings)?;
+    if matches!(facts.get(WANT_MARK), Some(Answer::File(_))) {
+        return Err(fault(
+            "upgrading",
+            format!("route {}: the proxy is being replaced", input.service),
+            "wait until that is done; if it was interrupted, `jiji proxy upgrade` ends it",
+        ));
+    }
+    let options = options(input, files.as_ref(), &settings)?;
     let lives = live::read(list).unwrap_or_default();
     let saved = state::read(state, &input.service);
     check_free(&lives, &input.service, &options)?;
@@ -48,7 +67,8 @@ pub fn route(input: &RouteInput, facts: &Facts<'_>) -> Result<Turn, Fault> {
     let targets = addresses(&input.targets);
     let live = lives.iter().find(|live| live.service == input.service);
     let settled = live.is_some_and(|live| same_set(&live.targets, &targets))
-        && saved.as_ref().is_some_and(|saved| saved.options.same(&options));
+        && saved.as_ref().is_some_and(|saved| saved.options.same(&options))
+        && files.as_ref().is_none_or(|files| files.are_there(facts));
     if settled {
         return Ok(Turn::Done(Vec::new()));
     }
@@ -71,13 +91,16 @@ pub fn route(input: &RouteInput, facts: &Facts<'_>) -> Result<Turn, Fault> {
     };
     let route = format!("route {} to {}", input.service, targets.join(", "));
     let drain_ms = input.options.drain_timeout_ms;
-    Ok(Turn::Done(match dead {
+    let mut steps = files.as_ref().map(|files| files.write(saved.as_ref())).unwrap_or_default();
+    steps.extend(match dead {
         Some(dead) => vec![
             step(format!("let go of {}, which is gone", dead.targets.join(", ")), &Gate::Open, DEAD_DRAIN_MS),
             step(route, &Gate::Healthy(LAST_RESORT_TIMEOUT_MS), drain_ms),
         ],
         None => vec![step(route, &Gate::Healthy(DEPLOY_TIMEOUT_MS), drain_ms)],
-    }))
+    });
+    steps.extend(certificate::forget(&input.context, &input.service, saved.as_ref(), Some(&options)));
+    Ok(Turn::Done(steps))
 }
 
 /// What a target must be before requests go to it.
@@ -98,14 +121,15 @@ impl Gate {
 }
 
 pub fn unroute(input: &UnrouteInput, facts: &Facts<'_>) -> Result<Turn, Fault> {
-    let Some(list) = facts.get(WANT_LIST) else {
-        return Ok(Turn::Observe(vec![want_list()]));
+    let (Some(list), Some(state)) = (facts.get(WANT_LIST), facts.get(WANT_STATE)) else {
+        return Ok(Turn::Observe(vec![want_list(), want_state(&input.context)]));
     };
     // A proxy that does not answer is asked to remove all the same: nobody knows what it will route when it comes back.
     if live::read(list).is_some_and(|lives| lives.iter().all(|live| live.service != input.service)) {
         return Ok(Turn::Done(Vec::new()));
     }
-    Ok(Turn::Done(vec![Step {
+    let saved = state::read(state, &input.service);
+    let mut steps = vec![Step {
         phase: Phase::Withdraw,
         title: format!("stop routing {}", input.service),
         action: remove(&input.service),
@@ -116,7 +140,9 @@ pub fn unroute(input: &UnrouteInput, facts: &Facts<'_>) -> Result<Turn, Fault> {
         undo: None,
         evidence: vec![Evidence::Logs((CONTAINER.to_owned(), 20))],
         labels: Vec::new(),
-    }]))
+    }];
+    steps.extend(certificate::forget(&input.context, &input.service, saved.as_ref(), None));
+    Ok(Turn::Done(steps))
 }
 
 /// What puts the requests back: to the targets that were live, with the options they had; where those cannot be read, with the new
@@ -158,7 +184,8 @@ fn exec(argv: Vec<String>, tolerate: Vec<String>) -> Action {
     })
 }
 
-fn options(route: &RouteOptions, settings: &Settings) -> Result<Options, Fault> {
+fn options(input: &RouteInput, files: Option<&Files>, settings: &Settings) -> Result<Options, Fault> {
+    let route: &RouteOptions = &input.options;
     // Lists of hosts and paths are read as CSV (pflag's StringSlice), so what CSV gives a meaning to cannot be sent.
     let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b',' && b != b'"');
     for text in route.hosts.iter().chain([&route.path_prefix]) {
@@ -178,11 +205,22 @@ fn options(route: &RouteOptions, settings: &Settings) -> Result<Options, Fault> 
             "name them in `proxy.host`, or leave `proxy.ssl` out",
         ));
     }
-    if route.ssl && route.hosts.iter().any(|host| host.contains('*')) {
+    let automatic = route.ssl && route.certificate.is_none();
+    if automatic && route.hosts.iter().any(|host| host.contains('*')) {
         return Err(fault(
             "bad-route",
             "automatic TLS does not support wildcard hosts".to_owned(),
-            "name each host in `proxy.host`",
+            "name each host in `proxy.host`, or hand a certificate in with `proxy.certificate`",
+        ));
+    }
+    let servers = route.labels.iter().find(|(key, _)| key == LABEL_SERVERS);
+    if let Some((_, servers)) = servers.filter(|_| automatic) {
+        return Err(fault(
+            "bad-route",
+            format!(
+                "{servers} servers would each ask for a certificate for the same host, and the authority reaches one of them"
+            ),
+            "hand a certificate in with `proxy.certificate`, or run the service on one server",
         ));
     }
     let mut options = Options {
@@ -190,6 +228,8 @@ fn options(route: &RouteOptions, settings: &Settings) -> Result<Options, Fault> 
         path_prefixes: vec![path_prefix],
         strip_prefix: settings.strip_path_prefix,
         tls: route.ssl,
+        tls_certificate: files.map(Files::chain_in_container).unwrap_or_default(),
+        tls_private_key: files.map(Files::key_in_container).unwrap_or_default(),
         response_timeout: state::seconds(settings.response_timeout),
         forward_headers: settings.forward_headers.unwrap_or(!route.ssl),
         ..Options::default()
@@ -226,7 +266,7 @@ fn addresses(instances: &[Instance]) -> Vec<String> {
     instances.iter().map(|instance| format!("{}:{}", instance.address, instance.port)).collect()
 }
 
-fn same_set(one: &[String], other: &[String]) -> bool {
+pub fn same_set(one: &[String], other: &[String]) -> bool {
     let sorted = |list: &[String]| {
         let mut list = list.to_vec();
         list.sort();

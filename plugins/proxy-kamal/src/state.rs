@@ -166,6 +166,8 @@ impl Options {
             if !options.tls {
                 options.acme_directory.clear();
                 options.acme_cache.clear();
+                options.tls_certificate.clear();
+                options.tls_private_key.clear();
                 options.tls_redirect = true;
             }
             options

@@ -1,7 +1,9 @@
 //! The logic, natively, on what the real proxy prints and keeps (`fixtures/`, written by `tests/real.rs`).
 
 use crate::bindings::exports::jiji::plan::meta::Guest as _;
-use crate::bindings::exports::jiji::proxy::proxy::{Guest as _, HealthPath, RouteInput, RouteOptions, UnrouteInput};
+use crate::bindings::exports::jiji::proxy::proxy::{
+    Certificate, Guest as _, HealthPath, RouteInput, RouteOptions, UnrouteInput,
+};
 use crate::bindings::jiji::plan::types::*;
 use crate::{Plugin, boot, live, settings, state};
 
@@ -35,6 +37,7 @@ fn input(port: u16) -> RouteInput {
             hosts: vec!["shop-web.example".to_owned()],
             path_prefix: "/".to_owned(),
             ssl: false,
+            certificate: None,
             drain_timeout_ms: 30_000,
             health: Some(HealthPath { port: 18001, path: "/up".to_owned() }),
             labels: Vec::new(),
@@ -95,7 +98,10 @@ fn steps(turn: Result<Turn, Fault>) -> Vec<Step> {
 }
 
 fn route(input: RouteInput, list: &str, state: &str) -> Vec<Step> {
-    steps(Plugin::route(input, vec![fact("list", command(0, list)), fact("state", file(state))]))
+    steps(Plugin::route(
+        input,
+        vec![fact("list", command(0, list)), fact("state", file(state)), fact("mark", Answer::Absent)],
+    ))
 }
 
 fn argv(action: &Action) -> Vec<String> {
@@ -241,7 +247,10 @@ fn tls_needs_hosts_and_no_wildcards_and_hosts_need_no_quotes() {
         let mut wish = input(18002);
         wish.options.hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
         wish.options.ssl = ssl;
-        Plugin::route(wish, vec![fact("list", command(0, "")), fact("state", Answer::Absent)])
+        Plugin::route(
+            wish,
+            vec![fact("list", command(0, "")), fact("state", Answer::Absent), fact("mark", Answer::Absent)],
+        )
     };
     for (hosts, ssl) in [
         (&[][..], true),
@@ -268,9 +277,12 @@ fn a_host_that_another_service_has_is_a_fault_before_any_step() {
         let mut wish = input(18002);
         wish.options.hosts = vec![host.to_owned()];
         wish.options.path_prefix = path.to_owned();
-        Plugin::route(wish, vec![fact("list", command(0, LIST)), fact("state", file(STATE))])
-            .map(|_| ())
-            .map_err(|fault| fault.code)
+        Plugin::route(
+            wish,
+            vec![fact("list", command(0, LIST)), fact("state", file(STATE)), fact("mark", Answer::Absent)],
+        )
+        .map(|_| ())
+        .map_err(|fault| fault.code)
     };
     assert_eq!(ask("b.example", "/api/"), Err("route-taken".to_owned()));
     assert_eq!(ask("b.example", "/"), Ok(()));
@@ -280,7 +292,7 @@ fn a_host_that_another_service_has_is_a_fault_before_any_step() {
 #[test]
 fn questions_come_first_and_without_targets_nothing_else() {
     let Ok(Turn::Observe(wants)) = Plugin::route(input(1), Vec::new()) else { panic!("no questions") };
-    assert_eq!(wants.len(), 2);
+    assert_eq!(wants.len(), 3);
     let mut empty = input(1);
     empty.targets.clear();
     assert_eq!(route(empty, LIST, STATE), []);
@@ -290,7 +302,7 @@ fn questions_come_first_and_without_targets_nothing_else() {
 fn unroute_asks_the_proxy_only_for_what_it_routes() {
     let ask = |service: &str, list: Answer| {
         let input = UnrouteInput { context: context("{}"), service: service.to_owned() };
-        steps(Plugin::unroute(input, vec![fact("list", list)]))
+        steps(Plugin::unroute(input, vec![fact("list", list), fact("state", file(STATE))]))
     };
     assert_eq!(ask("nobody", command(0, LIST)), []);
     let known = ask("api", command(0, LIST));
@@ -365,4 +377,192 @@ fn durations_are_what_go_reads() {
     for (nanoseconds, text) in [(0, "0s"), (1_000_000_000, "1s"), (1_500_000_000, "1500ms"), (1, "1ns")] {
         assert_eq!(state::duration(nanoseconds), text);
     }
+}
+
+/// A route of `shop-web` with a certificate of this digest.
+fn certified(digest: char) -> RouteInput {
+    let mut wish = input(18001);
+    wish.options.ssl = true;
+    wish.options.certificate = Some(Certificate {
+        chain: "TLS_CHAIN".to_owned(),
+        key: "TLS_KEY".to_owned(),
+        digest: Some(digest.to_string().repeat(64)),
+    });
+    wish
+}
+
+/// The state file as the proxy writes it with the certificate of this digest.
+fn state_with(digest: char) -> String {
+    let name = format!("/home/kamal-proxy/.config/kamal-proxy/certificates/shop-web/{}", digest.to_string().repeat(16));
+    let mut state: serde_json::Value = serde_json::from_str(STATE).expect("JSON");
+    let services = state.as_array_mut().expect("a list");
+    let service = services.iter_mut().find(|service| service["name"] == "shop-web").expect("it is there");
+    service["options"]["tls_enabled"] = true.into();
+    service["options"]["tls_certificate_path"] = format!("{name}.chain.pem").into();
+    service["options"]["tls_private_key_path"] = format!("{name}.key.pem").into();
+    service["target_options"]["forward_headers"] = false.into();
+    state.to_string()
+}
+
+fn pem(sha256: &str, mode: u32) -> Answer {
+    Answer::File(FileFacts { sha256: sha256.to_owned(), mode, size: 1, content: None })
+}
+
+fn certified_steps(wish: RouteInput, state: &str, chain: Answer, key: Answer) -> Vec<Step> {
+    let facts = vec![
+        fact("list", command(0, LIST)),
+        fact("state", file(state)),
+        fact("mark", Answer::Absent),
+        fact("certificate-chain", chain),
+        fact("certificate-key", key),
+    ];
+    steps(Plugin::route(wish, facts))
+}
+
+#[test]
+fn a_certificate_is_written_for_its_owner_alone_before_the_route_and_its_values_are_words() {
+    let all = certified_steps(certified('a'), STATE, Answer::Absent, Answer::Absent);
+    let files: Vec<_> = all.iter().filter(|step| step.phase == Phase::Prepare).collect();
+    assert_eq!(files.len(), 4);
+    let Action::File(key) = &files[3].action else { panic!("{:?}", files[3]) };
+    assert_eq!(key.path, "/var/lib/jiji/plugins/proxy-kamal/certificates/shop-web/aaaaaaaaaaaaaaaa.key.pem");
+    assert_eq!((key.mode, &key.content[..]), (0o600, &[Word::Secret("TLS_KEY".to_owned())][..]));
+    assert_eq!(files[3].undo, Some(Action::Remove(key.path.clone())));
+    let argv = argv(&all[4].action);
+    let path = "/home/kamal-proxy/.config/kamal-proxy/certificates/shop-web/aaaaaaaaaaaaaaaa";
+    assert!(argv.contains(&format!("--tls-certificate-path={path}.chain.pem")), "{argv:?}");
+    assert!(argv.contains(&format!("--tls-private-key-path={path}.key.pem")), "{argv:?}");
+}
+
+#[test]
+fn a_certificate_that_is_there_needs_nothing_and_a_renewed_or_open_one_is_routed_anew() {
+    let chain = || pem(&"a".repeat(64), 0o600);
+    let key = || pem("", 0o600);
+    assert_eq!(certified_steps(certified('a'), &state_with('a'), chain(), key()), []);
+    for (chain, key) in [
+        (Answer::Absent, key()),
+        (chain(), Answer::Absent),
+        (pem(&"b".repeat(64), 0o600), key()),
+        (chain(), pem("", 0o644)),
+    ] {
+        let again = certified_steps(certified('a'), &state_with('a'), chain, key);
+        assert_eq!(again.len(), 5, "{again:?}");
+        assert!(again.iter().all(|step| step.phase != Phase::Prepare || step.undo.is_none()), "they are in use");
+    }
+    let renewed = certified_steps(certified('b'), &state_with('a'), Answer::Absent, Answer::Absent);
+    let removed: Vec<_> =
+        renewed.iter().filter(|step| step.phase == Phase::Finalize).map(|step| &step.action).collect();
+    let old = "/var/lib/jiji/plugins/proxy-kamal/certificates/shop-web/aaaaaaaaaaaaaaaa";
+    assert_eq!(removed, [&Action::Remove(format!("{old}.chain.pem")), &Action::Remove(format!("{old}.key.pem"))]);
+    let undo = argv(renewed[4].undo.as_ref().expect("an undo"));
+    assert!(undo.iter().any(|flag| flag.ends_with("aaaaaaaaaaaaaaaa.key.pem")), "{undo:?}");
+}
+
+#[test]
+fn files_of_others_are_never_removed() {
+    for path in ["/etc/ssl/key.pem", "/home/kamal-proxy/.config/kamal-proxy/certificates/shop-web/../../x.pem"] {
+        let state = state_with('a')
+            .replace("/home/kamal-proxy/.config/kamal-proxy/certificates/shop-web/aaaaaaaaaaaaaaaa.key.pem", path);
+        let renewed = certified_steps(certified('b'), &state, Answer::Absent, Answer::Absent);
+        assert_eq!(renewed.iter().filter(|step| step.phase == Phase::Finalize).count(), 1, "{path}");
+    }
+}
+
+#[test]
+fn automatic_certificates_are_for_one_server_and_wildcards_need_one_handed_in() {
+    let mut several = input(18002);
+    several.options.ssl = true;
+    several.options.labels = vec![("servers".to_owned(), "2".to_owned())];
+    let facts = || {
+        vec![
+            fact("list", command(0, "")),
+            fact("state", Answer::Absent),
+            fact("mark", Answer::Absent),
+            fact("certificate-chain", Answer::Absent),
+            fact("certificate-key", Answer::Absent),
+        ]
+    };
+    assert_eq!(Plugin::route(several, facts()).map_err(|fault| fault.code), Err("bad-route".to_owned()));
+    let mut wildcard = certified('a');
+    wildcard.options.hosts = vec!["*.shop.example".to_owned()];
+    assert!(Plugin::route(wildcard, facts()).is_ok());
+}
+
+fn upgrade_with(settings: &str, container: Answer, list: &str, state: &str, mark: Answer) -> Result<Turn, Fault> {
+    let facts = vec![
+        fact("container", container),
+        fact("list", command(0, list)),
+        fact("state", file(state)),
+        fact("mark", mark),
+        fact("bridge", Answer::Absent),
+    ];
+    Plugin::upgrade(context(settings), facts)
+}
+
+/// The labels of a proxy that was started with no settings.
+fn labels() -> Vec<(String, String)> {
+    let facts = vec![fact("container", Answer::Absent), fact("list", Answer::Failed("absent".to_owned()))];
+    let first = steps(Plugin::boot(context("{}"), facts));
+    let Action::ContainerRun(spec) = &first[1].action else { panic!("{first:?}") };
+    spec.labels.clone()
+}
+
+#[test]
+fn an_upgrade_bridges_the_gap_and_each_step_waits_for_the_one_before() {
+    let up = || running(&labels(), "running");
+    assert_eq!(steps(upgrade_with("{}", up(), LIST, STATE, Answer::Absent)), [], "it runs as it should");
+    let all = steps(upgrade_with(r#"{"http_port":8080}"#, up(), LIST, STATE, Answer::Absent));
+    let told: Vec<_> = all.iter().map(|step| (step.phase, step.title.as_str())).collect();
+    assert_eq!(
+        told,
+        [
+            (Phase::Prepare, "keep others from routing meanwhile"),
+            (Phase::Prepare, "run kamal-proxy-bridge"),
+            (Phase::Prepare, "wait until kamal-proxy-bridge answers"),
+            (Phase::Cutover, "lead new connections to kamal-proxy-bridge"),
+            (Phase::Withdraw, "stop kamal-proxy"),
+            (Phase::Withdraw, "run kamal-proxy"),
+            (Phase::Withdraw, "wait until kamal-proxy answers"),
+            (Phase::Drain, "lead new connections to kamal-proxy"),
+            (Phase::Drain, "stop kamal-proxy-bridge"),
+            (Phase::Finalize, "remove kamal-proxy-bridge"),
+            (Phase::Finalize, "let others route again"),
+        ]
+    );
+    for (step, index) in all.iter().zip(0_u32..) {
+        assert_eq!(step.after, index.checked_sub(1).into_iter().collect::<Vec<_>>(), "{}", step.title);
+        assert!(step.phase > Phase::Cutover || step.undo.is_some() || index == 2, "{}", step.title);
+    }
+    let Action::Run(run) = &all[3].action else { panic!("{:?}", all[3]) };
+    let [Word::Lit(rules)] = &run.stdin[..] else { panic!("{run:?}") };
+    assert!(rules.contains("tcp dport { 8080, 80 } dnat to 10.210.0.254:80\n"), "the old and the new port: {rules}");
+    assert!(rules.starts_with("table ip jiji_proxy\ndelete table ip jiji_proxy\n"), "{rules}");
+    let Action::ContainerRun(bridge) = &all[1].action else { panic!("{:?}", all[1]) };
+    assert_eq!(bridge.address.as_deref(), Some("10.210.0.254"));
+    assert!(bridge.publish.iter().all(|publish| publish.address.as_deref() == Some("127.0.0.1")));
+}
+
+#[test]
+fn an_upgrade_that_was_interrupted_is_taken_up_and_others_wait_for_it() {
+    let up = || running(&labels(), "running");
+    let mark = || pem("", 0o600);
+    assert_eq!(steps(upgrade_with("{}", up(), "", "", mark())).len(), 11, "the bridge has what the proxy lost");
+    assert_eq!(steps(upgrade_with("{}", Answer::Absent, "", "", mark())).len(), 11);
+    let booted = steps(upgrade_with("{}", Answer::Absent, "", "", Answer::Absent));
+    assert_eq!(booted.len(), 3, "where nobody serves, nobody is interrupted");
+    let facts = vec![fact("list", command(0, LIST)), fact("state", file(STATE)), fact("mark", mark())];
+    assert_eq!(Plugin::route(input(18002), facts).map_err(|fault| fault.code), Err("upgrading".to_owned()));
+}
+
+#[test]
+fn an_upgrade_that_would_lose_a_route_is_a_fault() {
+    let code = |list: &str, state: &str| {
+        let up = running(&labels(), "running");
+        upgrade_with(r#"{"http_port":8080}"#, up, list, state, Answer::Absent).map(|_| ()).map_err(|fault| fault.code)
+    };
+    assert_eq!(code(LIST, STATE), Ok(()));
+    assert_eq!(code(LIST, &STATE[..STATE.len() / 2]), Err("not-kept".to_owned()));
+    assert_eq!(code(&LIST.replace("127.0.0.1:18001", "127.0.0.1:18009"), STATE), Err("not-kept".to_owned()));
+    let foreign = upgrade_with("{}", running(&[], "running"), LIST, STATE, Answer::Absent);
+    assert_eq!(foreign.map(|_| ()).map_err(|fault| fault.code), Err("not-ours".to_owned()));
 }

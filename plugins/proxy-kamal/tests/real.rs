@@ -182,6 +182,7 @@ impl Proxy {
                 hosts: vec![format!("{service}.example")],
                 path_prefix: "/".to_owned(),
                 ssl: false,
+                certificate: None,
                 drain_timeout_ms: 1_000,
                 health: Some(HealthPath { port, path: "/up".to_owned() }),
                 labels: Vec::new(),

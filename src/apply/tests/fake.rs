@@ -417,7 +417,13 @@ impl World {
         StepFailure {
             step: step.id.clone(),
             cause,
-            timeline: waits.then(|| Timeline { healthy: false, took_ms: 5000, made: 10, probes: vec![probe] }),
+            timeline: waits.then(|| Timeline {
+                healthy: false,
+                took_ms: 5000,
+                made: 10,
+                probes: vec![probe],
+                findings: None,
+            }),
             evidence: match &step.action {
                 Action::WaitProbe { container, .. } => vec![EvidenceFound {
                     container: container.clone(),

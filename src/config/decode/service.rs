@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use jiji_model::name::{AbsPath, HostName, SecretName, ServiceName};
-use jiji_model::project::{Build, Check, Environment, HealthCheck, Mount, MountSource, Proxy, Service, Source};
+use jiji_model::project::{
+    Build, Certificate, Check, Environment, HealthCheck, Mount, MountSource, Proxy, Service, Source,
+};
 use jiji_model::reference::Reference;
 
 use super::{Decoder, Node, Servers, is_domain};
@@ -211,11 +213,21 @@ impl Decoder<'_> {
                 hosts.push(name);
             }
         }
-        let ssl = node.get("ssl").and_then(|node| node.boolean()).unwrap_or(false);
-        if let Some(node) = node.get("ssl").filter(|_| ssl && names.is_empty()) {
-            let problem = Problem::MissingKey { key: "host", purpose: "a certificate is for a host name" };
-            self.report_at_key(&node, problem);
+        let certificate = node.get("certificate");
+        let ssl = node.get("ssl").and_then(|node| node.boolean()).unwrap_or(certificate.is_some());
+        if let Some(node) = certificate.as_ref().filter(|_| !ssl) {
+            let advice = "keep `certificate` to speak TLS, `ssl: false` to speak none";
+            self.report_at_key(node, Problem::Together { one: "ssl: false", other: "certificate", advice });
         }
+        let certificate = certificate.as_ref();
+        if let Some(node) = node.get("ssl").as_ref().or(certificate).filter(|_| ssl && names.is_empty()) {
+            let problem = Problem::MissingKey { key: "host", purpose: "a certificate is for a host name" };
+            self.report_at_key(node, problem);
+        }
+        let certificate = match certificate {
+            Some(node) => Some(self.certificate(node)?),
+            None => None,
+        };
         let path_prefix = match node.get("path_prefix") {
             Some(node) => self.grammar(&node, "path prefix", "expected a path that begins with `/`", is_url_path),
             None => Some("/".to_owned()),
@@ -228,7 +240,19 @@ impl Decoder<'_> {
                 prefix => prefix.to_owned(),
             })?,
             ssl,
+            certificate,
         })
+    }
+
+    fn certificate(&mut self, node: &Node<'_>) -> Option<Certificate> {
+        let mut secret = |key: &str| {
+            let item = node.get(key)?;
+            let name = self.name(&item, SecretName::new)?;
+            self.asks(&item, &name, &item.path);
+            Some(name)
+        };
+        let (chain, key) = (secret("chain"), secret("key"));
+        Some(Certificate { chain: chain?, key: key? })
     }
 
     fn healthcheck(&mut self, service: &Node<'_>, proxy: Option<&Proxy>) -> Option<HealthCheck> {

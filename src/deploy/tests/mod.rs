@@ -316,6 +316,7 @@ fn answers(name: &str, to: &str) -> Answers {
         steps: vec![boot, route],
         probes: BTreeMap::from([(service_name("web"), probe)]),
         routes: BTreeMap::from([(service_name("web"), serde_json::json!({"to": to}))]),
+        replaces: false,
     };
     BTreeMap::from([(one, answers)])
 }

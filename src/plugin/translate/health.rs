@@ -1,5 +1,7 @@
 //! Inputs and verdicts of the health judge.
 
+use std::net::SocketAddr;
+
 use jiji_model::probe::{Timeline, Verdict};
 
 use super::super::bindings::health::exports::jiji::health::health as wit;
@@ -58,6 +60,14 @@ fn timeline(timeline: &Timeline) -> wit::Timeline {
                 healthy: probe.healthy,
             })
             .collect(),
+        findings: timeline.findings.as_ref().map(|findings| wit::Findings {
+            healthy_at_ms: findings.healthy_at_ms,
+            listens: findings.listens.as_ref().map(|listens| {
+                let listener = |at: &SocketAddr| wit::Listener { address: at.ip().to_string(), port: at.port() };
+                listens.iter().map(listener).collect()
+            }),
+            engine: findings.engine.clone(),
+        }),
     }
 }
 

@@ -15,6 +15,14 @@ pub enum LabError {
         /// What the system said.
         source: io::Error,
     },
+    /// TLS could not be set up as it was asked for.
+    #[error("{what}: {why}")]
+    Tls {
+        /// What was tried, as a verb with its object.
+        what: String,
+        /// What is wrong.
+        why: String,
+    },
     /// A system call on no file in particular failed.
     #[error("{action}: {source}")]
     System {

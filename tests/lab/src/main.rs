@@ -188,6 +188,7 @@ fn run(args: Args) -> Result<ExitCode, LabError> {
                     name: address.to_string(),
                     address,
                     authority: host.clone(),
+                    authorities: None,
                 };
                 spec.targets = target.into_iter().map(named).collect();
             }

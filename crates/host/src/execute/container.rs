@@ -5,14 +5,18 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use jiji_model::plan::{
-    ContainerImage, ContainerSpec, LABEL_ADDRESS, LABEL_SCOPE, LABEL_SECRETS, LABEL_SPEC, Step, Word,
+    ContainerImage, ContainerSpec, LABEL_ADDRESS, LABEL_SCOPE, LABEL_SECRETS, LABEL_SERVICE, LABEL_SPEC, Step, Word,
 };
+use jiji_model::probe::{Findings, Probe, ProbeResult, Timeline};
+use jiji_model::project::Engine as Kind;
 use jiji_model::transaction::Outcome;
 
 use super::{ActionError, DONE, Executor, image};
+use crate::command::{self, Output};
+use crate::engine::Engine;
 use crate::engine::inspect::ContainerInspect;
 use crate::engine::run;
-use crate::{records, secrets};
+use crate::{listen, records, secrets};
 
 impl Executor<'_> {
     /// A container with this specification runs.
@@ -54,7 +58,10 @@ impl Executor<'_> {
         if let Some(address) = spec.address {
             records::remember_address(self.place, address)?;
         }
-        engine.must("run", command.timeout(limit)).await?;
+        let output = command.timeout(limit).run().await?;
+        if !output.ok() {
+            return Err(cannot_run(engine, spec, &output));
+        }
         let started = self.must_exist(name).await?;
         if !started.runs(id) {
             self.remove_container(name, limit).await?;
@@ -64,8 +71,13 @@ impl Executor<'_> {
                 actual: started.image,
             });
         }
-        must_run(&started)?;
-        Ok(DONE)
+        match must_run(&started) {
+            // Whether it has ended already or ends a moment later is chance: both are a candidate that is not healthy.
+            Err(error @ ActionError::NotRunning { exit, oom, .. }) if spec.labels.contains_key(LABEL_SERVICE) => {
+                Err(never_healthy(error.to_string(), exit, oom, String::new()))
+            }
+            result => result.map(|()| DONE),
+        }
     }
 
     /// The keyed digest of the secrets in a container's environment; none where it has no secrets.
@@ -110,6 +122,10 @@ impl Executor<'_> {
         if matches!(container.state.status.as_str(), "exited" | "created" | "configured" | "stopped" | "dead") {
             return Ok(Outcome::Unchanged);
         }
+        let first = FirstProcess::of(container.state.pid);
+        // What projects share is a proxy: who stops it wants to know whom that meets.
+        let shared = container.label(LABEL_SCOPE) == Some("*");
+        let kept = if shared { listen::connections(container.state.pid) } else { None };
         let seconds = timeout_s.to_string();
         let output = engine.command(["stop", "-t", &seconds, name]).timeout(limit).run().await?;
         let after = engine.inspect_container(name).await?;
@@ -118,7 +134,12 @@ impl Executor<'_> {
         }
         // 128 and the number of SIGKILL: the application did not end when it was asked to.
         let killed = after.is_some_and(|container| container.state.exit_code == 137 && !container.state.oom_killed);
-        Ok(Outcome::Done { output: killed.then(|| format!("did not end on SIGTERM, killed after {timeout_s} s")) })
+        let output = if killed {
+            Some(first.ignored(timeout_s))
+        } else {
+            kept.map(|kept| format!("{kept} connections that were kept ended with it"))
+        };
+        Ok(Outcome::Done { output })
     }
 
     /// A container is gone. One that jiji did not start is not meant: somebody else has taken the name.
@@ -128,9 +149,11 @@ impl Executor<'_> {
             Some(container) if container.label(LABEL_SCOPE).is_some() => {}
             Some(_) | None => return Ok(Outcome::Unchanged),
         }
-        // With the volumes that have no name: nobody could find them again.
-        let command = engine.command(["rm", "--force", "--volumes", name]).timeout(limit);
-        let output = command.run().await?;
+        // With the volumes that have no name: nobody could find them again. Docker kills what still runs, Podman would first wait as long
+        // as the container may take to stop.
+        let command = engine.command(["rm", "--force", "--volumes"]);
+        let at_once: &[&str] = if engine.kind == Kind::Podman && engine.at_least(4) { &["--time", "0"] } else { &[] };
+        let output = command.args(at_once.iter().copied()).args([name]).timeout(limit).run().await?;
         if !output.ok() && engine.inspect_container(name).await?.is_some() {
             return Err(engine.failure("rm", &output).into());
         }
@@ -208,4 +231,93 @@ fn must_run(container: &ContainerInspect) -> Result<(), ActionError> {
         exit: container.state.exit_code,
         oom: container.state.oom_killed,
     })
+}
+
+/// Why `run` failed. With 126 and 127 both engines say that they made the container and could not run its command: it is no program
+/// there, or there is none. That is the image's fault and not the engine's.
+fn cannot_run(engine: &Engine, spec: &ContainerSpec, output: &Output) -> ActionError {
+    let failure = engine.failure("run", output);
+    let complaint = output.complaint();
+    // Podman ends so for causes of its own too, such as an address that is taken.
+    let command = ["OCI runtime", "executable", "exec format", "exec:"].iter().any(|words| complaint.contains(words));
+    match output.exit {
+        Some(exit @ (126 | 127)) if command && spec.labels.contains_key(LABEL_SERVICE) => {
+            never_healthy(failure.to_string(), exit, false, complaint)
+        }
+        _ => failure.into(),
+    }
+}
+
+/// A candidate that ended before anything could be asked of it.
+fn never_healthy(why: String, exit: i32, oom: bool, engine: String) -> ActionError {
+    let result = ProbeResult::NotRunning { exit: Some(exit), oom };
+    let findings = Findings { engine, ..Findings::default() };
+    ActionError::NotHealthy {
+        why,
+        timeline: Box::new(Timeline {
+            healthy: false,
+            took_ms: 0,
+            made: 1,
+            probes: vec![Probe { at_ms: 0, took_ms: 0, result, healthy: false }],
+            findings: Some(findings),
+        }),
+    }
+}
+
+/// A container's first process, as it was before it was asked to stop.
+struct FirstProcess {
+    /// Its program's name, at most 15 bytes.
+    name: Option<String>,
+    /// Whether it handles SIGTERM. The first process of a container gets no signal that it does not handle (pid_namespaces(7)).
+    handles: Option<bool>,
+}
+
+impl FirstProcess {
+    fn of(pid: i32) -> Self {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok().filter(|_| pid > 0);
+        Self {
+            name: read("comm").map(|name| command::plain(name.trim())),
+            handles: read("status").as_deref().and_then(handles_term),
+        }
+    }
+
+    /// That it had to be killed, and what to do about it.
+    fn ignored(&self, timeout_s: u32) -> String {
+        let name = self.name.as_deref().unwrap_or("its first process");
+        let why = match (self.handles, name) {
+            (Some(false), "sh" | "bash" | "dash" | "ash" | "busybox") => {
+                format!(": `{name}` is its first process and passes no signal on; start the program with `exec`")
+            }
+            (Some(false), _) => format!(": its first process `{name}` has no handler for it"),
+            _ => String::new(),
+        };
+        format!("it did not end on SIGTERM and was killed after {timeout_s}s{why}")
+    }
+}
+
+/// Whether a process handles SIGTERM, by the signals that proc(5) `status` says it catches.
+fn handles_term(status: &str) -> Option<bool> {
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+    let caught = u64::from_str_radix(caught.trim(), 16).ok()?;
+    Some(caught & (1 << (15 - 1)) != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_handles_no_sigterm_is_told_by_its_caught_signals() {
+        assert_eq!(handles_term("Name:\tsh\nSigCgt:\t0000000000010002\n"), Some(false));
+        assert_eq!(handles_term("Name:\tpython3\nSigCgt:\t0000000000004002\n"), Some(true));
+        assert_eq!(handles_term("Name:\tx\n"), None);
+        let shell = FirstProcess { name: Some("sh".to_owned()), handles: Some(false) };
+        assert_eq!(
+            shell.ignored(10),
+            "it did not end on SIGTERM and was killed after 10s: `sh` is its first process and passes no signal on; start the program \
+             with `exec`"
+        );
+        let hung = FirstProcess { name: Some("app".to_owned()), handles: Some(true) };
+        assert_eq!(hung.ignored(5), "it did not end on SIGTERM and was killed after 5s");
+    }
 }

@@ -13,6 +13,7 @@ mod words;
 use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
+use jiji_model::log;
 use jiji_model::plan::{Action, ContainerImage, Evidence, Step, Word};
 use jiji_model::probe::Probe;
 use jiji_model::protocol::EvidenceFound;
@@ -30,6 +31,12 @@ use crate::secrets::Secrets;
 
 /// How much of a log is evidence, in bytes.
 const LOG: usize = 16 * 1024;
+
+/// How many lines of a log are read for each that is kept as evidence, at most 1000: most of a proxy's are requests.
+const LOG_READ: u32 = 20;
+
+/// How many bytes of a log are read.
+const LOG_READ_BYTES: usize = 512 * 1024;
 
 /// How much of what a step printed is kept for later steps, in bytes.
 const OUTPUT: usize = 4 * 1024;
@@ -172,10 +179,25 @@ impl Executor<'_> {
                 }
             };
             if let Evidence::Logs { lines, .. } = evidence {
-                let log = engine.logs(container.as_str(), (*lines).min(1000), LOG).await;
-                found[index].log = self.secrets.redact(&log.unwrap_or_default());
+                let read = lines.saturating_mul(LOG_READ).min(1000);
+                let log = engine.logs(container.as_str(), read, LOG_READ_BYTES).await;
+                let log = self.secrets.redact(&log.unwrap_or_default());
+                let log = log::distill(&log, usize::try_from(*lines).unwrap_or(usize::MAX));
+                found[index].log = end(&log, LOG).to_owned();
             }
         }
         found
     }
+}
+
+/// The last whole lines of a text in at most `most` bytes.
+fn end(text: &str, most: usize) -> &str {
+    let mut from = text.len().saturating_sub(most);
+    if from > 0 {
+        while !text.is_char_boundary(from) {
+            from += 1;
+        }
+        from += text[from..].find('\n').map_or(0, |line| line + 1);
+    }
+    &text[from..]
 }

@@ -1,22 +1,27 @@
 //! Waits for health: a loop of probes, and an eye on the container while they fail.
 
 use std::cell::Cell;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use jiji_model::probe::{Probe, ProbeResult, ProbeSpec, Timeline};
+use jiji_model::probe::{Findings, Probe, ProbeResult, ProbeSpec, Timeline};
 use jiji_model::project::{Check, Engine as Kind};
 use jiji_model::transaction::Outcome;
 
 use super::{ActionError, DONE, Executor};
 use crate::engine::Engine;
 use crate::engine::inspect::ContainerInspect;
+use crate::listen;
 use crate::observe::redact;
 use crate::probe::{self, Stop, Until};
 
 /// How often a container is looked at while its probes fail.
 const LOOK: Duration = Duration::from_millis(400);
+
+/// How much longer than its deadline a container is watched to tell one that is slow from one that never gets well, at least and at most.
+const LATE_MS: RangeInclusive<u32> = 1_000..=5_000;
 
 impl Executor<'_> {
     /// A container becomes healthy, or stays so.
@@ -61,15 +66,90 @@ impl Executor<'_> {
             let result = not_running(&container);
             let first = Probe { at_ms: 0, took_ms: 0, result, healthy: false };
             self.tell(&first);
-            let timeline = Timeline { healthy: false, took_ms: 0, made: 1, probes: vec![first] };
+            let timeline = Timeline { healthy: false, took_ms: 0, made: 1, probes: vec![first], findings: None };
             return Err(ActionError::NotHealthy { why: verdict(&what, &timeline), timeline: Box::new(timeline) });
         }
-        let ended = ended(engine, name, &container, &failing);
+        let until_ended = || ended(engine, name, &container, &failing);
         let each = |probe: &Probe| {
             failing.set(!probe.healthy);
             self.tell(probe);
         };
-        self.watch(spec, until, &what, ask, ended, each).await
+        let (why, mut timeline) = match self.watch(spec, until, &what, ask, until_ended(), each).await {
+            Ok(_) => return Ok(DONE),
+            Err(ActionError::NotHealthy { why, timeline }) => (why, timeline),
+            Err(error) => return Err(error),
+        };
+        if until != Until::Healthy {
+            return Err(ActionError::NotHealthy { why, timeline });
+        }
+        if let Some(result) = self.ended_meanwhile(name, &container, &timeline).await {
+            let last = Probe { at_ms: timeline.took_ms, took_ms: 0, result, healthy: false };
+            self.tell(&last);
+            timeline.made += 1;
+            timeline.probes.push(last);
+        }
+        timeline.findings = Some(Findings {
+            healthy_at_ms: self.healthy_later(spec, &timeline, ask, until_ended()).await?,
+            listens: self.listens(name, network).await,
+            engine: String::new(),
+        });
+        Err(ActionError::NotHealthy { why, timeline })
+    }
+
+    /// How a container ended, if it did and the eye on it had not seen it when the time was up.
+    async fn ended_meanwhile(&self, name: &str, first: &ContainerInspect, timeline: &Timeline) -> Option<ProbeResult> {
+        if matches!(timeline.probes.last(), Some(Probe { result: ProbeResult::NotRunning { .. }, .. })) {
+            return None;
+        }
+        let engine = self.engine().ok()?;
+        let now = engine.inspect_container(name).await.ok()??;
+        if now.running() && (now.restart_count, now.state.pid) == (first.restart_count, first.state.pid) {
+            return None;
+        }
+        Some(ProbeResult::NotRunning {
+            exit: match engine.kind {
+                _ if !now.running() => Some(now.state.exit_code),
+                Kind::Docker => None,
+                Kind::Podman => last_exit(engine, &first.id).await,
+            },
+            oom: now.state.oom_killed,
+        })
+    }
+
+    /// Whether a container becomes healthy shortly after its deadline, and when: then the deadline is what is wrong. Asked only where
+    /// time can help, for a part of the deadline.
+    async fn healthy_later<F: Future<Output = ProbeResult>>(
+        &self,
+        spec: &ProbeSpec,
+        timeline: &Timeline,
+        ask: impl FnMut(Duration) -> F,
+        ended: impl Future<Output = ProbeResult>,
+    ) -> Result<Option<u32>, ActionError> {
+        let starting = match timeline.probes.last().map(|probe| &probe.result) {
+            Some(ProbeResult::Http { status, .. }) => *status >= 500,
+            Some(ProbeResult::Refused | ProbeResult::TimedOut | ProbeResult::Broken { .. }) => true,
+            Some(ProbeResult::Exit { code, .. }) => !matches!(code, 126 | 127),
+            Some(ProbeResult::Connected | ProbeResult::NotRunning { .. }) | None => false,
+        };
+        if !starting {
+            return Ok(None);
+        }
+        let deadline_ms = (spec.deadline_ms / 2).clamp(*LATE_MS.start(), *LATE_MS.end());
+        let longer = ProbeSpec { deadline_ms, ..spec.clone() };
+        match self.watch(&longer, Until::Healthy, "", ask, ended, |_| {}).await {
+            Ok(took_ms) => Ok(Some(timeline.took_ms.saturating_add(took_ms))),
+            Err(ActionError::NotHealthy { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where the processes of a container that has a network of its own listen.
+    async fn listens(&self, name: &str, network: &str) -> Option<Vec<SocketAddr>> {
+        if network == "host" {
+            return None;
+        }
+        let container = self.engine().ok()?.inspect_container(name).await.ok()??;
+        listen::of(container.state.pid)
     }
 
     /// `GET` until it answers as wanted.
@@ -82,9 +162,12 @@ impl Executor<'_> {
         };
         let what = format!("`GET http://{address}:{port}{path}`");
         let ask = |timeout| probe::http(SocketAddrV4::new(address, *port), None, path, timeout);
-        self.watch(spec, Until::Healthy, &what, ask, std::future::pending(), |probe| self.tell(probe)).await
+        self.watch(spec, Until::Healthy, &what, ask, std::future::pending(), |probe| self.tell(probe))
+            .await
+            .map(|_| DONE)
     }
 
+    /// The loop: after how many milliseconds it was healthy.
     async fn watch<F: Future<Output = ProbeResult>>(
         &self,
         spec: &ProbeSpec,
@@ -93,7 +176,7 @@ impl Executor<'_> {
         ask: impl FnMut(Duration) -> F,
         ended: impl Future<Output = ProbeResult>,
         each: impl FnMut(&Probe),
-    ) -> Result<Outcome, ActionError> {
+    ) -> Result<u32, ActionError> {
         let interrupted = Cell::new(false);
         let stop = async {
             tokio::select! {
@@ -106,7 +189,7 @@ impl Executor<'_> {
         };
         let mut timeline = probe::watch(spec, until, ask, stop, each).await;
         if timeline.healthy {
-            return Ok(DONE);
+            return Ok(timeline.took_ms);
         }
         for probe in &mut timeline.probes {
             probe.result = redact(self.secrets, probe.result.clone());

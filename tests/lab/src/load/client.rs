@@ -6,6 +6,7 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -19,13 +20,21 @@ use hyper::{
     header::{CONNECTION, HOST},
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
 
 use super::{
     Target,
     report::{FailureKind, RequestKind},
 };
-use crate::images::sha256_hex;
+use crate::{LabError, images::sha256_hex};
 
 /// Where an answer names its version.
 const VERSION: &str = "x-version";
@@ -63,12 +72,15 @@ impl Failed {
 #[derive(Clone)]
 pub(super) struct Client {
     target: Rc<Target>,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
     idle: Rc<RefCell<Vec<SendRequest<Upload>>>>,
 }
 
 impl Client {
-    pub(super) fn new(target: Target) -> Self {
-        Self { target: Rc::new(target), idle: Rc::default() }
+    /// For one target. Where it speaks TLS, its authorities must be certificates and its Host header a name.
+    pub(super) fn new(target: Target) -> Result<Self, LabError> {
+        let tls = target.authorities.as_deref().map(|pem| trusting(pem, &target.authority)).transpose()?;
+        Ok(Self { target: Rc::new(target), tls, idle: Rc::default() })
     }
 
     /// Sends the request and checks the answer; gives the version that answered.
@@ -153,13 +165,19 @@ impl Client {
             Failed::new(kind, format!("connect: {error}"))
         })?;
         stream.set_nodelay(true).map_err(|error| Failed::new(FailureKind::Other, error))?;
-        let (sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| explain(&error, FailureKind::Reset))?;
-        tokio::task::spawn_local(async move {
-            // What goes wrong with a connection is told to the request on it.
-            drop(connection.await);
-        });
-        Ok(sender)
+        let Some((connector, name)) = &self.tls else {
+            return speak(stream).await;
+        };
+        let stream = connector.connect(name.clone(), stream).await.map_err(|error| {
+            let kind = match error.kind() {
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
+                    FailureKind::Reset
+                }
+                _ => FailureKind::Other,
+            };
+            Failed::new(kind, format!("TLS: {error}"))
+        })?;
+        speak(stream).await
     }
 
     fn request(&self, plan: &Plan) -> (Request<Upload>, Bytes) {
@@ -183,6 +201,38 @@ impl Client {
         }
         (request, body)
     }
+}
+
+/// Begins HTTP on a connection.
+async fn speak<S>(stream: S) -> Result<SendRequest<Upload>, Failed>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| explain(&error, FailureKind::Reset))?;
+    tokio::task::spawn_local(async move {
+        // What goes wrong with a connection is told to the request on it.
+        drop(connection.await);
+    });
+    Ok(sender)
+}
+
+/// Speaks TLS with whom these authorities vouch for under this name.
+fn trusting(authorities: &str, name: &str) -> Result<(TlsConnector, ServerName<'static>), LabError> {
+    let refused = |what: &str, why: String| LabError::Tls { what: what.to_owned(), why };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(authorities.as_bytes()) {
+        let certificate = certificate.map_err(|error| refused("read an authority's certificate", error.to_string()))?;
+        roots.add(certificate).map_err(|error| refused("trust an authority's certificate", error.to_string()))?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| refused("choose versions of TLS", error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from(name.to_owned()).map_err(|error| refused("name the server", error.to_string()))?;
+    Ok((TlsConnector::from(Arc::new(config)), name))
 }
 
 /// Seconds as the service writes them back: `2` or `1.25`.
@@ -312,7 +362,13 @@ mod tests {
                 tokio::io::AsyncReadExt::read(&mut stream, &mut head).await.expect("a request");
                 tokio::io::AsyncWriteExt::write_all(&mut stream, canned).await.expect("an answer");
             });
-            let client = Client::new(Target { name: "one".to_owned(), address, authority: "hello.test".to_owned() });
+            let client = Client::new(Target {
+                name: "one".to_owned(),
+                address,
+                authority: "hello.test".to_owned(),
+                authorities: None,
+            })
+            .expect("no TLS");
             let answer = client.send(&plan(RequestKind::Get), Duration::from_secs(5)).await;
             answer.map_err(|failed| failed.kind)
         })
@@ -339,7 +395,9 @@ mod tests {
     fn a_port_nobody_listens_on_refuses() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
-        let client = Client::new(Target { name: "one".to_owned(), address: free, authority: "a".to_owned() });
+        let client =
+            Client::new(Target { name: "one".to_owned(), address: free, authority: "a".to_owned(), authorities: None })
+                .expect("no TLS");
         let answer = tokio::task::LocalSet::new()
             .block_on(&runtime, client.send(&plan(RequestKind::Get), Duration::from_secs(5)));
         assert_eq!(answer.expect_err("nobody listens").kind, FailureKind::Refused);

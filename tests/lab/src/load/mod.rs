@@ -50,6 +50,9 @@ pub struct Target {
     pub address: SocketAddr,
     /// The Host header.
     pub authority: String,
+    /// Whom to trust where TLS is spoken, as PEM; without it, plain HTTP is.
+    #[serde(default)]
+    pub authorities: Option<String>,
 }
 
 /// How requests are shared out, in parts of all parts together.
@@ -84,8 +87,23 @@ impl LoadSpec {
         let targets = lab
             .hosts()
             .into_iter()
-            .map(|host| Target { name: host.name, address: (host.address, 80).into(), authority: authority.to_owned() })
+            .map(|host| Target {
+                name: host.name,
+                address: (host.address, 80).into(),
+                authority: authority.to_owned(),
+                authorities: None,
+            })
             .collect();
         Self { targets, rate: LEAST_RATE, seconds: duration.as_secs_f64(), mix: Mix::default(), timeout: 15.0, seed: 1 }
+    }
+
+    /// The same over TLS on port 443, where a certificate for the Host header from one of these authorities (PEM) is due.
+    #[must_use]
+    pub fn over_tls(mut self, authorities: &str) -> Self {
+        for target in &mut self.targets {
+            target.address.set_port(443);
+            target.authorities = Some(authorities.to_owned());
+        }
+        self
     }
 }

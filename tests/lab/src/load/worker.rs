@@ -74,13 +74,15 @@ async fn run(spec: LoadSpec, mut stopped: oneshot::Receiver<()>) -> Result<Repor
         Rc::new(RefCell::new(spec.targets.iter().map(|target| Tally::new(target.name.clone())).collect()));
     let mut lanes: Vec<Lane> = (1..)
         .zip(&spec.targets)
-        .map(|(place, target)| Lane {
-            client: Client::new(target.clone()),
-            random: Random(spec.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(place)),
-            issued: 0,
-            under_way: Rc::default(),
+        .map(|(place, target)| {
+            Ok(Lane {
+                client: Client::new(target.clone())?,
+                random: Random(spec.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(place)),
+                issued: 0,
+                under_way: Rc::default(),
+            })
         })
-        .collect();
+        .collect::<Result<_, LabError>>()?;
     let timeout = Duration::from_secs_f64(spec.timeout);
     let start = Instant::now();
     let started = unix_time();
