@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use jiji_model::digest::Digest;
-use jiji_model::event::Record;
+use jiji_model::event::{Record, Sink};
 use jiji_model::image::{Image, Platform};
 use jiji_model::name::{RepositoryName, SecretName, ServiceName, TagName};
 use jiji_model::project::{Build, Registry, Source as ImageSource};
@@ -18,6 +18,7 @@ use crate::deploy::{Images, SavedError, Seeds};
 use crate::lockfile::{BaseKey, Target};
 use crate::plugin::Proxy;
 use crate::registry::{Depth, Push, Repository};
+use crate::secrets::Redactor;
 
 /// The reference with a digest that a plugin is told for each of its images, by architecture in Go's words.
 pub(super) type Pins = BTreeMap<String, BTreeMap<String, Reference>>;
@@ -29,6 +30,19 @@ pub struct Pushed {
     pub reference: Reference,
     /// Bytes that were sent.
     pub sent_bytes: u64,
+}
+
+/// Hands on what a build says without the values of secrets: a step may print those that it mounts.
+struct Redacting {
+    sink: Arc<dyn Sink>,
+    redactor: Redactor,
+}
+
+impl Sink for Redacting {
+    fn emit(&self, record: Record) {
+        let text = self.redactor.redact(&record.text);
+        self.sink.emit(Record { text, ..record });
+    }
 }
 
 impl Ship {
@@ -103,7 +117,8 @@ impl Ship {
         };
         self.sink.emit(Record::new("build.started", format!("building {service}")).service(service));
         let lock = self.lock.read()?;
-        let (store, client, sink) = (self.store.clone(), self.client.clone(), Arc::clone(&self.sink));
+        let (store, client) = (self.store.clone(), self.client.clone());
+        let sink = Redacting { sink: Arc::clone(&self.sink), redactor: self.secrets.redactor() };
         let (handle, threads) = (tokio::runtime::Handle::current(), self.threads);
         let target = request.target.clone();
         let task = tokio::task::spawn_blocking(move || {
@@ -111,7 +126,7 @@ impl Ship {
                 store: &store,
                 sources: &Registries::new(&client, handle),
                 executor: &Local::new(threads),
-                events: &*sink,
+                events: &sink,
             };
             let mut section = lock.build;
             let built = builder.build(&request, &mut section)?;
@@ -318,4 +333,31 @@ fn pushed_to(registry: &Registry, repository: &RepositoryName) -> Reference {
         None => repository.clone(),
     };
     Reference { registry: registry.server.authority.clone(), repository: name, tag: None, digest: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use jiji_model::secret::Secret;
+
+    use super::*;
+
+    struct Kept(Mutex<Vec<String>>);
+
+    impl Sink for Kept {
+        fn emit(&self, record: Record) {
+            self.0.lock().expect("nobody panicked").push(record.text);
+        }
+    }
+
+    #[test]
+    fn a_secret_that_a_step_prints_is_not_told() {
+        let name = SecretName::new("NPM_TOKEN").expect("a name");
+        let kept = Arc::new(Kept(Mutex::default()));
+        let sink: Arc<dyn Sink> = Arc::clone(&kept) as Arc<dyn Sink>;
+        let redactor = Redactor::new(&BTreeMap::from([(name, Secret::new("hunter2hunter2"))]));
+        Redacting { sink, redactor }.emit(Record::new("build.output", "token=hunter2hunter2 ok"));
+        assert_eq!(*kept.0.lock().expect("nobody panicked"), ["token=[NPM_TOKEN] ok"]);
+    }
 }
