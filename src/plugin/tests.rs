@@ -176,6 +176,7 @@ fn the_first_boot_runs_the_proxy_and_the_second_plans_nothing() {
             started: None,
             addresses: BTreeMap::new(),
             labels: spec.labels.clone(),
+            memory: None,
         })),
         _ => command(0, ""),
     };

@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | [`session`] | frames in and out, asks in their order, heartbeats and blobs beside them |
 //! | [`engine`] | Docker and Podman behind one type |
+//! | [`fitness`] | disk, memory, ports, kernel: what decides whether a change is begun at all |
 //! | [`observe`] | answers every kind of query, changes nothing |
 //! | [`compare`] | how a container differs from what was decided |
 //! | [`integrity`] | whether the records are as jiji wrote them |
@@ -29,6 +30,7 @@ pub mod command;
 pub mod compare;
 pub mod engine;
 pub mod execute;
+pub mod fitness;
 pub mod integrity;
 pub mod journal;
 pub mod lease;

@@ -21,7 +21,7 @@ use sha2::Digest as _;
 use crate::engine::{Engine, EngineError};
 use crate::place::Place;
 use crate::secrets::{self, Secrets};
-use crate::{Settings, clock, command, compare, integrity, probe, records};
+use crate::{Settings, clock, command, compare, fitness, integrity, probe, records};
 
 /// How many bytes of JSON the facts of one look may be.
 pub const FACTS: usize = 1024 * 1024;
@@ -86,6 +86,11 @@ impl Observer<'_> {
     async fn answer(&self, query: &Query) -> Result<Answer, Cause> {
         match query {
             Query::Host => self.host().map(Answer::Host),
+            Query::Fitness => Ok(Answer::Fitness(Box::new(fitness::facts(self)))),
+            Query::Ports { ports } => {
+                let engine = self.engine.as_ref().ok().and_then(Option::as_ref);
+                Ok(Answer::Ports(fitness::ports(ports, engine).await))
+            }
             Query::Containers { labels } => {
                 let engine = self.engine()?;
                 let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -164,9 +169,6 @@ impl Observer<'_> {
             Err(error) => return Err(error.to_string()),
         };
         let data = engine.map_or(Path::new("/"), |engine| engine.data.as_path());
-        // Where the engine has stored nothing yet, its directory's parent tells.
-        let disk = data.ancestors().find_map(|path| rustix::fs::statvfs(path).ok());
-        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         Ok(HostFacts {
             engine: engine.map(|engine| EngineFacts { kind: engine.kind, version: engine.version.clone() }),
             architecture: architecture().to_owned(),
@@ -174,8 +176,8 @@ impl Observer<'_> {
             boot_id: clock::boot_id().map_err(text)?,
             boottime_ms: clock::boottime_ms(),
             wall_clock_s: clock::wall_clock_s(),
-            disk_free: disk.map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
-            memory_available: available(&memory),
+            disk_free: fitness::disk(data).free,
+            memory_available: fitness::memory_available(),
         })
     }
 
@@ -273,13 +275,6 @@ pub fn architecture() -> &'static str {
         "aarch64" => "arm64",
         other => other,
     }
-}
-
-/// `MemAvailable` of proc(5) `/proc/meminfo`, in bytes.
-fn available(meminfo: &str) -> u64 {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
 }
 
 fn text(error: impl std::fmt::Display) -> Cause {

@@ -32,6 +32,13 @@ pub struct Want {
 pub enum Query {
     /// The host itself: engine, version, boot, disk. Answered by [`Answer::Host`].
     Host,
+    /// What decides whether the host is fit for a change at all. Answered by [`Answer::Fitness`].
+    Fitness,
+    /// Who listens on these TCP ports of the host. Answered by [`Answer::Ports`].
+    Ports {
+        /// The ports.
+        ports: Vec<u16>,
+    },
     /// All containers with every one of these labels. Answered by [`Answer::Containers`].
     Containers {
         /// Labels to match. Empty: all containers.
@@ -149,6 +156,10 @@ pub enum Answer {
     Failed(String),
     /// To [`Query::Host`].
     Host(HostFacts),
+    /// To [`Query::Fitness`].
+    Fitness(Box<FitnessFacts>),
+    /// To [`Query::Ports`]: those that somebody has.
+    Ports(Vec<PortFacts>),
     /// To [`Query::Containers`].
     Containers(Vec<ContainerFacts>),
     /// To [`Query::Container`].
@@ -202,6 +213,57 @@ pub struct HostFacts {
     pub memory_available: u64,
 }
 
+/// What decides whether a host is fit for a change. Gathered without starting a program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FitnessFacts {
+    /// The engines whose programs are installed, whether they answer or not.
+    pub installed: Vec<Engine>,
+    /// Why the engine that is meant cannot be used, in its own words; none where it can, or where none is installed.
+    pub engine_problem: Option<String>,
+    /// `ID` and `ID_LIKE` of os-release(5), such as `debian` or `ubuntu debian`; empty where there is no such file.
+    pub distribution: Vec<String>,
+    /// The kernel's release, such as `6.1.0-18-amd64`.
+    pub kernel: String,
+    /// The user's number: 0 but where the engine is a user's own.
+    pub uid: u32,
+    /// The first port that a user who is not root may listen on (`net.ipv4.ip_unprivileged_port_start`).
+    pub unprivileged_port: u16,
+    /// The file system where the engine keeps images.
+    pub engine_disk: DiskFacts,
+    /// The file system where jiji keeps blobs and records.
+    pub state_disk: DiskFacts,
+    /// Bytes of memory that new processes could have.
+    pub memory_available: u64,
+    /// Milliseconds since 1970 by the host's own clock.
+    pub wall_clock_ms: u64,
+}
+
+/// A file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFacts {
+    /// The directory that was meant.
+    pub path: String,
+    /// Number of the device: the same for two directories of one file system.
+    pub device: u64,
+    /// Bytes that are free.
+    pub free: u64,
+    /// Files that can still be made; none where the file system has no such limit.
+    pub files_free: Option<u64>,
+}
+
+/// Who has a TCP port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortFacts {
+    /// The port.
+    pub port: u16,
+    /// The address that is listened on; none for all of them.
+    pub address: Option<std::net::IpAddr>,
+    /// Number and name of the process, where it could be told.
+    pub process: Option<(u32, String)>,
+    /// The container that publishes it, where one does.
+    pub container: Option<String>,
+}
+
 /// A container engine on a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineFacts {
@@ -234,6 +296,9 @@ pub struct ContainerFacts {
     pub addresses: BTreeMap<String, Ipv4Addr>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// Bytes of memory that its processes hold and that the kernel cannot simply drop, where it runs and could be asked.
+    #[serde(default)]
+    pub memory: Option<u64>,
 }
 
 impl ContainerFacts {

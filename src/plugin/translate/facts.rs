@@ -93,7 +93,9 @@ pub(in super::super) fn answer(answer: &Answer) -> types::Answer {
         | Answer::History(_)
         | Answer::Release(_)
         | Answer::Integrity(_)
-        | Answer::Differences(_) => types::Answer::Failed("not for plugins".to_owned()),
+        | Answer::Differences(_)
+        | Answer::Fitness(_)
+        | Answer::Ports(_) => types::Answer::Failed("not for plugins".to_owned()),
     }
 }
 

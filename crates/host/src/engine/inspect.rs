@@ -13,6 +13,8 @@ use jiji_model::plan::{LABEL_ADDRESS, NETWORK};
 use jiji_model::project;
 use serde::Deserialize;
 
+use crate::fitness;
+
 /// Reads a digest with or without its algorithm.
 fn digest(text: &str) -> Option<Digest> {
     text.parse().ok().or_else(|| format!("sha256:{text}").parse().ok())
@@ -154,6 +156,7 @@ impl ContainerInspect {
             started: self.state.started_at.clone().filter(|time| !time.starts_with("0001-")),
             addresses: networks.filter_map(|network| Some((network.clone(), self.address(network)?))).collect(),
             labels: self.config.labels.clone().unwrap_or_default(),
+            memory: Some(self.state.pid).filter(|pid| *pid > 0).and_then(fitness::held_memory),
         }
     }
 }

@@ -7,7 +7,7 @@
 pub mod inspect;
 pub mod run;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiji_model::image::ImageId;
@@ -130,14 +130,18 @@ impl Engine {
                 data: info.data,
                 program,
             }),
-            _ => Err(EngineError::NoAnswer {
-                kind,
-                reason: match output.complaint() {
-                    complaint if complaint.is_empty() => output.ending(),
-                    complaint => complaint,
-                },
-            }),
+            _ => Err(EngineError::NoAnswer { kind, reason: Self::complaint(&program, &output).await }),
         }
+    }
+
+    /// Why Docker gives no answer. Of a daemon that is not there `docker info` with a format says no more than that the format does not fit
+    /// (20.10); `docker version` says what is wrong.
+    async fn complaint(program: &Path, info: &Output) -> String {
+        let version =
+            Command::new(program).args(["version", "--format", "{{.Server.Version}}"]).timeout(LOOK).run().await;
+        let said = version.ok().filter(|output| !output.ok()).map(|output| output.complaint()).unwrap_or_default();
+        let mut said = [said, info.complaint(), info.ending()].into_iter().filter(|text| !text.is_empty());
+        said.next().unwrap_or_default()
     }
 
     async fn podman(program: PathBuf) -> Result<Self, EngineError> {

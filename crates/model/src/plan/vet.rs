@@ -110,6 +110,7 @@ pub fn vet_wants(wants: &[Want], grants: &Grants) -> Result<(), Vec<Refusal>> {
             | Query::Release { .. }
             | Query::Integrity { .. }
             | Query::Compare { .. } => Err("read jiji's own records".to_owned()),
+            Query::Fitness | Query::Ports { .. } => Err("look at the host's processes and disks".to_owned()),
         };
         if let Err(what) = allowed {
             refusals.push(refusal(&want.id, format!("not granted: {what}"), true));
