@@ -28,6 +28,9 @@ pub struct Global {
     /// The environment: `.jiji/deploy.ENV.yml` is laid over `.jiji/deploy.yml`.
     #[arg(short, long, value_name = "ENV", global = true)]
     pub environment: Option<String>,
+    /// Believe host keys that nobody has vouched for yet, and pin them in your known hosts. A changed key is refused all the same.
+    #[arg(long, global = true)]
+    pub accept_new: bool,
     /// Print events as NDJSON on standard output.
     #[arg(long, global = true)]
     pub json: bool,
@@ -68,6 +71,9 @@ pub enum Command {
     Proxy(ProxyCommand),
     /// Show what runs on each host.
     Status,
+    /// Look whether servers are fit for a ship.
+    #[command(subcommand)]
+    Server(ServerCommand),
     /// List, inspect and install plugins.
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -204,6 +210,13 @@ pub struct DriftArgs {
     /// Make hosts what was decided last, as one transaction and without dropping a request, and show what is left.
     #[arg(long)]
     pub fix: bool,
+}
+
+/// `jiji server …`.
+#[derive(Debug, Subcommand)]
+pub enum ServerCommand {
+    /// Show what keeps servers from a ship: the way in, sudo, engine, disk, memory, ports, clock. Changes nothing.
+    Check,
 }
 
 /// `jiji plugin …`.

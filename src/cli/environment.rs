@@ -27,6 +27,8 @@ pub struct Environment {
     pub color: bool,
     /// Whether this is a CI run: no prompt, no moving progress.
     pub ci: bool,
+    /// Whether host keys that nobody has vouched for are believed: `--accept-new`, since no variable says so.
+    pub accept_new: bool,
     /// Where a test build aborts.
     pub abort_at: Option<String>,
     /// Milliseconds that a test build's leases last.
@@ -54,6 +56,7 @@ impl Environment {
             who: format!("{user}@{machine}"),
             color: set("NO_COLOR").is_none(),
             ci: set("CI").is_some(),
+            accept_new: false,
             abort_at: set("JIJI_ABORT_AT"),
             lease_ms: set("JIJI_LEASE_MS").and_then(|text| text.parse().ok()),
         }

@@ -1,12 +1,14 @@
 //! Reaching the project's hosts from a command.
 
+use std::io::Write as _;
+
 use jiji_model::name::HostName;
 use jiji_model::project::Project;
 
 use super::environment::Environment;
 use super::exit::Exit;
 use super::failure::Failure;
-use crate::fleet::{Fleet, FleetError, Options, Programs, Target};
+use crate::fleet::{Bounds, Fleet, FleetError, HostKeys, Options, Programs, Target};
 
 /// What the fleet takes from this machine.
 ///
@@ -17,6 +19,8 @@ pub fn options(environment: &Environment) -> Result<Options, Failure> {
         .map_err(|error| Failure::text(Exit::Internal, format!("tell the path of this program: {error}")))?;
     Ok(Options {
         control_directory: environment.sockets.clone(),
+        host_keys: if environment.accept_new { HostKeys::AcceptNew } else { HostKeys::Known },
+        bounds: Bounds::default(),
         programs: Programs::embedded(),
         local: vec![own.into_os_string(), "host".into()],
     })
@@ -37,7 +41,12 @@ pub fn targets(project: &Project) -> Result<Vec<Target>, Failure> {
 /// What concerns this machine alone. Hosts that could not be reached are in [`Fleet::unreachable`].
 pub async fn connect(project: &Project, environment: &Environment) -> Result<Fleet, Failure> {
     let options = options(environment)?;
-    Fleet::connect(targets(project)?, &options).await.map_err(|error| failure(&error))
+    let fleet = Fleet::connect(targets(project)?, &options).await.map_err(|error| failure(&error))?;
+    for (host, keys) in &fleet.pinned {
+        // Nobody to tell is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "{host}: pinned the host key {}", keys.join(", "));
+    }
+    Ok(fleet)
 }
 
 /// An error of the fleet as a command's.

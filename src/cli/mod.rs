@@ -19,6 +19,7 @@ pub mod ready;
 #[cfg(test)]
 mod reference;
 mod releases;
+mod server;
 mod ship;
 mod ship_failure;
 
@@ -46,7 +47,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    let environment = Environment::read();
+    let environment = Environment { accept_new: cli.global.accept_new, ..Environment::read() };
     let report = workplace::report(&cli.global, &environment);
     match run(&cli, &environment, &report) {
         Ok(exit) => ExitCode::from(exit.code()),
@@ -98,6 +99,7 @@ fn run(cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) -> Result
         Command::Abort(args) => drive(abort::run(global, args, environment, report)),
         Command::Status => drive(status::run(global, environment)),
         Command::Proxy(ProxyCommand::Upgrade) => drive(ship::upgrade_proxy(global, environment, report)),
+        Command::Server(command) => drive(server::run(global, command, environment)),
         Command::Plugin(command) => plugin::run(global, command, environment, report, &runtime()?),
         Command::Version => version::run(global),
         Command::Host(args) => host::run(args),

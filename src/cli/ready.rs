@@ -10,6 +10,7 @@ use super::environment::{self, Environment};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::hosts;
+use super::server;
 use super::workplace::Workplace;
 use crate::apply::{self, Cancel};
 use crate::registry::{Client, Credentials, Setup};
@@ -69,6 +70,7 @@ pub fn ship_with(
         locked: false,
         push: true,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
+        clock: server::clock,
         sink: sink(report),
     })
 }

@@ -6,6 +6,7 @@ use jiji_model::probe::Verdict;
 use super::exit::Exit;
 use super::failure::Failure;
 use super::hosts;
+use super::server;
 use crate::apply::{self, ApplyError};
 use crate::build::BuildError;
 use crate::deploy::SavedError;
@@ -53,6 +54,14 @@ fn plain(error: &ShipError) -> Failure {
         ShipError::Fleet(cause) => hosts::failure(cause),
         ShipError::Unreachable(errors) => {
             hosts::failures(errors).unwrap_or_else(|| Failure::new(Exit::Unreachable, error))
+        }
+        ShipError::Unfit { findings, errors } => {
+            let mut failure = Failure::new(Exit::Refused, error).detail(server::findings(findings));
+            for error in errors {
+                failure = failure.detail(format!("also failed to {error}"));
+                failure = with_hint(failure, error.hint());
+            }
+            failure
         }
         ShipError::Refused(refused) => {
             let failure = Failure::new(Exit::Refused, error);

@@ -122,7 +122,11 @@ static SSH: Object = Object {
         field("proxy", Shape::Text, "jump hosts, `[USER@]HOST[:PORT]`, several with commas between")
             .also(&["proxy_jump"]),
         field("keys", TEXT_OR_TEXTS, "identity files").also(&["key", "key_path"]),
-        field("config", Shape::Text, "an ssh configuration file to use instead of the user's"),
+        field(
+            "config",
+            Shape::Text,
+            "an ssh configuration file to use instead of the user's; it may say where and as whom to connect, and run nothing (docs/design/hosts.md)",
+        ),
         field("connect_timeout", SECONDS, "how long a connection may take; a bare number means seconds"),
     ],
 };

@@ -10,15 +10,18 @@ use jiji_model::plan::{LABEL_SCOPE, NETWORK};
 use jiji_model::project::Project;
 use jiji_model::transaction::HostRecords;
 
-use super::{Images, PlanError, Seeds};
+use super::{Images, PlanError, Seeds, preflight};
 
-const HOST: &str = "core.host";
+pub(super) const HOST: &str = "core.host";
 const OURS: &str = "core.containers";
 const SHARED: &str = "core.shared";
 const NET: &str = "core.network";
 pub(super) const RECORDS: &str = "core.records";
 const IMAGES: &str = "core.images";
 const SECRETS: &str = "core.secrets.";
+
+/// What is not known where the engine does not answer.
+pub(super) const ENGINE: &str = "its engine";
 
 /// The scope of containers that projects share.
 pub(super) const SHARED_SCOPE: &str = "*";
@@ -50,6 +53,7 @@ pub fn wants(project: &Project, host: &HostName, images: &Images, seeds: &Seeds)
 pub(super) fn wants_of(scope: &str, images: BTreeSet<ImageId>) -> Vec<Want> {
     let mut wants = vec![
         want(HOST, Query::Host),
+        preflight::want(),
         want(OURS, labelled(scope)),
         want(SHARED, labelled(SHARED_SCOPE)),
         want(NET, Query::Network { name: NETWORK.to_owned() }),
@@ -75,6 +79,33 @@ pub(super) fn secrets_want(service: &ServiceName, mut names: Vec<SecretName>) ->
 /// Whether a want can be answered only after secrets were sent.
 pub fn needs_secrets(want: &Want) -> bool {
     matches!(want.query, Query::SecretsMac { .. })
+}
+
+/// What is asked where nothing is to be planned: the host itself, and what projects share there.
+pub(super) fn wants_of_host() -> Vec<Want> {
+    vec![want(HOST, Query::Host), preflight::want(), want(SHARED, labelled(SHARED_SCOPE))]
+}
+
+/// The project's containers on a host, as far as they are known.
+pub(super) fn own_containers<'a>(observation: &'a Observation, host: &HostName) -> &'a [ContainerFacts] {
+    containers(observation.answer(host, OURS))
+}
+
+/// The containers that projects share on a host, as far as they are known.
+pub(super) fn shared_containers<'a>(observation: &'a Observation, host: &HostName) -> &'a [ContainerFacts] {
+    containers(observation.answer(host, SHARED))
+}
+
+fn containers(answer: Option<&Answer>) -> &[ContainerFacts] {
+    match answer {
+        Some(Answer::Containers(containers)) => containers,
+        _ => &[],
+    }
+}
+
+/// Whether a host's engine said that it has an image.
+pub(super) fn has_image(answers: &BTreeMap<String, Answer>, image: &Image) -> bool {
+    matches!(answers.get(IMAGES), Some(Answer::Images(images)) if images.contains(&image.id()))
 }
 
 /// The records of every host that answered with some: leases, transactions, releases.
@@ -129,7 +160,7 @@ impl<'a> Look<'a> {
         let answers = observation.hosts.get(host).ok_or_else(|| unknown("everything about it", None))?;
         let facts = match answers.get(HOST) {
             Some(Answer::Host(facts)) => facts,
-            other => return Err(unknown("its engine", other)),
+            other => return Err(unknown(ENGINE, other)),
         };
         // Without an engine the questions about containers have no answers, and those are not the reason.
         let engine = facts.engine.as_ref().ok_or_else(|| PlanError::NoEngine { host: host.clone() })?;

@@ -5,9 +5,9 @@
 //! what a proxy or a health check needs is a plugin's: its answers come in as data.
 //!
 //! The order of calls: [`wants`] says what to ask; [`desired`] compares the answers with the project; the plugins are asked with what it
-//! found; [`assemble`] puts everything into one plan. [`rollback`] stands in for [`desired`] where an earlier release is wanted, and for
-//! drift the present one; how hosts differ from that is [`findings`]'. A plan that is to be applied later is [`Saved`] with the
-//! [`Basis`] that it stands on.
+//! found; [`assemble`] puts everything into one plan; [`preflight`] says whether hosts are fit for it. [`rollback`] stands in for [`desired`]
+//! where an earlier release is wanted, and for drift the present one; how hosts differ from that is [`findings`]'. A plan that is to be
+//! applied later is [`Saved`] with the [`Basis`] that it stands on.
 
 mod assemble;
 mod basis;
@@ -16,6 +16,7 @@ mod desired;
 mod drift;
 mod error;
 mod look;
+pub mod preflight;
 mod rollback;
 mod saved;
 #[cfg(test)]

@@ -96,7 +96,8 @@ pub(super) fn first_line(programs: &Programs, engine: Option<Engine>) -> String 
     format!(
         "sh -c 'm=$(uname -m); u=$(id -u); h=; case $m in {cases}esac; \
          if [ \"$u\" = 0 ]; then s=; else s=\"sudo -n\"; \
-         $s true 2>/dev/null || {{ echo \"{MARK}no-sudo $m $u\"; exit 1; }}; fi; \
+         command -v sudo >/dev/null || {{ echo \"{MARK}sudo-missing $m $u $(id -un)\"; exit 1; }}; \
+         $s true || {{ echo \"{MARK}no-sudo $m $u $(id -un)\"; exit 1; }}; fi; \
          b={DIRECTORY}/$h; \
          if [ -n \"$h\" ] && $s test -x $b; then echo \"{MARK}ready $m $u\"; exec $s $b {arguments}; fi; \
          echo \"{MARK}missing $m $u\"; exit 127'"
@@ -127,8 +128,10 @@ pub(super) enum Found {
     Ready(Machine),
     /// It is not installed.
     Missing(Machine),
-    /// The user cannot become root.
-    NoSudo,
+    /// The user of this name cannot become root.
+    NoSudo(String),
+    /// Nor can this one, since there is no `sudo`.
+    SudoMissing(String),
     /// What was sent arrived with other bytes.
     Damaged,
     /// It could not be written.
@@ -148,10 +151,12 @@ fn read_mark(line: &str) -> Option<Found> {
     let mut words = line.trim_end().split(' ');
     let word = words.next()?;
     let machine = Machine { machine: words.next().unwrap_or_default().to_owned(), root: words.next() == Some("0") };
+    let user = words.next().unwrap_or_default().to_owned();
     match word {
         "ready" => Some(Found::Ready(machine)),
         "missing" => Some(Found::Missing(machine)),
-        "no-sudo" => Some(Found::NoSudo),
+        "no-sudo" => Some(Found::NoSudo(user)),
+        "sudo-missing" => Some(Found::SudoMissing(user)),
         "damaged" => Some(Found::Damaged),
         "not-written" => Some(Found::NotWritten),
         _ => None,
@@ -257,10 +262,11 @@ mod tests {
         let build = programs.for_machine("x86_64").expect("a build");
         let (first, second) = (there(first_line(&programs, None)), there(second_line(build, false, None)));
 
-        program("id", "echo 1000");
+        program("id", "case $1 in -un) echo ann;; *) echo 1000;; esac");
         program("sudo", "echo 'sudo: a password is required' >&2; exit 1");
-        let (out, _) = run_with(&first, b"", Some(&bin));
-        assert!(out.starts_with("jiji-bootstrap 1 no-sudo "), "{out}");
+        let (out, err) = run_with(&first, b"", Some(&bin));
+        assert!(out.starts_with("jiji-bootstrap 1 no-sudo ") && out.ends_with(" 1000 ann\n"), "{out}");
+        assert!(err.contains("a password is required"), "{err}");
 
         program("sudo", "[ \"$1\" = -n ] || exit 1; shift; echo \"sudo $1\" >&2; exec \"$@\"");
         let (out, _) = run_with(&first, b"", Some(&bin));
@@ -269,7 +275,7 @@ mod tests {
         assert_eq!((out.as_str(), err.as_str()), ("jiji-bootstrap 1 ready\nstarted exec\n", "sudo sh\n"));
         let (out, err) = run_with(&first, b"frames", Some(&bin));
         assert!(out.ends_with("started exec\nframes"), "{out}{err}");
-        assert_eq!(err.lines().count(), 2, "the look and the program: {err}");
+        assert_eq!(err.lines().count(), 3, "whether it may, the look, and the program: {err}");
     }
 
     #[test]

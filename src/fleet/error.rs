@@ -52,7 +52,107 @@ pub enum FleetError {
         /// What the system said.
         source: Arc<io::Error>,
     },
-    /// ssh could not connect.
+    /// The ssh configuration file that the project names has a line that such a file may not have.
+    #[error("use the ssh configuration `{path}`: line {line} has `{directive}`", path = path.display())]
+    ConfigRefused {
+        /// The file.
+        path: PathBuf,
+        /// The line's number.
+        line: usize,
+        /// What it begins with.
+        directive: String,
+        /// Why not.
+        why: &'static str,
+    },
+    /// There is no ssh on this machine.
+    #[error("start `ssh` on this machine")]
+    NoSsh {
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// ssh does not understand the user's configuration.
+    #[error("connect to `{host}`: ssh does not take its configuration: {cause}")]
+    SshConfig {
+        /// The server.
+        host: HostName,
+        /// What ssh said.
+        cause: String,
+    },
+    /// Nobody has vouched for the host key.
+    #[error("connect to `{host}` at `{address}`: the host key{} is not known", of_key(key.as_deref(), name))]
+    HostKeyUnknown {
+        /// The server.
+        host: HostName,
+        /// What ssh connected to.
+        address: String,
+        /// Whose key: the server's name for ssh, or a jump host's.
+        name: String,
+        /// The key as it is now, such as `ED25519 SHA256:… of NAME`, where it could be had.
+        key: Option<String>,
+        /// Where `--accept-new` would write it.
+        file: String,
+    },
+    /// The host key is another than the known one.
+    #[error("connect to `{host}` at `{address}`: the host key of `{name}` has changed; it is now {key}")]
+    HostKeyChanged {
+        /// The server.
+        host: HostName,
+        /// What ssh connected to.
+        address: String,
+        /// Whose key.
+        name: String,
+        /// The key as it is now, such as `ED25519 SHA256:…`.
+        key: String,
+        /// File and line of the known one.
+        known: String,
+    },
+    /// The server takes none of the keys, or not this user.
+    #[error("log in to `{host}` at `{address}`{}: permission denied ({methods})", as_user(user.as_deref()))]
+    Denied {
+        /// The server.
+        host: HostName,
+        /// What ssh connected to.
+        address: String,
+        /// As whom.
+        user: Option<String>,
+        /// What the server would have taken.
+        methods: String,
+    },
+    /// The server lets this user in only to say that another is to be used, as images of cloud providers do for root.
+    #[error("log in to `{host}`: it asks for the user `{user}`")]
+    WrongUser {
+        /// The server.
+        host: HostName,
+        /// Whom it names.
+        user: String,
+    },
+    /// The server's name leads nowhere.
+    #[error("find `{name}`, the address of `{host}`: no such name")]
+    NoName {
+        /// The server.
+        host: HostName,
+        /// The name.
+        name: String,
+    },
+    /// The server does not answer.
+    #[error("connect to `{host}` at `{address}`: no answer within {seconds} seconds")]
+    TimedOut {
+        /// The server.
+        host: HostName,
+        /// What ssh connected to.
+        address: String,
+        /// How long, in seconds.
+        seconds: u64,
+    },
+    /// The server, or the jump host, ended the connection before it said who it is.
+    #[error("connect to `{host}` at `{address}`: it ended the connection at once, several times")]
+    Dropped {
+        /// The server.
+        host: HostName,
+        /// What ssh connected to.
+        address: String,
+    },
+    /// ssh could not connect for another cause.
     #[error("connect to `{host}` at `{address}`: {cause}")]
     Unreachable {
         /// The server.
@@ -62,9 +162,27 @@ pub enum FleetError {
         /// What ssh said.
         cause: String,
     },
-    /// The user is not root and `sudo -n` asks for a password.
-    #[error("become root on `{host}`: `sudo` wants a password")]
+    /// The user is not root and may not become root without a password.
+    #[error("become root on `{host}` as `{user}`: {cause}")]
     NoSudo {
+        /// The server.
+        host: HostName,
+        /// Who the user is there.
+        user: String,
+        /// What `sudo -n` said.
+        cause: String,
+    },
+    /// The user is not root and there is no `sudo`.
+    #[error("become root on `{host}` as `{user}`: `sudo` is not installed there")]
+    SudoMissing {
+        /// The server.
+        host: HostName,
+        /// Who the user is there.
+        user: String,
+    },
+    /// There is no room for jiji-host.
+    #[error("install jiji-host on `{host}`: the disk under /var/lib/jiji is full")]
+    DiskFull {
         /// The server.
         host: HostName,
     },
@@ -187,15 +305,44 @@ fn said(stderr: &str) -> String {
     last.map_or_else(String::new, |line| format!(" (`{}`)", line.trim()))
 }
 
+fn of_key(key: Option<&str>, name: &str) -> String {
+    key.map_or_else(|| format!(" of {name}"), |key| format!(" {key}"))
+}
+
+fn as_user(user: Option<&str>) -> String {
+    user.map_or_else(String::new, |user| format!(" as `{user}`"))
+}
+
+/// The line of sudoers(5) that lets this user become root without a password. A name that could be taken for something else in that
+/// file is left to the person.
+fn sudoers(user: &str) -> String {
+    let plain = !user.is_empty() && user.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    format!("{} ALL=(root) NOPASSWD: ALL", if plain { user } else { "USER" })
+}
+
 impl FleetError {
     /// The server that it is about, where it is about one.
     pub fn host(&self) -> Option<&HostName> {
         match self {
-            Self::ControlDirectory { .. } | Self::ControlPath { .. } | Self::Config { .. } => None,
+            Self::ControlDirectory { .. }
+            | Self::ControlPath { .. }
+            | Self::Config { .. }
+            | Self::ConfigRefused { .. }
+            | Self::NoSsh { .. } => None,
             Self::UnknownHost { host }
             | Self::Address { host, .. }
+            | Self::SshConfig { host, .. }
+            | Self::HostKeyUnknown { host, .. }
+            | Self::HostKeyChanged { host, .. }
+            | Self::Denied { host, .. }
+            | Self::WrongUser { host, .. }
+            | Self::NoName { host, .. }
+            | Self::TimedOut { host, .. }
+            | Self::Dropped { host, .. }
             | Self::Unreachable { host, .. }
-            | Self::NoSudo { host }
+            | Self::NoSudo { host, .. }
+            | Self::SudoMissing { host, .. }
+            | Self::DiskFull { host }
             | Self::Shell { host, .. }
             | Self::NoProgram { host, .. }
             | Self::Install { host, .. }
@@ -215,12 +362,25 @@ impl FleetError {
     }
 
     /// The exit code of a command that failed for this alone: 6 where a host could not be reached or was lost, 2 where the
-    /// configuration is wrong, 15 where a newer jiji was there, 1 for the rest.
+    /// configuration is wrong, 15 where the host was reached and is not fit, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::UnknownHost { .. } | Self::Address { .. } | Self::Config { .. } | Self::NoProgram { .. } => 2,
-            Self::Unreachable { .. }
-            | Self::NoSudo { .. }
+            Self::UnknownHost { .. }
+            | Self::Address { .. }
+            | Self::Config { .. }
+            | Self::ConfigRefused { .. }
+            | Self::NoSsh { .. }
+            | Self::SshConfig { .. }
+            | Self::NoProgram { .. } => 2,
+            Self::NoSudo { .. } | Self::SudoMissing { .. } | Self::DiskFull { .. } => 15,
+            Self::HostKeyUnknown { .. }
+            | Self::HostKeyChanged { .. }
+            | Self::Denied { .. }
+            | Self::WrongUser { .. }
+            | Self::NoName { .. }
+            | Self::TimedOut { .. }
+            | Self::Dropped { .. }
+            | Self::Unreachable { .. }
             | Self::Shell { .. }
             | Self::Install { .. }
             | Self::NotStarted { .. }
@@ -243,18 +403,57 @@ impl FleetError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::UnknownHost { .. } => Some("servers are listed under `servers` in `.jiji/deploy.yml`".to_owned()),
-            Self::Unreachable { host, address, cause } => Some(if cause.contains("ost key verification failed") {
-                format!(
-                    "`{address}` is not in known_hosts, or its key changed; connect once with `ssh {address}` and compare the key"
-                )
-            } else if cause.contains("ermission denied") {
-                format!("check `ssh.user` and `ssh.keys`, or the agent; jiji uses what `ssh {address}` would use")
+            Self::ConfigRefused { why, .. } => Some(format!(
+                "{why}; leave out `ssh.config` and write it to your own `~/.ssh/config`, which no change of a project reaches"
+            )),
+            Self::NoSsh { .. } => Some("install the OpenSSH client (`apt install openssh-client`)".to_owned()),
+            Self::HostKeyUnknown { file, .. } => Some(format!(
+                "compare it with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on that machine's console; \
+                 `--accept-new` then pins it in `{file}`"
+            )),
+            Self::HostKeyChanged { name, known, .. } => Some(format!(
+                "the known one stands in `{known}`; unless the machine was made anew, somebody may be between: compare the key on its \
+                 console, then remove the old one with `ssh-keygen -R {name}`. `--accept-new` does not take a changed key"
+            )),
+            Self::Denied { user, address, methods, .. } => Some(if methods.starts_with("too many") {
+                "name the key under `ssh.keys`, so that no others are tried".to_owned()
             } else {
-                format!("try `ssh {address}`; the address of `{host}` stands under `servers` in `.jiji/deploy.yml`")
+                let user = user
+                    .as_ref()
+                    .map_or_else(String::new, |user| format!("`{user}` is the wrong user (`ssh.user`), or "));
+                format!(
+                    "{user}the key is not in its `authorized_keys`, or has a passphrase and is not in the agent (`ssh-add -l`); \
+                     try `ssh {address}`"
+                )
             }),
-            Self::NoSudo { host } => {
-                Some(format!("connect to `{host}` as root, or give the user `NOPASSWD` in sudoers"))
+            Self::WrongUser { user, .. } => {
+                Some(format!("set `user: {user}` for the server; jiji goes through `sudo -n` then"))
             }
+            Self::NoName { host, .. } => Some(format!(
+                "check the spelling of `servers.{host}.host` in `.jiji/deploy.yml`, or add the name to `~/.ssh/config`"
+            )),
+            Self::TimedOut { address, .. } => Some(format!(
+                "is the machine on, and port 22 open to this one? Try `ssh {address}`; `ssh.connect_timeout` gives it longer"
+            )),
+            Self::Dropped { .. } => Some(
+                "its sshd has too many connections under way (`MaxStartups`), or a firewall has shut this machine out"
+                    .to_owned(),
+            ),
+            Self::Unreachable { host, address, .. } => Some(format!(
+                "try `ssh {address}`; the address of `{host}` stands under `servers` in `.jiji/deploy.yml`"
+            )),
+            Self::NoSudo { user, .. } => Some(format!(
+                "add the line `{}` there with `visudo -f /etc/sudoers.d/jiji`, or connect as root",
+                sudoers(user)
+            )),
+            Self::SudoMissing { user, .. } => Some(format!(
+                "`apt install sudo` there, then add the line `{}` with `visudo -f /etc/sudoers.d/jiji`; or connect as root",
+                sudoers(user)
+            )),
+            Self::DiskFull { .. } => Some(
+                "`df -h /var/lib/jiji` and `docker system df` or `podman system df` there tell what takes it"
+                    .to_owned(),
+            ),
             Self::Shell { .. } => Some("the login shell must be able to run `sh -c`".to_owned()),
             Self::NoProgram { architecture, .. } => Some(format!(
                 "install a jiji that carries jiji-host for `{architecture}`; `cargo xtask build` makes one"

@@ -8,10 +8,14 @@
 
 mod blobs;
 mod bootstrap;
+mod control;
+mod diagnose;
 pub mod embedded;
 mod error;
 mod local;
+mod named;
 mod pipes;
+mod pool;
 mod session;
 mod ssh;
 mod target;
@@ -34,11 +38,15 @@ use tokio::task::JoinSet;
 pub use blobs::BlobProgress;
 pub use bootstrap::{HostProgram, Programs};
 pub use error::{FleetError, LostCause};
+pub use pool::Bounds;
 pub use session::{Counters, Listener, PATIENCE, Session};
-pub use target::{SshTarget, Target, Transport};
+pub use ssh::HostKeys;
+pub use target::{ConfigFile, SshTarget, Target, Transport};
 
 use bootstrap::Found;
+use control::ControlDirectory;
 use pipes::Pipes;
+use pool::Pool;
 
 /// How long the first line may take to answer, beyond the time to connect: login shells can be slow.
 const FIRST_LINE: Duration = Duration::from_secs(30);
@@ -48,6 +56,10 @@ const FIRST_LINE: Duration = Duration::from_secs(30);
 pub struct Options {
     /// A directory that only this user may enter, with a short path, such as `/run/user/1000/jiji`. Made where it is missing.
     pub control_directory: PathBuf,
+    /// Whether host keys that nobody has vouched for are believed.
+    pub host_keys: HostKeys,
+    /// How many connections there may be.
+    pub bounds: Bounds,
     /// The builds of `jiji-host` that can be sent.
     pub programs: Programs,
     /// What `jiji-host` is on this machine: a program and what makes it `jiji-host`, such as `jiji host`.
@@ -55,16 +67,18 @@ pub struct Options {
 }
 
 /// Sessions with the hosts that could be reached, and why the others could not.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Fleet {
     /// Sessions, by server.
     pub sessions: BTreeMap<HostName, Session>,
     /// Why the others could not be reached, by server.
     pub unreachable: BTreeMap<HostName, FleetError>,
-    /// Where ssh's control sockets are; removed after the sessions.
-    control: Option<Arc<ssh::ControlDirectory>>,
+    /// Host keys that were believed for the first time, such as `ED25519 of h`, by server.
+    pub pinned: BTreeMap<HostName, Vec<String>>,
+    /// The connections; closed after the sessions.
+    pool: Option<Arc<Pool>>,
     /// The same of fleets that were taken in.
-    others: Vec<Arc<ssh::ControlDirectory>>,
+    others: Vec<Arc<Pool>>,
 }
 
 impl Fleet {
@@ -76,28 +90,33 @@ impl Fleet {
     pub async fn connect(targets: Vec<Target>, options: &Options) -> Result<Self, FleetError> {
         let mut fleet = Self::default();
         if targets.iter().any(|target| matches!(target.transport, Transport::Ssh(_))) {
-            fleet.control = Some(Arc::new(ssh::ControlDirectory::open(&options.control_directory).await?));
+            let control = ControlDirectory::open(&options.control_directory).await?;
+            fleet.pool = Some(Arc::new(Pool::new(control, options.host_keys, options.bounds)));
         }
         let options = Arc::new(options.clone());
         let mut tasks = JoinSet::new();
         for target in targets {
-            let (options, control) = (Arc::clone(&options), fleet.control.clone());
+            let (options, pool) = (Arc::clone(&options), fleet.pool.clone());
             tasks.spawn(async move {
-                let session = match (&target.transport, control) {
-                    (Transport::Ssh(way), Some(control)) => over_ssh(&target, way, &control, &options).await,
+                let mut pinned = Vec::new();
+                let session = match (&target.transport, pool) {
+                    (Transport::Ssh(way), Some(pool)) => over_ssh(&target, way, &pool, &options, &mut pinned).await,
                     _ => locally(&target, &options).await,
                 };
                 let session = session.map(|session| session.reached_at(target.url()));
-                (target.host, session)
+                (target.host, session, pinned)
             });
         }
         while let Some(ended) = tasks.join_next().await {
             match ended {
-                Ok((host, Ok(session))) => {
-                    fleet.sessions.insert(host, session);
-                }
-                Ok((host, Err(error))) => {
-                    fleet.unreachable.insert(host, error);
+                Ok((host, session, pinned)) => {
+                    if !pinned.is_empty() {
+                        fleet.pinned.insert(host.clone(), pinned);
+                    }
+                    match session {
+                        Ok(session) => drop(fleet.sessions.insert(host, session)),
+                        Err(error) => drop(fleet.unreachable.insert(host, error)),
+                    }
                 }
                 Err(panic) => std::panic::resume_unwind(panic.into_panic()),
             }
@@ -107,10 +126,11 @@ impl Fleet {
 
     /// Takes in the hosts of another fleet.
     pub fn absorb(&mut self, other: Self) {
-        let Self { sessions, unreachable, control, others } = other;
+        let Self { sessions, unreachable, pinned, pool, others } = other;
         self.sessions.extend(sessions);
         self.unreachable.extend(unreachable);
-        self.others.extend(control.into_iter().chain(others));
+        self.pinned.extend(pinned);
+        self.others.extend(pool.into_iter().chain(others));
     }
 
     /// Asks hosts what they want to be asked, all at once. Gives what they answered, and the errors of those that did not.
@@ -161,6 +181,18 @@ impl Fleet {
     pub async fn close(self) {
         let sessions = self.sessions.into_values().map(Session::close);
         futures_util::future::join_all(sessions).await;
+        for pool in self.pool.into_iter().chain(self.others) {
+            pool.close().await;
+        }
+    }
+}
+
+impl std::fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fleet")
+            .field("sessions", &self.sessions)
+            .field("unreachable", &self.unreachable)
+            .finish_non_exhaustive()
     }
 }
 
@@ -186,13 +218,15 @@ async fn locally(target: &Target, options: &Options) -> Result<Session, FleetErr
 async fn over_ssh(
     target: &Target,
     way: &SshTarget,
-    control: &ssh::ControlDirectory,
+    pool: &Pool,
     options: &Options,
+    pinned: &mut Vec<String>,
 ) -> Result<Session, FleetError> {
     let host = &target.host;
-    let connection = ssh::Connection::open(host, way, control).await?;
+    let connection = pool.get(host, way).await?;
+    pinned.extend(connection.pinned.iter().cloned());
     let line = bootstrap::first_line(&options.programs, target.engine);
-    let mut pipes = connection.start(&line).await?;
+    let mut pipes = connection.start(host, &line).await?;
     let (found, early) = mark(host, &mut pipes).await?;
     let machine = match found {
         Found::Ready(machine) => match Session::begin(host, pipes, early, 1, 0).await {
@@ -201,7 +235,13 @@ async fn over_ssh(
             session => return session,
         },
         Found::Missing(machine) => machine,
-        Found::NoSudo => return Err(FleetError::NoSudo { host: host.clone() }),
+        Found::NoSudo(user) => {
+            // What sudo says comes by another way than the mark.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let cause = last_line(&pipes.stderr.text(), "`sudo -n` ended without a word");
+            return Err(FleetError::NoSudo { host: host.clone(), user, cause });
+        }
+        Found::SudoMissing(user) => return Err(FleetError::SudoMissing { host: host.clone(), user }),
         Found::Damaged | Found::NotWritten => {
             return Err(FleetError::Shell { host: host.clone(), said: "an answer to another line".to_owned() });
         }
@@ -210,7 +250,7 @@ async fn over_ssh(
         return Err(FleetError::NoProgram { host: host.clone(), architecture: machine.machine });
     };
     let line = bootstrap::second_line(program, machine.root, target.engine);
-    let mut pipes = connection.start(&line).await?;
+    let mut pipes = connection.start(host, &line).await?;
     // Read while writing: the line may answer before it took everything, when the disk is full.
     let Pipes { stdin, stdout, .. } = &mut pipes;
     let send = async {
@@ -220,7 +260,14 @@ async fn over_ssh(
     };
     let longest = FIRST_LINE + Duration::from_secs(program.bytes.len() as u64 / (16 * 1024));
     let answer = tokio::time::timeout(longest, async { tokio::join!(send, bootstrap::read_until_mark(stdout)) }).await;
-    let install = |cause: &str| FleetError::Install { host: host.clone(), cause: cause.to_owned() };
+    let install = |cause: &str| match cause.contains("No space left") {
+        true => FleetError::DiskFull { host: host.clone() },
+        false => FleetError::Install { host: host.clone(), cause: cause.to_owned() },
+    };
+    if !matches!(answer, Ok((_, Ok((Found::Ready(_), _))))) {
+        // What the shell says comes by another way than the mark.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     match answer {
         Err(_) => Err(install(&format!("no answer within {} seconds", longest.as_secs()))),
         Ok((_, Ok((Found::Ready(_), early)))) => {
@@ -246,5 +293,9 @@ async fn mark(host: &HostName, pipes: &mut Pipes) -> Result<(Found, Vec<u8>), Fl
     };
     // What a shell that cannot run the line says stands on standard error.
     let said = if said.is_empty() { last_line(&pipes.stderr.text(), "nothing") } else { said };
+    // The text is cloud-init's (`disable_root_opts`), which takes the place of every command.
+    if let Some((user, _)) = said.split_once("login as the user \"").and_then(|(_, rest)| rest.split_once('"')) {
+        return Err(FleetError::WrongUser { host: host.clone(), user: user.to_owned() });
+    }
     Err(FleetError::Shell { host: host.clone(), said })
 }

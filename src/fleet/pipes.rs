@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 
+use super::ssh::Held;
+
 /// How much of what a host writes to standard error is kept, in bytes.
 const KEPT: usize = 8 * 1024;
 
@@ -19,8 +21,8 @@ pub(super) struct Pipes {
 
 /// What must be let go of when a session ends.
 pub(super) enum End {
-    /// The program behind ssh, and the connection to it.
-    Ssh { child: Box<openssh::Child<Arc<openssh::Session>>>, session: Arc<openssh::Session> },
+    /// The program behind ssh, which holds its connection open.
+    Ssh(Box<openssh::Child<Held>>),
     /// A child of this process.
     Local(Box<tokio::process::Child>),
     /// A host that this process plays.
@@ -33,12 +35,9 @@ impl End {
     /// finish first.
     pub(super) async fn wait(self, longest: Duration) {
         match self {
-            Self::Ssh { child, session } => {
+            Self::Ssh(child) => {
                 // How it ended says nothing that its last answer did not.
                 let _ = tokio::time::timeout(longest, child.wait()).await;
-                if let Ok(session) = Arc::try_unwrap(session) {
-                    let _ = tokio::time::timeout(longest, session.close()).await;
-                }
             }
             Self::Local(mut child) => {
                 let _ = tokio::time::timeout(longest, child.wait()).await;

@@ -31,6 +31,15 @@ pub enum Transport {
     Local,
 }
 
+/// An ssh configuration file, by who names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConfigFile {
+    /// The project: it may say where and as whom to connect, and nothing else.
+    Project(PathBuf),
+    /// The person who runs jiji: it counts as their own does.
+    Person(PathBuf),
+}
+
 /// What ssh is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshTarget {
@@ -45,7 +54,7 @@ pub struct SshTarget {
     /// Identity files; where there are some, no others are tried.
     pub keys: Vec<String>,
     /// An ssh configuration file to use instead of the user's and the system's.
-    pub config: Option<PathBuf>,
+    pub config: Option<ConfigFile>,
     /// How long the connection may take.
     pub connect_timeout: Duration,
 }
@@ -69,7 +78,7 @@ impl Target {
             port: server.port.or(ssh.port),
             jump: jump.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect(),
             keys: ssh.keys.clone(),
-            config: ssh.config.as_ref().map(PathBuf::from),
+            config: ssh.config.as_ref().map(|path| ConfigFile::Project(path.into())),
             connect_timeout: Duration::from_secs(ssh.connect_timeout.unwrap_or(CONNECT_TIMEOUT_S).max(1).into()),
         };
         target.check(host)?;
@@ -119,11 +128,11 @@ impl Target {
         Ok(Self { host: host.clone(), engine: None, transport: Transport::Ssh(target) })
     }
 
-    /// The same with another ssh configuration than the user's.
+    /// The same with another ssh configuration than the user's, which the person named who runs jiji.
     #[must_use]
     pub fn configured_by(mut self, file: &Path) -> Self {
         if let Transport::Ssh(ssh) = &mut self.transport {
-            ssh.config = Some(file.to_owned());
+            ssh.config = Some(ConfigFile::Person(file.to_owned()));
         }
         self
     }
@@ -152,7 +161,7 @@ impl SshTarget {
         if !plain(&self.address, b":[]%") {
             return refuse(&self.address, "a host name or address");
         }
-        if let Some(user) = self.user.as_deref().filter(|user| !plain(user, b"@\\$")) {
+        if let Some(user) = self.user.as_deref().filter(|user| !plain(user, b"@\\")) {
             return refuse(user, "a user name");
         }
         if let Some(jump) = self.jump.iter().find(|jump| !plain(jump, b"@:[]%/")) {

@@ -9,6 +9,7 @@ use jiji_store::StoreError;
 
 use crate::apply::ApplyError;
 use crate::build::BuildError;
+use crate::deploy::preflight::{Finding, Severity};
 use crate::deploy::{PlanError, Refused, SavedError};
 use crate::fleet::FleetError;
 use crate::lockfile::LockfileError;
@@ -91,6 +92,14 @@ pub enum ShipError {
     /// Hosts could not be reached or did not answer. Nothing was changed.
     #[error("reach {}", names(.0))]
     Unreachable(BTreeMap<HostName, FleetError>),
+    /// Hosts are not fit for it. Nothing was changed.
+    #[error("begin: {} not fit for it, nothing was changed", unfit(findings))]
+    Unfit {
+        /// All that is wrong with hosts, by host, warnings too.
+        findings: Vec<Finding>,
+        /// Reasons that are no host's own.
+        errors: Vec<PlanError>,
+    },
     /// There is no plan.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -150,6 +159,17 @@ fn nobody(registry: Option<&str>, hosts: &[HostName]) -> String {
         true => format!("not in this machine's store, and {registry}"),
         false => format!("not in this machine's store, {registry}, and not on {}", hosts.join(", ")),
     }
+}
+
+fn unfit(findings: &[Finding]) -> String {
+    let mut hosts: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.what.severity() == Severity::Refusal)
+        .map(|finding| format!("`{}`", finding.host))
+        .collect();
+    hosts.dedup();
+    let are = if hosts.len() == 1 { "is" } else { "are" };
+    format!("{} {are}", hosts.join(", "))
 }
 
 fn secrets(missing: &[jiji_model::name::SecretName]) -> String {

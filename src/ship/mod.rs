@@ -7,6 +7,7 @@
 mod abort;
 mod drift;
 mod error;
+mod fit;
 mod gather;
 mod images;
 mod look;
@@ -66,6 +67,8 @@ pub struct Ship {
     pub push: bool,
     /// How many cores to build on.
     pub threads: usize,
+    /// This machine's clock in milliseconds since 1970, to tell how far those of hosts are off.
+    pub clock: fn() -> u64,
     /// Who watches.
     pub sink: Arc<dyn Sink>,
 }

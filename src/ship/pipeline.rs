@@ -134,6 +134,11 @@ impl Ship {
         let text = format!("connecting to {} hosts", targets.len());
         self.sink.emit(Record::new("fleet.connecting", text));
         let mut fleet = Fleet::connect(targets, &self.fleet).await.map_err(ShipError::Fleet)?;
+        for (host, keys) in &fleet.pinned {
+            let text = format!("{host}: pinned the host key {}", keys.join(", "));
+            let record = Record::new("fleet.pinned", text).on(host);
+            self.sink.emit(record.with(serde_json::json!({ "keys": keys })));
+        }
         if fleet.unreachable.is_empty() {
             return Ok(fleet);
         }
@@ -199,18 +204,22 @@ impl Ship {
         }
         let mut observation = Observation::default();
         self.ask(fleet, &wants, &mut observation).await?;
+        let mut now = self.now();
         let mut settled = Vec::new();
         if settle {
             settled = self.settle(fleet, &observation).await?;
             if !settled.is_empty() {
                 observation = Observation::default();
                 self.ask(fleet, &wants, &mut observation).await?;
+                now = self.now();
             }
         }
-        let desired = deploy::desired(&self.project, images, &observation)?;
+        let desired = deploy::desired(&self.project, images, &observation)
+            .map_err(|refused| self.unfit(images, &observation, refused, now))?;
         let wish = Wish::Project(&self.project);
         let answers = self.answers(fleet, ready, &desired, &mut observation, wish).await?;
-        let assembled = deploy::assemble(&desired, &ready.seeds, &answers, &observation)?;
+        let mut assembled = deploy::assemble(&desired, &ready.seeds, &answers, &observation)?;
+        self.fit(fleet, &desired, &mut assembled, &mut observation, now).await?;
         Ok(Looked { observation, desired, answers, assembled, settled })
     }
 

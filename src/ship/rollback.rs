@@ -57,6 +57,7 @@ impl Ship {
         let start = Instant::now();
         let ready = self.ready(&platforms(fleet), None).await?;
         let (mut observation, settled, taken_back) = self.remembered(fleet, &ready).await?;
+        let now = self.now();
         let histories = deploy::history(&observation)?;
         let choice = match wanted {
             None if taken_back => deploy::current(&histories).ok_or(deploy::PlanError::NoRelease)?,
@@ -87,7 +88,8 @@ impl Ship {
         let mut desired = deploy::rollback(&scope, &target, self.retain(), &|_, _| Trust::Looks, &observation)?;
         desired.rollout = self.project.rollout.clone();
         let answers = self.answers(fleet, &ready, &desired, &mut observation, Wish::Release).await?;
-        let assembled = deploy::assemble(&desired, &ready.seeds, &answers, &observation)?;
+        let mut assembled = deploy::assemble(&desired, &ready.seeds, &answers, &observation)?;
+        self.fit(fleet, &desired, &mut assembled, &mut observation, now).await?;
         durations.insert("look", since(start));
         let images = images(&desired);
         let looked = Looked { observation, desired, answers, assembled, settled };

@@ -4,7 +4,7 @@ mod drift;
 mod properties;
 mod rollback;
 mod saved;
-mod world;
+pub(in crate::deploy) mod world;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -59,6 +59,7 @@ fn the_core_asks_each_host_once_for_everything() {
         ids,
         [
             "core.host",
+            "core.fitness",
             "core.containers",
             "core.shared",
             "core.network",
@@ -67,7 +68,7 @@ fn the_core_asks_each_host_once_for_everything() {
             "core.secrets.web"
         ]
     );
-    assert!(matches!(&wants[6].query, Query::SecretsMac { names } if names.len() == 1));
+    assert!(matches!(&wants[7].query, Query::SecretsMac { names } if names.len() == 1));
 }
 
 #[test]

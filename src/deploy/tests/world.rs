@@ -7,7 +7,8 @@ use jiji_model::digest::Digest;
 use jiji_model::image::{CONFIG, Descriptor, Image, LAYER_GZIP, MANIFEST, Platform};
 use jiji_model::name::{HostName, ProjectName, ServiceName};
 use jiji_model::observation::{
-    Answer, ContainerFacts, Difference, EngineFacts, HostFacts, IntegrityFacts, NetworkFacts, Observation, Part, Query,
+    Answer, ContainerFacts, Difference, DiskFacts, EngineFacts, FitnessFacts, HostFacts, IntegrityFacts, NetworkFacts,
+    Observation, Part, Query,
 };
 use jiji_model::plan::{
     Action, ContainerImage, ContainerSpec, LABEL_SCOPE, LABEL_SECRETS, LABEL_SPEC, NETWORK, Plan, Step,
@@ -19,15 +20,15 @@ use jiji_model::transaction::{HostRecords, Release};
 
 use crate::deploy::{Answers, Assembled, Images, Seeds, assemble, desired, wants};
 
-pub(super) fn host(name: &str) -> HostName {
+pub(in crate::deploy) fn host(name: &str) -> HostName {
     HostName::new(name).expect("a name")
 }
 
-pub(super) fn service_name(name: &str) -> ServiceName {
+pub(in crate::deploy) fn service_name(name: &str) -> ServiceName {
     ServiceName::new(name).expect("a name")
 }
 
-pub(super) fn image(repository: &str, version: &str, architecture: &str) -> Image {
+pub(in crate::deploy) fn image(repository: &str, version: &str, architecture: &str) -> Image {
     let blob = |kind: &str, media_type: &str, size| Descriptor {
         media_type: media_type.to_owned(),
         digest: Digest::of(format!("{repository} {version} {architecture} {kind}")),
@@ -42,7 +43,7 @@ pub(super) fn image(repository: &str, version: &str, architecture: &str) -> Imag
     }
 }
 
-pub(super) fn service(hosts: &[&str]) -> Service {
+pub(in crate::deploy) fn service(hosts: &[&str]) -> Service {
     Service {
         source: Source::Build(Build {
             context: ".".to_owned(),
@@ -69,7 +70,7 @@ pub(super) fn service(hosts: &[&str]) -> Service {
     }
 }
 
-pub(super) fn project(hosts: &[&str], services: &[(&str, Service)]) -> Project {
+pub(in crate::deploy) fn project(hosts: &[&str], services: &[(&str, Service)]) -> Project {
     let server = |name: &&str| {
         let server = Server { address: format!("{name}.example"), user: None, port: None, engine: None };
         (host(name), server)
@@ -87,25 +88,43 @@ pub(super) fn project(hosts: &[&str], services: &[(&str, Service)]) -> Project {
 }
 
 /// Images of this version for all services of a project.
-pub(super) fn images(project: &Project, version: &str) -> Images {
+pub(in crate::deploy) fn images(project: &Project, version: &str) -> Images {
     let names = project.services.keys();
     names.map(|name| (name.clone(), vec![image(&format!("shop/{name}"), version, "amd64")])).collect()
 }
 
 /// What a host is, so that it can answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Machine {
-    pub(super) engine: Option<Engine>,
-    pub(super) containers: Vec<ContainerFacts>,
-    pub(super) network: Option<NetworkFacts>,
-    pub(super) images: BTreeSet<jiji_model::image::ImageId>,
-    pub(super) records: HostRecords,
+pub(in crate::deploy) struct Machine {
+    pub(in crate::deploy) engine: Option<Engine>,
+    pub(in crate::deploy) containers: Vec<ContainerFacts>,
+    pub(in crate::deploy) network: Option<NetworkFacts>,
+    pub(in crate::deploy) images: BTreeSet<jiji_model::image::ImageId>,
+    pub(in crate::deploy) records: HostRecords,
     /// Every release that it remembers, newest first.
-    pub(super) history: Vec<Release>,
+    pub(in crate::deploy) history: Vec<Release>,
     /// What is damaged there.
-    pub(super) integrity: IntegrityFacts,
+    pub(in crate::deploy) integrity: IntegrityFacts,
     /// The keyed digest of whatever secrets are sent.
-    pub(super) mac: String,
+    pub(in crate::deploy) mac: String,
+    pub(in crate::deploy) fitness: FitnessFacts,
+}
+
+/// A host with room for everything.
+fn fit() -> FitnessFacts {
+    let disk = |path: &str| DiskFacts { path: path.to_owned(), device: 1, free: 100 << 30, files_free: Some(1 << 20) };
+    FitnessFacts {
+        installed: vec![Engine::Podman],
+        engine_problem: None,
+        distribution: vec!["debian".to_owned()],
+        kernel: "6.1.0-18-amd64".to_owned(),
+        uid: 0,
+        unprivileged_port: 1024,
+        engine_disk: disk("/var/lib/containers/storage"),
+        state_disk: disk("/var/lib/jiji"),
+        memory_available: 4 << 30,
+        wall_clock_ms: 1_000_000,
+    }
 }
 
 impl Default for Machine {
@@ -119,6 +138,7 @@ impl Default for Machine {
             history: Vec::new(),
             integrity: IntegrityFacts::default(),
             mac: "mac of the first value".to_owned(),
+            fitness: fit(),
         }
     }
 }
@@ -129,7 +149,7 @@ impl Machine {
         self.containers.iter().filter(fits).cloned().collect()
     }
 
-    pub(super) fn answer(&self, query: &Query) -> Answer {
+    pub(in crate::deploy) fn answer(&self, query: &Query) -> Answer {
         match query {
             Query::Host => Answer::Host(HostFacts {
                 engine: self.engine.map(|kind| EngineFacts { kind, version: "4.3.1".to_owned() }),
@@ -141,6 +161,7 @@ impl Machine {
                 disk_free: 1,
                 memory_available: 1,
             }),
+            Query::Fitness => Answer::Fitness(Box::new(self.fitness.clone())),
             Query::Containers { labels } => Answer::Containers(self.labelled(labels)),
             Query::Network { .. } => self.network.clone().map_or(Answer::Absent, Answer::Network),
             Query::Records { .. } => Answer::Records(Box::new(self.records.clone())),
@@ -194,6 +215,7 @@ impl Machine {
             started: None,
             addresses: BTreeMap::from([(NETWORK.to_owned(), address)]),
             labels,
+            memory: None,
         });
         let network = self.network.as_mut().expect("the network was made before");
         network.used.push(address);
@@ -202,7 +224,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn act(&mut self, action: &Action) {
+    pub(in crate::deploy) fn act(&mut self, action: &Action) {
         match action {
             Action::NetworkEnsure { name, subnet, gateway } => {
                 self.network = Some(NetworkFacts {
@@ -246,18 +268,18 @@ impl Machine {
 
 /// A fleet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct World(pub(super) BTreeMap<HostName, Machine>);
+pub(in crate::deploy) struct World(pub(in crate::deploy) BTreeMap<HostName, Machine>);
 
 impl World {
-    pub(super) fn of(hosts: &[&str]) -> Self {
+    pub(in crate::deploy) fn of(hosts: &[&str]) -> Self {
         Self(hosts.iter().map(|name| (host(name), Machine::default())).collect())
     }
 
-    pub(super) fn machine(&mut self, name: &str) -> &mut Machine {
+    pub(in crate::deploy) fn machine(&mut self, name: &str) -> &mut Machine {
         self.0.get_mut(&host(name)).expect("it is in the world")
     }
 
-    pub(super) fn observe(&self, project: &Project, images: &Images, seeds: &Seeds) -> Observation {
+    pub(in crate::deploy) fn observe(&self, project: &Project, images: &Images, seeds: &Seeds) -> Observation {
         let mut observation = Observation::default();
         for (host, machine) in &self.0 {
             let wants = wants(project, host, images, seeds).into_iter();
@@ -268,25 +290,31 @@ impl World {
     }
 
     /// What a ship of this project would do, with what plugins answered.
-    pub(super) fn plan_with(&self, project: &Project, images: &Images, seeds: &Seeds, answers: &Answers) -> Assembled {
+    pub(in crate::deploy) fn plan_with(
+        &self,
+        project: &Project,
+        images: &Images,
+        seeds: &Seeds,
+        answers: &Answers,
+    ) -> Assembled {
         let observation = self.observe(project, images, seeds);
         let desired = desired(project, images, &observation).unwrap_or_else(|refused| panic!("{refused}"));
         assemble(&desired, seeds, answers, &observation).unwrap_or_else(|refused| panic!("{refused}"))
     }
 
-    pub(super) fn plan(&self, project: &Project, images: &Images) -> Plan {
+    pub(in crate::deploy) fn plan(&self, project: &Project, images: &Images) -> Plan {
         self.plan_with(project, images, &Seeds::new(), &Answers::new()).plan
     }
 
     /// The steps of a plan in the order in which a fleet runs them.
-    pub(super) fn ordered(plan: &Plan) -> Vec<&Step> {
+    pub(in crate::deploy) fn ordered(plan: &Plan) -> Vec<&Step> {
         let mut steps: Vec<_> = plan.steps.iter().collect();
         steps.sort_by_key(|step| step.phase);
         steps
     }
 
     /// Does a whole plan.
-    pub(super) fn apply(&mut self, plan: &Plan) {
+    pub(in crate::deploy) fn apply(&mut self, plan: &Plan) {
         let number = 1 + self.0.values().map(|machine| machine.records.fencing).max().unwrap_or(0);
         for step in Self::ordered(plan) {
             self.0.get_mut(&step.host).expect("a known host").act(&step.action);
@@ -315,7 +343,7 @@ impl World {
     }
 
     /// Plans and does it.
-    pub(super) fn ship(&mut self, project: &Project, images: &Images) -> Plan {
+    pub(in crate::deploy) fn ship(&mut self, project: &Project, images: &Images) -> Plan {
         let plan = self.plan(project, images);
         self.apply(&plan);
         plan
@@ -323,7 +351,7 @@ impl World {
 }
 
 /// One line per step. Digits of digests are numbered in the order in which they come, so that a line does not change with the format.
-pub(super) fn lines(plan: &Plan) -> String {
+pub(in crate::deploy) fn lines(plan: &Plan) -> String {
     let line = |step: &&Step| {
         let undo = if step.undo.is_some() { " (has an undo)" } else { "" };
         format!("{} {}: {}{undo}", step.host, step.phase, step.title)
