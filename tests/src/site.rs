@@ -100,9 +100,14 @@ impl Site {
 
 /// The laboratory of a test program. It ends with the program.
 pub struct Shared {
-    hosts: usize,
-    engines: Engines,
+    spec: Asked,
     site: Mutex<Option<Site>>,
+}
+
+/// What laboratory a program asks for.
+enum Asked {
+    Plain(usize, Engines),
+    Of(fn() -> Spec),
 }
 
 /// The laboratory, for one test alone.
@@ -128,7 +133,12 @@ impl Drop for Guard<'_> {
 impl Shared {
     /// One that is brought up by the first test that asks.
     pub const fn new(hosts: usize, engines: Engines) -> Self {
-        Self { hosts, engines, site: Mutex::new(None) }
+        Self { spec: Asked::Plain(hosts, engines), site: Mutex::new(None) }
+    }
+
+    /// The same, of another make.
+    pub const fn of(spec: fn() -> Spec) -> Self {
+        Self { spec: Asked::Of(spec), site: Mutex::new(None) }
     }
 
     /// Waits until no other test uses it.
@@ -139,7 +149,11 @@ impl Shared {
         // A test that failed is no reason for the others to: each ships a project of its own.
         let mut site = self.site.lock().unwrap_or_else(PoisonError::into_inner);
         if site.is_none() {
-            *site = Some(Site::up(self.hosts, self.engines)?);
+            let spec = match self.spec {
+                Asked::Plain(hosts, engines) => Spec::new(hosts, engines),
+                Asked::Of(spec) => spec(),
+            };
+            *site = Some(Site::of(&spec)?);
         }
         Ok(Guard(site))
     }
