@@ -425,10 +425,7 @@ fn a_certificate_is_named_by_its_secrets_and_means_tls() {
     let asked: Vec<_> = loaded.secrets.iter().map(|asked| (asked.name.as_str(), asked.by.as_str())).collect();
     assert_eq!(
         asked,
-        [
-            ("TLS_CHAIN", "services.web.proxy.certificate.chain"),
-            ("TLS_KEY", "services.web.proxy.certificate.key")
-        ]
+        [("TLS_CHAIN", "services.web.proxy.certificate.chain"), ("TLS_KEY", "services.web.proxy.certificate.key")]
     );
     for (keys, due) in [
         ("certificate: { chain: TLS_CHAIN, key: TLS_KEY }", "the key `host` is missing"),

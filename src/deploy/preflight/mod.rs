@@ -23,7 +23,9 @@ use jiji_model::digest::Digest;
 use jiji_model::event::bytes;
 use jiji_model::image::Image;
 use jiji_model::name::{HostName, ServiceName};
-use jiji_model::observation::{Answer, DiskFacts, FitnessFacts, HostFacts, Observation, PortFacts, Query, Want};
+use jiji_model::observation::{
+    Answer, ContainerFacts, DiskFacts, FitnessFacts, HostFacts, Observation, PortFacts, Query, Want,
+};
 use jiji_model::plan::{Action, ContainerSpec, Plan};
 use jiji_model::project::{Engine, Project};
 
@@ -118,7 +120,10 @@ pub fn plan(plan: &Plan, desired: &Desired, observation: &Observation) -> Vec<Fi
         disks(fitness, layers(images), engine, &mut add);
         memory(host, fitness, desired, observation, &mut add);
         for spec in published(plan, host) {
-            ports(spec, fitness, owners(observation, host), &mut add);
+            // What jiji runs for all projects is in nobody's way: its plugin knows what follows on it.
+            let shared = look::shared_containers(observation, host);
+            let others = owners(observation, host).iter().filter(|facts| !ours(facts, shared)).cloned();
+            ports(spec, fitness, &others.collect::<Vec<_>>(), &mut add);
         }
     }
     findings
@@ -150,10 +155,7 @@ pub fn taken(observation: &Observation) -> Vec<Finding> {
     let answers = |host: &&HostName| facts(observation, host).is_some_and(|facts| facts.engine.is_some());
     for host in observation.hosts.keys().filter(answers) {
         let shared = look::shared_containers(observation, host);
-        let ours = |facts: &&PortFacts| {
-            facts.container.as_ref().is_some_and(|name| shared.iter().any(|container| container.name == *name))
-        };
-        for facts in owners(observation, host).iter().filter(|facts| !ours(facts)) {
+        for facts in owners(observation, host).iter().filter(|facts| !ours(facts, shared)) {
             let what = Unfit::Port { port: facts.port, owner: owner(facts), container: "the proxy".to_owned() };
             findings.push(Finding { host: host.clone(), what });
         }
@@ -188,7 +190,7 @@ pub fn of_errors(errors: Vec<PlanError>) -> (Vec<Finding>, Vec<PlanError>) {
         match error {
             // Told by `hosts`, with the cause.
             PlanError::NoEngine { .. } => {}
-            PlanError::Unknown { ref what, .. } if *what == look::ENGINE => {}
+            PlanError::Unknown { what, .. } if what == look::ENGINE => {}
             PlanError::NoImage { host, service, architecture } => {
                 findings.push(Finding { host, what: Unfit::Architecture { service, architecture } });
             }
@@ -322,6 +324,11 @@ fn memory(
     if needed > fitness.memory_available {
         add(Unfit::Memory { available: fitness.memory_available, needed, services });
     }
+}
+
+/// Whether a container that jiji runs for all projects has the port.
+fn ours(facts: &PortFacts, shared: &[ContainerFacts]) -> bool {
+    facts.container.as_ref().is_some_and(|name| shared.iter().any(|container| container.name == *name))
 }
 
 fn owner(facts: &PortFacts) -> Owner {
