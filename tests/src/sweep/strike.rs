@@ -15,6 +15,9 @@ const REACH: Duration = Duration::from_secs(60);
 /// How long an engine stays frozen.
 const FROZEN: Duration = Duration::from_secs(2);
 
+/// SIGKILL.
+const KILLED: i32 = 9;
+
 /// The programs that engines consist of, as `/proc/PID/comm` names them.
 pub(super) const ENGINES: [&str; 3] = ["dockerd", "containerd", "podman"];
 
@@ -78,7 +81,7 @@ impl Sweep<'_> {
         match fault {
             Fault::Die | Fault::Abort => Ok(Some(ship.end()?)),
             Fault::Kill | Fault::Forget | Fault::Late => {
-                ship.kill()?;
+                let run = ship.kill()?;
                 points.go()?;
                 if fault == Fault::Forget {
                     self.forget()?;
@@ -86,7 +89,7 @@ impl Sweep<'_> {
                 if fault == Fault::Late {
                     std::thread::sleep(Duration::from_secs(1));
                 }
-                Ok(None)
+                Ok(not_killed(run))
             }
             Fault::Cut => {
                 cut(host)?;
@@ -117,9 +120,9 @@ impl Sweep<'_> {
                 points.go()?;
                 frozen.last(FROZEN / 4)?;
                 let frozen = Frozen::of(host)?;
-                ship.kill()?;
+                let run = ship.kill()?;
                 frozen.last(FROZEN)?;
-                Ok(None)
+                Ok(not_killed(run))
             }
         }
     }
@@ -149,6 +152,11 @@ impl Sweep<'_> {
         }
         Ok(())
     }
+}
+
+/// A run that had ended before it was to be killed: it counts like one that nobody wanted to kill.
+fn not_killed(run: Run) -> Option<Run> {
+    (run.signal() != Some(KILLED)).then_some(run)
 }
 
 /// How long what ends by itself may take.
