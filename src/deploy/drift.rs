@@ -154,6 +154,8 @@ pub struct Expected {
     pub target: Target,
     /// Releases that are to be kept again from a journal.
     pub lost: BTreeMap<HostName, Release>,
+    /// Services that the project puts on hosts which remember nothing, and that no other host ran.
+    pub forgotten: Vec<(HostName, ServiceName)>,
 }
 
 /// What the proxy plugin answered for a host whose services are as they were decided.
@@ -219,7 +221,7 @@ fn open(facts: &IntegrityFacts) -> Option<&Transaction> {
 /// What each host should run: what its newest release says, or its journal, or other hosts where it lost both.
 ///
 /// # Errors
-/// [`PlanError::NothingShipped`], [`PlanError::Forgotten`], [`PlanError::Unknown`].
+/// [`PlanError::NothingShipped`], [`PlanError::Unknown`].
 pub fn expected(project: &Project, observation: &Observation) -> Result<Expected, Refused> {
     let one = |error| Refused(vec![error]);
     let mut known = BTreeMap::new();
@@ -249,8 +251,12 @@ pub fn expected(project: &Project, observation: &Observation) -> Result<Expected
     if known.is_empty() {
         return Err(one(PlanError::NothingShipped));
     }
-    let target = adopt(project, number, known, observation)?;
-    Ok(Expected { target, lost })
+    let (target, errors) = adopt(project, number, known, observation);
+    let forgotten = errors.into_iter().filter_map(|error| match error {
+        PlanError::Forgotten { host, service, .. } => Some((host, service)),
+        _ => None,
+    });
+    Ok(Expected { target, lost, forgotten: forgotten.collect() })
 }
 
 /// The numbers of committed transactions of which other hosts say that `host` took part.
@@ -362,9 +368,15 @@ pub fn record_findings(observation: &Observation) -> Result<Vec<Finding>, PlanEr
         let mut finder = Finder { host, findings: &mut findings };
         if let Some(transaction) = open(facts) {
             let begin = &transaction.begin;
-            let found = format!("`{}` of {} was interrupted", begin.command, begin.who);
-            finder.add(Kind::Transaction, &begin.transaction, "no open transaction", found).fix =
-                "settles it, as the next ship would; what runs is compared after that".to_owned();
+            let at_work = facts.records.lease.as_ref().is_some_and(|lease| lease.live);
+            let how = if at_work { "is at work" } else { "was interrupted" };
+            let found = format!("`{}` of {} {how}", begin.command, begin.who);
+            let finding = finder.add(Kind::Transaction, &begin.transaction, "no open transaction", found);
+            finding.fixable = !at_work;
+            finding.fix = match at_work {
+                true => "cannot: it ends by itself".to_owned(),
+                false => "settles it, as the next ship would; what runs is compared after that".to_owned(),
+            };
         }
         for Damage { file, reason } in &facts.damaged {
             let fix = match file {
@@ -425,6 +437,13 @@ pub fn findings(
             finder.add(Kind::Release, "releases", told, "no record of it").fix =
                 format!("makes the host what {others} ran");
         }
+        for (_, service) in expected.forgotten.iter().filter(|(of, _)| of == host) {
+            let finding =
+                finder.add(Kind::Release, "releases", format!("`{service}`"), "no host remembers what it ran");
+            finding.service = Some(service.clone());
+            finding.fix = "cannot: `jiji deploy` or `jiji ship` brings the project's version there".to_owned();
+            finding.fixable = false;
+        }
         let number = roster.servers.get(host).map(|entry| entry.number);
         match (look.network, number) {
             (None, Some(number)) => {
@@ -448,7 +467,7 @@ pub fn findings(
             finder.add(Kind::Roster, roster::PATH, "the numbers that all hosts agree on", found).fix =
                 "writes it anew".to_owned();
         }
-        containers(&mut finder, ran, &look, observation);
+        containers(&mut finder, ran, &look, observation).map_err(|error| Refused(vec![error]))?;
         for (image, release) in kept_images(observation, host).into_values().filter(|(image, _)| !look.has(image)) {
             let what = format!("{}@{}", image.repository, image.manifest.digest.short());
             finder.add(Kind::ImageMissing, what, format!("kept for release {release}"), "not in the engine").fix =
@@ -462,7 +481,7 @@ pub fn findings(
     Ok(findings)
 }
 
-fn containers(finder: &mut Finder<'_>, ran: &Ran, look: &Look<'_>, observation: &Observation) {
+fn containers(finder: &mut Finder<'_>, ran: &Ran, look: &Look<'_>, observation: &Observation) -> Result<(), PlanError> {
     // With another key every digest of secrets is another one, which is told of the key.
     let damaged = |facts: &IntegrityFacts| facts.damaged.iter().any(|damage| damage.file == RecordFile::Key);
     let keyed = !integrity(observation, finder.host).is_ok_and(damaged);
@@ -471,7 +490,17 @@ fn containers(finder: &mut Finder<'_>, ran: &Ran, look: &Look<'_>, observation: 
         explained.insert(service.container.as_str());
         let differences = match observation.answer(finder.host, &format!("{COMPARE}{name}")) {
             Some(Answer::Differences(differences)) => differences.as_slice(),
-            _ => &[],
+            // A container that was not looked at is not one that differs in nothing.
+            other => {
+                return Err(PlanError::Unknown {
+                    host: finder.host.clone(),
+                    what: "how its containers were made",
+                    cause: match other {
+                        Some(Answer::Failed(cause)) => Some(cause.clone()),
+                        _ => None,
+                    },
+                });
+            }
         };
         let differences = differences.iter().filter(|difference| keyed || difference.part != Part::Secrets);
         for Difference { part, expected, found } in differences {
@@ -499,6 +528,7 @@ fn containers(finder: &mut Finder<'_>, ran: &Ran, look: &Look<'_>, observation: 
         finding.service = service;
         finding.fix = "stops and removes it".to_owned();
     }
+    Ok(())
 }
 
 /// Whether a container is what was decided for a service, under another name.

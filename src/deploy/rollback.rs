@@ -219,19 +219,18 @@ pub fn target(project: &Project, choice: &Choice, observation: &Observation) -> 
     if !errors.is_empty() {
         return Err(Refused(errors));
     }
-    adopt(project, choice.number, known, observation)
+    let (target, errors) = adopt(project, choice.number, known, observation);
+    if errors.is_empty() { Ok(target) } else { Err(Refused(errors)) }
 }
 
-/// Completes what hosts know of themselves by what others know, for all hosts that were looked at.
-///
-/// # Errors
-/// [`PlanError::Forgotten`].
-pub fn adopt(
+/// Completes what hosts know of themselves by what others know, for all hosts that were looked at. Also gives a
+/// [`PlanError::Forgotten`] for each service that no host remembers; the target is without it.
+pub(super) fn adopt(
     project: &Project,
     number: u64,
     known: BTreeMap<HostName, Ran>,
     observation: &Observation,
-) -> Result<Target, Refused> {
+) -> (Target, Vec<PlanError>) {
     let mut target = Target { number, hosts: known.clone(), adopted: BTreeMap::new() };
     let mut errors = Vec::new();
     for host in observation.hosts.keys().filter(|host| !known.contains_key(*host)) {
@@ -259,7 +258,7 @@ pub fn adopt(
         }
         target.hosts.insert(host.clone(), ran);
     }
-    if errors.is_empty() { Ok(target) } else { Err(Refused(errors)) }
+    (target, errors)
 }
 
 /// What to ask of `host` beside the core's wants before [`rollback`]. Secrets must have been sent before.

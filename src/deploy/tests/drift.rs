@@ -232,3 +232,16 @@ fn a_release_of_which_only_another_host_knows_is_not_taken_for_an_older_one() {
     let (expected, _) = look(&world, &project).expect("looked");
     assert!(expected.target.adopted.contains_key(&host("two")));
 }
+
+#[test]
+fn a_service_that_no_host_remembers_is_left_to_people() {
+    let (mut world, mut project) = shipped();
+    let mut api = super::world::service(&["three"]);
+    api.proxy = None;
+    project.services.insert(service_name("api"), api);
+    world.0.insert(host("three"), Machine::default());
+    let found = found_with(&world, &project, &BTreeMap::new());
+    let of_three: Vec<_> = found.iter().filter(|finding| finding.kind == Kind::Release).collect();
+    assert_eq!(of_three.len(), 1);
+    assert!(!of_three[0].fixable && of_three[0].fix.contains("jiji deploy"), "{found:?}");
+}
