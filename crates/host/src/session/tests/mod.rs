@@ -1,5 +1,6 @@
 //! Whole sessions over pipes, against an engine that runs nothing. What real engines do is tested in the laboratory.
 
+mod history;
 mod transaction;
 
 use std::collections::BTreeMap;
