@@ -40,8 +40,8 @@ pub use drift::{
 pub use error::{PlanError, Refused};
 pub use look::{needs_secrets, records, wants};
 pub use rollback::{
-    Choice, Histories, Ran, Sameness, Target, choose, current, history, history_want, release_wants, rollback,
-    rollback_wants, secrets_of, target,
+    Choice, Histories, Ran, Sameness, Target, certificate, choose, current, history, history_want, release_wants,
+    rollback, rollback_wants, secrets, secrets_of, target,
 };
 pub use saved::{MAX_BYTES as MAX_PLAN_BYTES, Origin, Saved, SavedError, configuration};
 

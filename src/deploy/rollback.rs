@@ -186,11 +186,15 @@ impl Target {
 }
 
 /// The secrets of a service's environment, and those of its certificate.
-fn secrets(service: &PlannedService) -> Vec<SecretName> {
+pub fn secrets(service: &PlannedService) -> Vec<SecretName> {
+    service.container_spec.secrets().into_iter().chain(certificate(service)).collect()
+}
+
+/// The secrets that hold the certificate of a service's route, where it has one.
+pub fn certificate(service: &PlannedService) -> Vec<SecretName> {
     let route = service.route.clone().and_then(|route| serde_json::from_value::<Route>(route).ok());
     let certificate = route.and_then(|route| route.options.certificate);
-    let certificate = certificate.into_iter().flat_map(|certificate| [certificate.chain, certificate.key]);
-    service.container_spec.secrets().into_iter().chain(certificate).collect()
+    certificate.into_iter().flat_map(|certificate| [certificate.chain, certificate.key]).collect()
 }
 
 /// What each host shall run to be at a release: what it ran itself, or what other hosts ran of the services that the project puts there.

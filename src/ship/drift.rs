@@ -215,7 +215,7 @@ impl Ship {
             self.look_at_records(fleet, ready, &mut observation).await?;
         }
         let replaced = deploy::distrusted(&findings, expected);
-        let needed = secrets(&expected.target, &replaced);
+        let needed = secrets(&expected.target, &replaced, &findings);
         let all: BTreeSet<SecretName> = needed.values().flatten().cloned().collect();
         self.look_up(expected.target.number, &all, lookup)?;
         self.send_secrets(fleet, |host| needed.get(host).cloned().unwrap_or_default()).await?;
@@ -261,13 +261,16 @@ impl Ship {
     }
 }
 
-/// The secrets that containers need which are replaced, by host.
-fn secrets(target: &Target, replaced: &Replaced) -> BTreeMap<HostName, BTreeSet<SecretName>> {
+/// The secrets that mending needs, by host: those of containers that are replaced, and the certificates of what is routed again.
+fn secrets(target: &Target, replaced: &Replaced, findings: &[Finding]) -> BTreeMap<HostName, BTreeSet<SecretName>> {
     let mut needed: BTreeMap<HostName, BTreeSet<SecretName>> = BTreeMap::new();
     for (host, service) in replaced {
         let planned = target.hosts.get(host).and_then(|ran| ran.services.get(service));
-        let names = planned.into_iter().flat_map(|planned| planned.container_spec.secrets());
-        needed.entry(host.clone()).or_default().extend(names);
+        needed.entry(host.clone()).or_default().extend(planned.into_iter().flat_map(deploy::secrets));
+    }
+    for finding in findings.iter().filter(|finding| matches!(finding.kind, Kind::Proxy | Kind::Route)) {
+        let services = target.hosts.get(&finding.host).into_iter().flat_map(|ran| ran.services.values());
+        needed.entry(finding.host.clone()).or_default().extend(services.flat_map(deploy::certificate));
     }
     needed
 }
