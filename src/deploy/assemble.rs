@@ -85,6 +85,7 @@ pub fn assemble_with(
         releases: BTreeMap::new(),
     };
     let none = HostAnswers::default();
+    let roster = String::from_utf8(canonical_json(&desired.roster)).expect("JSON is UTF-8");
     let mut images: BTreeMap<ImageId, PlannedImage> = BTreeMap::new();
     for (host, wanted) in &desired.hosts {
         let look = match Look::of(observation, host) {
@@ -97,6 +98,7 @@ pub fn assemble_with(
         let mut builder = Builder {
             host,
             desired,
+            roster: &roster,
             wanted,
             look: &look,
             seeds,
@@ -150,6 +152,8 @@ impl Desired {
 struct Builder<'a> {
     host: &'a HostName,
     desired: &'a Desired,
+    /// The roster as JSON.
+    roster: &'a str,
     wanted: &'a HostDesired,
     look: &'a Look<'a>,
     seeds: &'a Seeds,
@@ -187,11 +191,10 @@ impl Builder<'_> {
     /// What every later step stands on.
     fn boot(&mut self) {
         if self.look.records.roster.as_ref() != Some(&self.desired.roster) {
-            let json = String::from_utf8(canonical_json(&self.desired.roster)).expect("JSON is UTF-8");
             let action = Action::File {
                 path: AbsPath::new(roster::PATH).expect("it is an absolute path"),
                 mode: 0o644,
-                content: vec![Word::lit(json)],
+                content: vec![Word::lit(self.roster)],
             };
             self.step(None, Phase::Boot, "store the roster of servers".to_owned(), action);
         }
@@ -298,12 +301,12 @@ impl Builder<'_> {
             return;
         }
         let kept = usize::try_from(self.desired.retain().saturating_sub(1)).unwrap_or(usize::MAX);
-        let kept_releases = self.wanted.releases.iter().take(kept);
+        let kept_releases = self.look.records.releases.iter().take(kept);
         let kept_services = kept_releases.flat_map(|release| release.services.values());
         let kept_images: BTreeSet<ImageId> =
             services.values().chain(kept_services).map(|service| service.image.id()).collect();
         let mut gone = BTreeMap::new();
-        for release in self.wanted.releases.iter().skip(kept) {
+        for release in self.look.records.releases.iter().skip(kept) {
             for service in release.services.values() {
                 if !kept_images.contains(&service.image.id()) {
                     gone.insert(service.image.id(), service.image.repository.clone());

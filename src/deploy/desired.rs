@@ -11,7 +11,7 @@ use jiji_model::plan::{
     ContainerImage, ContainerSpec, LABEL_SCOPE, LABEL_SECRETS, LABEL_SERVICE, LABEL_SPEC, NETWORK, PlannedService, Word,
 };
 use jiji_model::project::{Project, Rollout, Service};
-use jiji_model::transaction::{Release, Roster, roster};
+use jiji_model::transaction::{Roster, roster};
 
 use super::Images;
 use super::error::{PlanError, Refused};
@@ -34,15 +34,13 @@ pub struct Desired {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostDesired {
     /// Its number in the roster.
-    pub number: u8,
+    pub number: u16,
     /// Its engine.
     pub engine: EngineFacts,
     /// Its architecture in Go's words.
     pub architecture: String,
     /// Each service that runs there now or should.
     pub services: BTreeMap<ServiceName, ServiceDesired>,
-    /// Releases known there, newest first.
-    pub releases: Vec<Release>,
 }
 
 /// What a service should become on a host.
@@ -175,14 +173,16 @@ pub enum Trust {
 pub fn desired(project: &Project, images: &Images, observation: &Observation) -> Result<Desired, Refused> {
     let mut errors = Vec::new();
     let mut wishes: BTreeMap<HostName, BTreeMap<ServiceName, Wish>> = BTreeMap::new();
+    let placement = project.placement();
     for host in observation.hosts.keys() {
+        let services = placement.on(host);
         let wished = wishes.entry(host.clone()).or_default();
-        errors.extend(route_conflicts(project, host));
+        errors.extend(route_conflicts(services, host));
         let Ok(look) = Look::of(observation, host) else {
             // Said by `compare`.
             continue;
         };
-        for (name, service) in project.services_on(host) {
+        for &(name, service) in services {
             let architecture = &look.facts.architecture;
             let of_service = images.get(name).into_iter().flatten();
             match of_service.into_iter().find(|image| image.platform.architecture == *architecture) {
@@ -239,10 +239,10 @@ fn unnamed() -> ContainerName {
     ContainerName::new("unnamed").expect("it is a container's name")
 }
 
-fn route_conflicts(project: &Project, host: &HostName) -> Vec<PlanError> {
+fn route_conflicts(services: &[(&ServiceName, &Service)], host: &HostName) -> Vec<PlanError> {
     let mut taken: BTreeMap<(String, String), &ServiceName> = BTreeMap::new();
     let mut errors = Vec::new();
-    for (name, service) in project.services_on(host) {
+    for &(name, service) in services {
         let Some(proxy) = &service.proxy else { continue };
         let all = [String::new()];
         let names = if proxy.hosts.is_empty() { &all[..] } else { &proxy.hosts[..] };
@@ -310,7 +310,6 @@ pub(super) fn compare(
                 engine: look.engine.clone(),
                 architecture: look.facts.architecture.clone(),
                 services,
-                releases: look.records.releases.clone(),
             },
         );
     }
@@ -325,8 +324,15 @@ pub(super) fn compare(
 /// The roster as all hosts together know it, with a number for every host. What a host's network has already counts most: two projects
 /// may call one server by two names, and its containers cannot move.
 fn numbers(looks: &BTreeMap<HostName, Look<'_>>, errors: &mut Vec<PlanError>) -> Roster {
-    let known = looks.values().filter_map(|look| look.records.roster.as_ref());
-    let mut numbers = known.fold(Roster::default(), Roster::merged);
+    let mut numbers = Roster::default();
+    let mut last = None;
+    for known in looks.values().filter_map(|look| look.records.roster.as_ref()) {
+        // Nearly always all hosts know the same, and to merge it a thousand times would take a million steps.
+        if last != Some(known) {
+            numbers = numbers.merged(known);
+            last = Some(known);
+        }
+    }
     for (host, look) in looks {
         match look.numbered() {
             Some(Ok(number)) => {
@@ -336,10 +342,8 @@ fn numbers(looks: &BTreeMap<HostName, Look<'_>>, errors: &mut Vec<PlanError>) ->
             None => {}
         }
     }
-    for host in looks.keys() {
-        if numbers.number(host).is_err() {
-            errors.push(PlanError::RosterFull { host: host.clone() });
-        }
+    if let Err(full) = numbers.give(looks.keys()) {
+        errors.push(PlanError::RosterFull { host: full.host });
     }
     numbers
 }
@@ -358,13 +362,13 @@ pub(super) fn decided_roster(observation: &Observation) -> Result<Roster, Vec<Pl
 /// Addresses for new containers of a host: the next after the one leased last that nobody has, so that an address rests for long before
 /// somebody else answers at it.
 struct Addresses {
-    number: u8,
+    number: u16,
     last: Ipv4Addr,
     used: BTreeSet<Ipv4Addr>,
 }
 
 impl Addresses {
-    fn of(number: u8, look: &Look<'_>) -> Self {
+    fn of(number: u16, look: &Look<'_>) -> Self {
         let gateway = roster::gateway(number);
         Self { number, last: look.records.last_address.unwrap_or(gateway), used: look.used() }
     }

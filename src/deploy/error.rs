@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use jiji_model::name::{HostName, ServiceName};
 use jiji_model::plan::vet::Refusal;
+use jiji_model::transaction::roster::SERVERS;
 
 /// One reason why there is no plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,8 +63,8 @@ pub enum PlanError {
         /// Where the search began.
         last: Ipv4Addr,
     },
-    /// 256 servers have a number.
-    #[error("plan for `{host}`: all 256 subnets of 10.210.0.0/16 are given out")]
+    /// As many servers have a number as can.
+    #[error("plan for `{host}`: all {SERVERS} subnets from 10.210.0.0 to 10.213.255.0 are given out")]
     RosterFull {
         /// The server.
         host: HostName,

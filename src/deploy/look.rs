@@ -7,8 +7,8 @@ use jiji_model::image::{Image, ImageId};
 use jiji_model::name::{HostName, SecretName, ServiceName};
 use jiji_model::observation::{Answer, ContainerFacts, EngineFacts, HostFacts, NetworkFacts, Observation, Query, Want};
 use jiji_model::plan::{LABEL_SCOPE, NETWORK};
-use jiji_model::project::Project;
-use jiji_model::transaction::HostRecords;
+use jiji_model::project::{Project, Service};
+use jiji_model::transaction::{HostRecords, roster};
 
 use super::{Images, PlanError, Seeds, preflight};
 
@@ -37,6 +37,16 @@ fn labelled(scope: &str) -> Query {
 /// What the core asks of `host` before it plans. Secrets must have been sent before, where services have some.
 pub fn wants(project: &Project, host: &HostName, images: &Images, seeds: &Seeds) -> Vec<Want> {
     let services: Vec<_> = project.services_on(host).collect();
+    wants_for(project, &services, images, seeds)
+}
+
+/// The same for a host that runs these services: see [`Project::placement`].
+pub fn wants_for(
+    project: &Project,
+    services: &[(&ServiceName, &Service)],
+    images: &Images,
+    seeds: &Seeds,
+) -> Vec<Want> {
     let of_services = services.iter().filter_map(|(name, _)| images.get(*name)).flatten();
     let wanted: BTreeSet<ImageId> = of_services.chain(seeds.values().flatten()).map(Image::id).collect();
     let mut wants = wants_of(&project.scope(), wanted);
@@ -216,14 +226,11 @@ impl<'a> Look<'a> {
     }
 
     /// The number of the subnet that the host's network has already, or the subnet that is none of jiji's.
-    pub(super) fn numbered(&self) -> Option<Result<u8, String>> {
+    pub(super) fn numbered(&self) -> Option<Result<u16, String>> {
         let subnet = self.network?.subnet.clone().unwrap_or_default();
-        let mut parts = subnet.strip_prefix("10.210.").unwrap_or_default().splitn(2, '.');
-        let number = parts.next().and_then(|number| number.parse().ok());
-        Some(match (number, parts.next()) {
-            (Some(number), Some("128/25")) => Ok(number),
-            _ => Err(subnet),
-        })
+        let first = subnet.strip_suffix("/25").and_then(|first| first.parse().ok());
+        let number = first.and_then(roster::number_of).filter(|number| roster::subnet(*number) == subnet);
+        Some(number.ok_or(subnet))
     }
 
     /// Addresses that somebody has.

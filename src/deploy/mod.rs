@@ -38,7 +38,7 @@ pub use drift::{
     kept, mend, mend_wants, record_findings, recorded, repairs,
 };
 pub use error::{PlanError, Refused};
-pub use look::{needs_secrets, records, wants};
+pub use look::{needs_secrets, records, wants, wants_for};
 pub use rollback::{
     Choice, Histories, Ran, Sameness, Target, certificate, choose, current, history, history_want, release_wants,
     rollback, rollback_wants, secrets, secrets_of, target,

@@ -4,6 +4,7 @@
 //! instructions; the epoch is a backstop by the clock for what fuel does not count. Memory that cannot be had ends the call instead of
 //! being told to the guest, which could not act on it the same way everywhere.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -34,6 +35,7 @@ pub(super) struct Runtime {
     engine: Engine,
     proxy: Linker<Call>,
     health: Linker<Call>,
+    calls: AtomicU64,
     // Dropped with the runtime, which ends the clock's thread.
     _clock: mpsc::Sender<()>,
 }
@@ -66,7 +68,12 @@ impl Runtime {
         let mut health = Linker::new(&engine);
         health::Plugin::add_to_linker::<_, HasSelf<_>>(&mut health, |call: &mut Call| call).map_err(setup)?;
         let clock = clock(&engine)?;
-        Ok(Self { engine, proxy, health, _clock: clock })
+        Ok(Self { engine, proxy, health, calls: AtomicU64::new(0), _clock: clock })
+    }
+
+    /// How many calls were made.
+    pub(super) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
     }
 
     pub(super) fn engine(&self) -> &Engine {
@@ -90,6 +97,7 @@ impl Runtime {
         call: &'static str,
         run: impl FnOnce(&mut Store<Call>) -> wasmtime::Result<T>,
     ) -> Result<T, PluginError> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let state = Call { plugin: plugin.to_owned(), lines: 0 };
         let mut store = Store::new(&self.engine, state);
         store.limiter(|call| call);

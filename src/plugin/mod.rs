@@ -30,9 +30,9 @@ mod translate;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 
-use jiji_model::digest::{Digest, canonical_json};
+use jiji_model::digest::Digest;
 use jiji_model::name::{ContainerName, HostName, PluginName, ServiceName};
 use jiji_model::observation::{Answer, Want};
 use jiji_model::plan::vet::{Refusal, vet, vet_wants};
@@ -64,7 +64,7 @@ pub const MAX_FACTS: usize = 1024 * 1024;
 /// Where everything of a plugin lies on a server, below [`STATE_DIR`]`/NAME`.
 pub const STATE_DIR: &str = "/var/lib/jiji/plugins";
 
-/// The plugins of a project, ready to be called. Calls are made from one thread and take microseconds.
+/// The plugins of a project, ready to be called. Calls may be made from several threads at once and take microseconds.
 #[derive(Debug)]
 pub struct Plugins {
     /// What moves requests.
@@ -85,12 +85,17 @@ impl Plugins {
         store: &Store,
         cache: Option<&Path>,
     ) -> Result<Self, PluginError> {
-        let loader = Loader { runtime: Rc::new(Runtime::new()?), pins, store, cache: cache.map(cache::Cache::new) };
+        let loader = Loader { runtime: Arc::new(Runtime::new()?), pins, store, cache: cache.map(cache::Cache::new) };
         Ok(Self { proxy: loader.proxy(&choices.proxy)?, health: loader.health(&choices.health)? })
     }
 }
 
 impl Plugins {
+    /// How many calls of guests were made so far.
+    pub fn calls(&self) -> u64 {
+        self.proxy.runtime.calls()
+    }
+
     /// The digests of their bytes, by name.
     pub fn digests(&self) -> BTreeMap<PluginName, Digest> {
         BTreeMap::from([(self.proxy.name.clone(), self.proxy.digest), (self.health.name.clone(), self.health.digest)])
@@ -98,7 +103,7 @@ impl Plugins {
 }
 
 struct Loader<'a> {
-    runtime: Rc<Runtime>,
+    runtime: Arc<Runtime>,
     pins: &'a PluginSection,
     store: &'a Store,
     cache: Option<cache::Cache>,
@@ -114,7 +119,7 @@ impl Loader<'_> {
             pre.instantiate(&mut *store)?.jiji_plan_meta().call_check_settings(&mut *store, &settings)
         })?;
         let needs = loaded::Needs::accept(&choice.name, needs, accepted.as_ref())?;
-        Ok(Proxy { runtime: Rc::clone(&self.runtime), name: choice.name.clone(), digest, settings, needs, pre })
+        Ok(Proxy { runtime: Arc::clone(&self.runtime), name: choice.name.clone(), digest, settings, needs, pre })
     }
 
     fn health(&self, choice: &PluginChoice) -> Result<Health, PluginError> {
@@ -126,7 +131,7 @@ impl Loader<'_> {
             pre.instantiate(&mut *store)?.jiji_plan_meta().call_check_settings(&mut *store, &settings)
         })?;
         loaded::Needs::accept(&choice.name, needs, accepted.as_ref())?;
-        Ok(Health { runtime: Rc::clone(&self.runtime), name: choice.name.clone(), digest, settings, pre })
+        Ok(Health { runtime: Arc::clone(&self.runtime), name: choice.name.clone(), digest, settings, pre })
     }
 
     /// The compiled component of this name, the digest of its bytes, and what it was granted; none for embedded ones, which are trusted
@@ -172,7 +177,7 @@ pub struct HostContext {
 
 impl HostContext {
     /// The context of the host with this number in the roster. The proxy's address is the first after the gateway.
-    pub fn new(host: HostName, architecture: String, number: u8, images: BTreeMap<String, Reference>) -> Self {
+    pub fn new(host: HostName, architecture: String, number: u16, images: BTreeMap<String, Reference>) -> Self {
         let [a, b, c, d] = roster::gateway(number).octets();
         Self {
             host,
@@ -187,7 +192,7 @@ impl HostContext {
 
 /// The plugin that moves requests.
 pub struct Proxy {
-    runtime: Rc<Runtime>,
+    runtime: Arc<Runtime>,
     name: PluginName,
     digest: Digest,
     settings: String,
@@ -358,7 +363,7 @@ impl Proxy {
             for (id, want) in wants {
                 match facts.get(&want.id) {
                     Some(answer) => {
-                        size += canonical_json(answer).len();
+                        size += json_length(answer);
                         if size > MAX_FACTS {
                             return Err(PluginError::TooManyFacts {
                                 plugin: self.name.clone(),
@@ -443,6 +448,23 @@ impl Proxy {
     }
 }
 
+/// How many bytes an answer is as JSON, without writing it anywhere.
+fn json_length(answer: &Answer) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, answer).expect("an answer is JSON");
+    count.0
+}
+
 fn instance(instance: &Instance) -> types::Instance {
     types::Instance {
         container: instance.container.to_string(),
@@ -481,7 +503,7 @@ pub struct Judge<'a> {
 
 /// The plugin that tells health.
 pub struct Health {
-    runtime: Rc<Runtime>,
+    runtime: Arc<Runtime>,
     name: PluginName,
     digest: Digest,
     settings: String,

@@ -12,9 +12,10 @@ use jiji_model::observation::{Observation, RecordFile};
 use jiji_model::protocol::Request;
 use jiji_model::transaction::Release;
 
-use super::look::{Ready, Wants, Wish, platforms};
+use super::look::{Ready, Wants, platforms};
 use super::pipeline::{Durations, Looked};
 use super::rollback::{Lookup, images};
+use super::talk::Wish;
 use super::{Ship, ShipError, Shipped};
 use crate::deploy::{self, Desired, Expected, Finding, Kind, Proxied, Target, Trust};
 use crate::fleet::{Fleet, PATIENCE};

@@ -13,7 +13,9 @@ mod images;
 mod look;
 mod pipeline;
 mod planned;
+mod rehearsal;
 mod rollback;
+mod talk;
 mod upgrade;
 
 use std::collections::BTreeMap;
@@ -37,6 +39,7 @@ pub use abort::{Abort, Aborted, Known};
 pub use drift::{Drift, Mended};
 pub use error::ShipError;
 pub use images::Pushed;
+pub use rehearsal::{Rehearsal, Rehearsed};
 pub use rollback::Lookup;
 
 /// Everything that a ship works with.

@@ -8,7 +8,8 @@ use jiji_model::name::{HostName, SecretName};
 use jiji_model::observation::Observation;
 use jiji_model::probe::Verdict;
 
-use super::look::{Ready, Wants, Wish, platforms};
+use super::look::{Ready, Wants, platforms};
+use super::talk::Wish;
 use super::{Ship, ShipError, Shipped, Source, native};
 use crate::apply::{self, ApplyError, Settled, settle_open, wait_until_free};
 use crate::deploy::{self, Answers, Assembled, Desired, Images};

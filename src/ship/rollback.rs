@@ -12,8 +12,9 @@ use jiji_model::name::{HostName, SecretName, ServiceName};
 use jiji_model::observation::Observation;
 use jiji_model::transaction::Decision;
 
-use super::look::{Ready, Wants, Wish, platforms};
+use super::look::{Ready, Wants, platforms};
 use super::pipeline::{Durations, Looked, is_taken, since};
+use super::talk::Wish;
 use super::{Ship, ShipError, Shipped};
 use crate::apply::Settled;
 use crate::deploy::{self, Choice, Desired, Histories, Images, Sameness, Trust};

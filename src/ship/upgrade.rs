@@ -12,6 +12,7 @@ use jiji_model::observation::Observation;
 use super::look::{Ready, Wants, platforms};
 use super::pipeline::{Durations, Looked, since};
 use super::rollback::Lookup;
+use super::talk::too_many_rounds;
 use super::{Ship, ShipError, Shipped};
 use crate::deploy::{self, Answers, Change, Desired, HostAnswers, Trust};
 use crate::fleet::Fleet;
@@ -98,6 +99,6 @@ impl Ship {
             }
             self.ask(fleet, &wants, observation).await?;
         }
-        Err(self.endless(desired))
+        Err(too_many_rounds(desired))
     }
 }

@@ -1,17 +1,18 @@
 //! `cargo xtask bench NAME`: one comparison with a peer or a limit, measured in the same run, as a table and as
 //! `target/bench/NAME.json`.
 //!
-//! A bench is a program of the end-to-end package (`[[bench]]` in `tests/Cargo.toml`, without the harness). It prints one [`Row`] as
-//! JSON on each line of its standard output, medians of several runs; what it says to people goes to standard error. It gets
-//! `JIJI_BIN` and `JIJI_LAB_BIN`.
+//! A bench is a program of the end-to-end package (`[[bench]]` in `tests/Cargo.toml`, without the harness), or of jiji itself where it
+//! needs no host. It prints one [`Row`] as JSON on each line of its standard output, medians of several runs; what it says to people
+//! goes to standard error. One of the end-to-end package gets `JIJI_BIN` and `JIJI_LAB_BIN`.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::process::{as_root, cargo, command, output, run, target};
+use crate::process::{as_root, cargo, command, output, root, run, target};
 use crate::product::{self, For};
 use crate::setup::{self, Level};
 
@@ -61,27 +62,37 @@ impl Row {
 /// # Errors
 /// When the bench does not run, or a goal is not met.
 pub fn bench(args: &Args) -> Result<(), Error> {
-    let known = names()?;
+    let known = benches()?;
     let Some(name) = &args.name else {
-        let list = if known.is_empty() { "there are no benches yet".to_owned() } else { known.join("\n") };
-        say(&list);
+        let names: Vec<&str> = known.keys().map(String::as_str).collect();
+        say(&if names.is_empty() { "there are no benches yet".to_owned() } else { names.join("\n") });
         return Ok(());
     };
-    if !known.contains(name) {
-        return Err(Error::Unknown { kind: "bench", name: name.clone(), known });
-    }
-    let setup = setup::ensure(Level::Lab, args.yes)?;
-    let product = product::build(&setup, For::Measuring)?;
+    let package = *known.get(name).ok_or_else(|| Error::Unknown {
+        kind: "bench",
+        name: name.clone(),
+        known: known.keys().cloned().collect(),
+    })?;
+    let needs_hosts = package == END_TO_END;
+    let setup = setup::ensure(if needs_hosts { Level::Lab } else { Level::Unit }, args.yes)?;
+    let product = needs_hosts.then(|| product::build(&setup, For::Measuring)).transpose()?;
     let mut build = cargo();
-    // The bench itself only starts others and waits, so it is built like the tests.
-    build.args(["test", "--no-run", "--package", "jiji-e2e", "--bench", name]);
+    // One that drives hosts only starts others and waits, so it is built like the tests; one that measures itself is not.
+    let how = if needs_hosts { "test" } else { "bench" };
+    build.args([how, "--no-run", "--package", package, "--bench", name]);
     let program = product::executable(&mut build, name)?;
-    let mut bench = as_root(program);
-    if name == "deploy" {
-        bench.env("JIJI_KAMAL", kamal()?);
-    }
-    bench.current_dir(product::tests_dir()).env("PATH", setup.path());
-    bench.env("JIJI_BIN", &product.jiji).env("JIJI_LAB_BIN", &product.lab);
+    let mut bench = match &product {
+        Some(product) => {
+            let mut bench = as_root(program);
+            if name == "deploy" {
+                bench.env("JIJI_KAMAL", kamal()?);
+            }
+            bench.current_dir(product::tests_dir()).env("PATH", setup.path());
+            bench.env("JIJI_BIN", &product.jiji).env("JIJI_LAB_BIN", &product.lab);
+            bench
+        }
+        None => std::process::Command::new(program),
+    };
     let rows = read(&output(&mut bench)?)?;
     say(&table(&rows));
     let dir = target().join("bench");
@@ -108,10 +119,18 @@ fn kamal() -> Result<PathBuf, Error> {
     Ok(program)
 }
 
-fn names() -> Result<Vec<String>, Error> {
-    let path = product::tests_dir().join("Cargo.toml");
-    let text = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-    Ok(crate::test::names(&text, "[[bench]]"))
+/// The package whose benches drive jiji on real hosts.
+const END_TO_END: &str = "jiji-e2e";
+
+/// Every bench with the package that it is of.
+fn benches() -> Result<BTreeMap<String, &'static str>, Error> {
+    let mut benches = BTreeMap::new();
+    for (dir, package) in [(root(), "jiji"), (product::tests_dir(), END_TO_END)] {
+        let path = dir.join("Cargo.toml");
+        let text = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+        benches.extend(crate::test::names(&text, "[[bench]]").into_iter().map(|name| (name, package)));
+    }
+    Ok(benches)
 }
 
 fn read(text: &str) -> Result<Vec<Row>, Error> {

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use jiji_model::digest::canonical_json;
 use jiji_model::transaction::audit::{AuditEvent, AuditLine};
-use jiji_model::transaction::{HostRecords, Release, ReleaseLine, Roster};
+use jiji_model::transaction::{HostRecords, Release, ReleaseLine, Roster, roster};
 
 use crate::abort;
 use crate::place::{self, Durability, Place, PlaceError, Project, failed};
@@ -209,10 +209,8 @@ pub fn last_address(place: &Place) -> Result<Option<Ipv4Addr>, PlaceError> {
 /// # Errors
 /// [`PlaceError`].
 pub fn remember_address(place: &Place, address: Ipv4Addr) -> Result<(), PlaceError> {
-    let [10, 210, number, _] = address.octets() else {
-        return Ok(());
-    };
-    if !jiji_model::transaction::roster::addresses(number).any(|leased| leased == address) {
+    let leased = |number| roster::addresses(number).any(|leased| leased == address);
+    if !roster::number_of(address).is_some_and(leased) {
         return Ok(());
     }
     let _lock = place.lock_shared_things()?;

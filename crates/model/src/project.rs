@@ -3,7 +3,7 @@
 //! `config` builds a [`Project`] and nobody else does; a value of this type names only servers that exist, has at least one service,
 //! and holds no secret value, only names of secrets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,12 +42,36 @@ impl Project {
 
     /// Servers that at least one service runs on, in name order.
     pub fn used_servers(&self) -> impl Iterator<Item = (&HostName, &Server)> {
-        self.servers.iter().filter(|(name, _)| self.services.values().any(|service| service.hosts.contains(name)))
+        let used: BTreeSet<&HostName> = self.services.values().flat_map(|service| &service.hosts).collect();
+        self.servers.iter().filter(move |(name, _)| used.contains(name))
+    }
+
+    /// The services of every server: for those who look at one server after the other, which [`Self::services_on`] would make a search
+    /// through all hosts of all services each time.
+    pub fn placement(&self) -> Placement<'_> {
+        let mut placement: BTreeMap<&HostName, Vec<_>> = BTreeMap::new();
+        for (name, service) in &self.services {
+            for host in &service.hosts {
+                placement.entry(host).or_default().push((name, service));
+            }
+        }
+        Placement(placement)
     }
 
     /// Services that run on `host`, in name order.
     pub fn services_on<'a>(&'a self, host: &'a HostName) -> impl Iterator<Item = (&'a ServiceName, &'a Service)> {
         self.services.iter().filter(move |(_, service)| service.hosts.contains(host))
+    }
+}
+
+/// The services of every server. Made by [`Project::placement`].
+#[derive(Debug, Clone)]
+pub struct Placement<'a>(BTreeMap<&'a HostName, Vec<(&'a ServiceName, &'a Service)>>);
+
+impl<'a> Placement<'a> {
+    /// Services that run on `host`, in name order.
+    pub fn on(&self, host: &HostName) -> &[(&'a ServiceName, &'a Service)] {
+        self.0.get(host).map_or(&[], Vec::as_slice)
     }
 }
 

@@ -10,6 +10,7 @@ use super::{Action, ContainerImage, ContainerSpec, Evidence, Grants, LABEL_SCOPE
 use crate::name::{AbsPath, HostName, PluginName};
 use crate::observation::{Query, Want};
 use crate::project::{Check as ProbeCheck, MountSource};
+use crate::transaction::roster::number_of;
 
 /// Most steps that one plugin may answer with in one call.
 pub const MAX_STEPS: usize = 256;
@@ -173,7 +174,7 @@ fn exec_granted<'a>(grants: &Grants, container: &str, argv: impl Iterator<Item =
 
 /// Whether a plugin may have an address asked: this host's own services and containers, and nothing behind them.
 fn reachable(address: Ipv4Addr) -> bool {
-    address.is_loopback() || address.octets()[..2] == [10, 210]
+    address.is_loopback() || number_of(address).is_some()
 }
 
 fn path_granted(grants: &Grants, path: &AbsPath) -> Result<(), ()> {
@@ -448,7 +449,10 @@ mod tests {
                 host: None,
             },
         };
-        assert_eq!(vet_wants(&[want("127.0.0.1"), want("10.210.3.140")], &Grants::default()), Ok(()));
+        assert_eq!(
+            vet_wants(&[want("127.0.0.1"), want("10.210.3.140"), want("10.213.9.140")], &Grants::default()),
+            Ok(())
+        );
         for address in ["169.254.169.254", "10.0.0.1", "0.0.0.0", "203.0.113.7"] {
             assert!(vet_wants(&[want(address)], &Grants::default()).is_err(), "{address}");
         }

@@ -1,7 +1,8 @@
 //! Which server has which number, so that its subnet never depends on the order of a list.
 //!
-//! Numbers are given once and never reused: a server that left keeps its entry as a tombstone. Server N has 10.210.N.0/24; of that its
-//! containers have the upper half, and the gateway is the first address of it.
+//! Numbers are given once and never reused: a server that left keeps its entry as a tombstone. The first 256 servers have 10.210.N.0/24,
+//! the next 256 have 10.211.N.0/24 and so on up to 10.213; of that its containers have the upper half, and the gateway is the first
+//! address of it.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -27,8 +28,8 @@ pub struct Roster {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// Its number, 0 to 255.
-    pub number: u8,
+    /// Its number, less than [`SERVERS`].
+    pub number: u16,
     /// Whether it left.
     pub removed: bool,
 }
@@ -39,9 +40,12 @@ impl Default for Roster {
     }
 }
 
-/// All 256 numbers were given out.
+/// How many servers can have a number.
+pub const SERVERS: u16 = 1024;
+
+/// All numbers were given out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("number server `{host}`: all 256 subnets of 10.210.0.0/16 are taken")]
+#[error("number server `{host}`: all {SERVERS} subnets from 10.210.0.0 to 10.213.255.0 are taken")]
 pub struct RosterFull {
     /// The server that got none.
     pub host: HostName,
@@ -70,35 +74,63 @@ impl Roster {
     /// The number of `host`, given to it now if it has none.
     ///
     /// # Errors
-    /// [`RosterFull`] after 256 servers.
-    pub fn number(&mut self, host: &HostName) -> Result<u8, RosterFull> {
-        if let Some(entry) = self.servers.get(host) {
-            return Ok(entry.number);
+    /// [`RosterFull`] after [`SERVERS`] servers.
+    pub fn number(&mut self, host: &HostName) -> Result<u16, RosterFull> {
+        match self.servers.get(host) {
+            Some(entry) => Ok(entry.number),
+            None => self.give([host]).map(|last| last.unwrap_or_default()),
         }
-        let highest = self.servers.values().map(|entry| entry.number).max();
-        let number = match highest {
-            None => Some(0),
-            Some(highest) => highest.checked_add(1),
-        };
-        let number = number.ok_or_else(|| RosterFull { host: host.clone() })?;
-        self.servers.insert(host.clone(), Entry { number, removed: false });
-        Ok(number)
+    }
+
+    /// Gives the next numbers to those of `hosts` that have none, in their order. Gives back the last one that was given.
+    ///
+    /// # Errors
+    /// [`RosterFull`] for the first that gets none.
+    pub fn give<'h>(&mut self, hosts: impl IntoIterator<Item = &'h HostName>) -> Result<Option<u16>, RosterFull> {
+        let mut highest = self.servers.values().map(|entry| entry.number).max();
+        for host in hosts {
+            if self.servers.contains_key(host) {
+                continue;
+            }
+            let number = highest.map_or(0, |highest| highest.saturating_add(1));
+            if number >= SERVERS {
+                return Err(RosterFull { host: host.clone() });
+            }
+            self.servers.insert(host.clone(), Entry { number, removed: false });
+            highest = Some(number);
+        }
+        Ok(highest)
     }
 }
 
+/// The number of the server whose containers have this address, if it is one of jiji's networks.
+pub fn number_of(address: Ipv4Addr) -> Option<u16> {
+    let [10, second @ 210..=213, third, _] = address.octets() else { return None };
+    Some(u16::from(second - 210) << 8 | u16::from(third))
+}
+
+/// The second and third byte of a server's addresses.
+fn bytes(number: u16) -> [u8; 2] {
+    let [high, low] = (number % SERVERS).to_be_bytes();
+    [210 + high, low]
+}
+
 /// The containers' subnet of server `number`.
-pub fn subnet(number: u8) -> String {
-    format!("10.210.{number}.128/25")
+pub fn subnet(number: u16) -> String {
+    let [second, third] = bytes(number);
+    format!("10.{second}.{third}.128/25")
 }
 
 /// The gateway in the containers' subnet of server `number`.
-pub fn gateway(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 210, number, 129)
+pub fn gateway(number: u16) -> Ipv4Addr {
+    let [second, third] = bytes(number);
+    Ipv4Addr::new(10, second, third, 129)
 }
 
 /// The addresses that containers of server `number` may have. Addresses below `.140` are kept for plugins (proxy, DNS).
-pub fn addresses(number: u8) -> impl Iterator<Item = Ipv4Addr> {
-    (140..=254).map(move |last| Ipv4Addr::new(10, 210, number, last))
+pub fn addresses(number: u16) -> impl Iterator<Item = Ipv4Addr> {
+    let [second, third] = bytes(number);
+    (140..=254).map(move |last| Ipv4Addr::new(10, second, third, last))
 }
 
 #[cfg(test)]
@@ -115,6 +147,21 @@ mod tests {
         roster.servers.get_mut(&name(a)).expect("just added").removed = true;
         assert_eq!(roster.number(&name(c)), Ok(2));
         assert_eq!(roster.number(&name(b)), Ok(0));
+    }
+
+    #[test]
+    fn a_thousand_servers_have_networks_of_their_own_and_no_more_have() {
+        let hosts: Vec<HostName> = (0..SERVERS).map(|n| HostName::new(format!("h{n}")).expect("a name")).collect();
+        let mut roster = Roster::default();
+        assert_eq!(roster.give(&hosts), Ok(Some(SERVERS - 1)));
+        let more = HostName::new("more").expect("a name");
+        assert_eq!(roster.number(&more), Err(RosterFull { host: more }));
+        let subnets: std::collections::BTreeSet<_> = (0..SERVERS).map(subnet).collect();
+        assert_eq!(subnets.len(), usize::from(SERVERS));
+        assert_eq!((subnet(255), subnet(256)), ("10.210.255.128/25".to_owned(), "10.211.0.128/25".to_owned()));
+        assert_eq!(gateway(1023), Ipv4Addr::new(10, 213, 255, 129));
+        assert!((0..SERVERS).all(|number| addresses(number).all(|address| number_of(address) == Some(number))));
+        assert_eq!(number_of(Ipv4Addr::new(10, 214, 0, 140)), None);
     }
 
     #[test]
