@@ -131,7 +131,7 @@ fn broken(site: &Site, case: &Case) -> Outcome<Run> {
 
 /// What a run said of its failure.
 fn screen(run: &Run) -> &str {
-    run.stderr.rfind("error: ").map_or("", |from| &run.stderr[from..])
+    run.stderr.find("\nerror: failed to ").map_or("", |from| &run.stderr[from + 1..])
 }
 
 /// Everything that is wrong with a message.

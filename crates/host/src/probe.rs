@@ -21,6 +21,9 @@ pub const BODY: usize = 512;
 /// How many probes a timeline keeps of its beginning, and of its end.
 const KEPT: usize = 16;
 
+/// How many probes a timeline keeps.
+pub const MOST: usize = 2 * KEPT;
+
 /// In the first second the next probe comes after at most this: most services are there long before the first interval ends.
 const EAGER: Duration = Duration::from_millis(100);
 

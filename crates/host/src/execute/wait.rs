@@ -85,11 +85,10 @@ impl Executor<'_> {
         if let Some(result) = self.ended_meanwhile(name, &container, &timeline).await {
             let last = Probe { at_ms: timeline.took_ms, took_ms: 0, result, healthy: false };
             self.tell(&last);
-            timeline.made += 1;
-            timeline.probes.push(last);
+            add(&mut timeline, last);
         }
         timeline.findings = Some(Findings {
-            healthy_at_ms: self.healthy_later(spec, &timeline, ask, until_ended()).await?,
+            healthy_at_ms: self.healthy_later(spec, &mut timeline, ask, until_ended()).await?,
             listens: self.listens(name, network).await,
             engine: String::new(),
         });
@@ -121,7 +120,7 @@ impl Executor<'_> {
     async fn healthy_later<F: Future<Output = ProbeResult>>(
         &self,
         spec: &ProbeSpec,
-        timeline: &Timeline,
+        timeline: &mut Timeline,
         ask: impl FnMut(Duration) -> F,
         ended: impl Future<Output = ProbeResult>,
     ) -> Result<Option<u32>, ActionError> {
@@ -138,7 +137,15 @@ impl Executor<'_> {
         let longer = ProbeSpec { deadline_ms, ..spec.clone() };
         match self.watch(&longer, Until::Healthy, "", ask, ended, |_| {}).await {
             Ok(took_ms) => Ok(Some(timeline.took_ms.saturating_add(took_ms))),
-            Err(ActionError::NotHealthy { .. }) => Ok(None),
+            Err(ActionError::NotHealthy { timeline: later, .. }) => {
+                // What it answers once it does tells more than that nothing answered before.
+                let told = |probe: &&Probe| !matches!(probe.result, ProbeResult::Refused | ProbeResult::TimedOut);
+                if let Some(last) = later.probes.last().filter(told) {
+                    let at_ms = timeline.took_ms.saturating_add(last.at_ms);
+                    add(timeline, Probe { at_ms, ..last.clone() });
+                }
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -204,6 +211,15 @@ impl Executor<'_> {
 
     fn tell(&self, probe: &Probe) {
         (self.probed)(Probe { result: redact(self.secrets, probe.result.clone()), ..probe.clone() });
+    }
+}
+
+/// Puts one more probe at a timeline's end. One from the middle goes where there are many.
+fn add(timeline: &mut Timeline, probe: Probe) {
+    timeline.made += 1;
+    timeline.probes.push(probe);
+    if timeline.probes.len() > probe::MOST {
+        timeline.probes.remove(probe::MOST / 2);
     }
 }
 
