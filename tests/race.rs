@@ -20,6 +20,7 @@ const LOAD: Duration = Duration::from_secs(600);
 const SKEW: [(&str, i64); 2] = [("ann", 3600), ("bob", -3600)];
 
 /// Does something, under a load where that is wished for.
+#[expect(clippy::print_stdout, reason = "part of what a test shows, outside of a test's own function")]
 fn under_load<T>(site: &Site, authority: &str, work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
     if std::env::var_os("RACE_LOAD").is_none() {
         return work();

@@ -98,10 +98,10 @@ fn steps(error: &ShipError, cause: &ApplyError, verdicts: &[(HostName, Verdict)]
         let of_host = verdicts.iter().find(|(host, _)| *host == failed.host && !failed.undo)?;
         failed.found.timeline.is_some().then_some(&of_host.1)
     };
-    if let (Some(first), Some(ending)) = (failures.first(), ending(cause)) {
-        if let (Some(service), Some(verdict)) = (&first.service, verdict(first)) {
-            failure.message = format!("make `{service}` healthy on `{}`: {}{ending}", first.host, verdict.explanation);
-        }
+    if let (Some(first), Some(ending)) = (failures.first(), ending(cause))
+        && let (Some(service), Some(verdict)) = (&first.service, verdict(first))
+    {
+        failure.message = format!("make `{service}` healthy on `{}`: {}{ending}", first.host, verdict.explanation);
     }
     let mut said: Vec<(&str, bool)> = Vec::new();
     for failed in failures {

@@ -84,7 +84,7 @@ impl Ship {
             refused = pulled.err();
         }
         for blob in needed {
-            if self.store.has(&blob.digest)?.is_none() && !self.from_a_host(fleet, stores, image, blob).await? {
+            if self.store.has(&blob.digest)?.is_none() && !self.taken_from_a_host(fleet, stores, image, blob).await? {
                 // What the registry said tells more than that nobody has it.
                 if let Some(error) = refused {
                     return Err(error.into());
@@ -102,7 +102,7 @@ impl Ship {
     }
 
     /// Takes a blob from the first host that has it and sends it. False where none does.
-    async fn from_a_host(
+    async fn taken_from_a_host(
         &self,
         fleet: &Fleet,
         stores: &Stores,

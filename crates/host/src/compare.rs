@@ -328,10 +328,13 @@ mod tests {
         );
     }
 
+    /// A part, what is said of it, and what is done to what the engine says.
+    type Tampering<'a> = (Part, &'a str, &'a dyn Fn(&mut Value));
+
     #[test]
     fn each_part_that_was_changed_is_named_without_a_value() {
         let push = |list: &mut Value, item: Value| list.as_array_mut().expect("a list").push(item);
-        let cases: [(Part, &str, &dyn Fn(&mut Value)); 12] = [
+        let cases: [Tampering<'_>; 12] = [
             (Part::State, "exited (137)", &|value| value["State"] = json!({"Status": "exited", "ExitCode": 137})),
             (Part::State, "paused", &|value| value["State"]["Status"] = json!("paused")),
             (Part::Image, "image ", &|value| value["Image"] = json!(Digest::of("other"))),

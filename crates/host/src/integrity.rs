@@ -103,7 +103,8 @@ fn releases(place: &Place, project: &Project, found: &mut Findings) -> Result<Ve
         }
         match (&release.seal, &key) {
             (Some(seal), Some(key)) if seal.key == secrets::key_id(key) => {
-                if *seal != secrets::seal(key, &release) {
+                let due = secrets::seal(key, &release);
+                if *seal != due {
                     found.add(file, "it was changed after it was written");
                     continue;
                 }
@@ -317,10 +318,13 @@ mod tests {
         assert!(!place.root().exists(), "looking creates nothing");
     }
 
+    /// A record, and what is done to it.
+    type Tampering<'a> = (RecordFile, &'a dyn Fn(&Place, &Project));
+
     #[test]
     fn each_record_that_was_changed_is_named() {
         let release = |project: &Project| project.releases().join("7.json");
-        let cases: [(RecordFile, &dyn Fn(&Place, &Project)); 10] = [
+        let cases: [Tampering<'_>; 10] = [
             (RecordFile::Release(7), &|_, project| edit(&release(project), "ann@laptop", "bob@laptop")),
             (RecordFile::Release(7), &|_, project| fs::remove_file(release(project)).expect("removed")),
             (RecordFile::Release(7), &|_, project| fs::write(release(project), "{").expect("written")),
