@@ -43,7 +43,8 @@ fn a_plan_is_shown_kept_and_applied_on_a_machine_that_never_had_the_sources() ->
     let view: Value = serde_json::from_str(unchanged.stdout.lines().last().unwrap_or_default())?;
     assert_eq!((&view["changed"], &view["total"]["steps"]), (&json!(false), &json!(0)), "{unchanged}");
 
-    project.set_version("v2")?;
+    // A version of this test alone: blobs that another project brought to a host are not missing there.
+    project.set_version("v21")?;
     project.edit("GREETING: hello\n", "GREETING: hello\n        COLOR: green-as-grass\n")?;
     let before = states(&site)?;
     let shown = project.show(&["plan"])?.expect(0)?;
@@ -106,7 +107,7 @@ fn a_plan_is_shown_kept_and_applied_on_a_machine_that_never_had_the_sources() ->
 
     let applied = other.run(&["apply", "kept.plan", "--digest", &digest])?.expect(0)?;
     assert_eq!(applied.summary()?["result"], "applied");
-    assert_eq!(site.versions(&project.authority())?, [["v2"], ["v2"]]);
+    assert_eq!(site.versions(&project.authority())?, [["v21"], ["v21"]]);
     assert!(!secret.is_in(applied.stdout.as_bytes()) && !secret.is_in(applied.stderr.as_bytes()));
     println!("applied elsewhere in {:.1}s", applied.took.as_secs_f64());
 
@@ -127,7 +128,7 @@ fn a_plan_is_refused_once_a_container_or_a_route_moved_and_where_its_image_is_no
     // Without a registry the images are in the store of the machine that built them and nowhere else.
     let other = project.elsewhere()?;
     std::fs::copy(project.root().join("stale.plan"), other.root().join("stale.plan"))?;
-    says(&other.run(&["apply", "stale.plan"])?.expect(15)?, &["neither the store nor a registry has it"]);
+    says(&other.run(&["apply", "stale.plan"])?.expect(15)?, &["not in this machine's store, and no registry is known"]);
 
     let old = container(&one, "stale")?;
     one.engine(&["stop", "--time", "1", &old])?;
