@@ -106,17 +106,6 @@ fn meaning(said: &str) -> Meaning {
     }
 }
 
-/// Names and kinds of host keys that ssh believed for the first time: `ED25519 of h`.
-pub(super) fn pinned(said: &str) -> Vec<String> {
-    let added = lines(said).filter_map(|line| line.strip_prefix("Warning: Permanently added '"));
-    let one = |line: &str| {
-        let (name, rest) = line.split_once("' (")?;
-        let (kind, _) = rest.split_once(')')?;
-        Some(format!("{kind} of {name}"))
-    };
-    added.filter_map(one).collect()
-}
-
 /// Whether it is worth another try: the server is there and has too much to do.
 pub(super) fn worth_a_retry(error: &FleetError) -> bool {
     matches!(error, FleetError::Dropped { .. })
@@ -181,16 +170,25 @@ async fn fetch(target: &SshTarget, configuration: &Path) -> Vec<String> {
         command.args(["-N", "-o", "PreferredAuthentications=none", "-o", "ControlPath=none", "--", &target.address]);
         command.stderr(Stdio::null());
         let _ = tokio::time::timeout(FETCH, command.status()).await;
-        let mut print = Command::new("ssh-keygen");
-        print.args(["-l", "-f"]).arg(&found).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-        let Ok(Ok(output)) = tokio::time::timeout(FETCH, print.output()).await else { return Vec::new() };
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let keys: Vec<_> = text.lines().filter_map(fingerprint).collect();
+        let keys = printed(&found).await;
         if !keys.is_empty() {
             return keys;
         }
     }
     Vec::new()
+}
+
+/// The keys of a file of known hosts.
+async fn printed(file: &Path) -> Vec<String> {
+    let mut print = Command::new("ssh-keygen");
+    print.args(["-l", "-f"]).arg(file).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let Ok(Ok(output)) = tokio::time::timeout(FETCH, print.output()).await else { return Vec::new() };
+    String::from_utf8_lossy(&output.stdout).lines().filter_map(fingerprint).collect()
+}
+
+/// The keys that are in the file to which new ones are added.
+pub(super) async fn known(target: &SshTarget, configuration: &Path) -> Vec<String> {
+    printed(Path::new(&known_hosts(target, configuration).await)).await
 }
 
 /// Reads a line of `ssh-keygen -l`: `256 SHA256:… NAME (ED25519)`.
@@ -285,9 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_were_believed_for_the_first_time_are_told() {
-        let said = "Warning: Permanently added 'h,10.0.0.1' (ED25519) to the list of known hosts.\r\nWelcome\r\n";
-        assert_eq!(pinned(said), ["ED25519 of h,10.0.0.1"]);
+    fn a_fingerprint_is_told_with_its_kind_and_the_first_of_its_names() {
         assert_eq!(fingerprint("256 SHA256:abc h,10.0.0.1 (ED25519)").as_deref(), Some("ED25519 SHA256:abc of h"));
         assert_eq!(fingerprint("nonsense"), None);
     }

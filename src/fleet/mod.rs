@@ -73,7 +73,7 @@ pub struct Fleet {
     pub sessions: BTreeMap<HostName, Session>,
     /// Why the others could not be reached, by server.
     pub unreachable: BTreeMap<HostName, FleetError>,
-    /// Host keys that were believed for the first time, such as `ED25519 of h`, by server.
+    /// Host keys that were believed for the first time, such as `ED25519 SHA256:… of h`, by server.
     pub pinned: BTreeMap<HostName, Vec<String>>,
     /// The connections; closed after the sessions.
     pool: Option<Arc<Pool>>,

@@ -121,7 +121,7 @@ pub(super) fn ssh(target: &SshTarget, configuration: &Path) -> Command {
 pub(super) struct Connection {
     session: openssh::Session,
     socket: PathBuf,
-    /// Host keys that were believed for the first time, in ssh's words.
+    /// Host keys that were believed for the first time, such as `ED25519 SHA256:… of h`.
     pub(super) pinned: Vec<String>,
 }
 
@@ -138,6 +138,10 @@ impl Connection {
         let (conf, log) = (path("conf"), path("log"));
         write_private(&conf, &configuration(target, keys)?)?;
         write_private(&log, "")?;
+        let before = match keys {
+            HostKeys::Known => None,
+            HostKeys::AcceptNew => Some(diagnose::known(target, &conf).await),
+        };
         let failed = |source: io::Error| FleetError::ControlDirectory { path: log.clone(), source: Arc::new(source) };
         // A file and no pipe: the master keeps it open for as long as it lives, and so does the ssh of a jump host.
         let heard = fs::OpenOptions::new().append(true).open(&log).map_err(failed)?;
@@ -156,7 +160,15 @@ impl Connection {
         match ended {
             Ok(Ok(status)) if status.success() => {
                 let session = openssh::Session::resume_mux(socket.clone().into_boxed_path(), None);
-                Ok(Self { session, socket, pinned: diagnose::pinned(&said) })
+                let pinned = match before {
+                    None => Vec::new(),
+                    // By the file and not by what ssh says, since a jump host's key is pinned by another ssh, which nobody hears.
+                    Some(before) => {
+                        let now = diagnose::known(target, &conf).await;
+                        now.into_iter().filter(|key| !before.contains(key)).collect()
+                    }
+                };
+                Ok(Self { session, socket, pinned })
             }
             Ok(_) => Err(diagnose::explain(host, target, &conf, &said).await),
             Err(_) => Err(FleetError::TimedOut {
