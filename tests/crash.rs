@@ -1,53 +1,120 @@
-//! What strikes a fleet in the middle of a transaction, and what many ships in a row leave: the samples that every change has to pass.
-//!
-//! `cargo xtask sweep` runs all of it, by hand and for long.
+//! `jiji` dies at every named step of a transaction, and the next ship brings the fleet to one state without a dropped request.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::Duration;
 
-use jiji_e2e::deploys::{self, Deploys};
-use jiji_e2e::sweep::{Order, Sweep};
-use jiji_e2e::{Outcome, Shared};
+use jiji_e2e::{Outcome, Project, Run, Shared, Site, look};
 use jiji_lab::Engines;
 
 static LAB: Shared = Shared::new(2, Engines::Mixed);
 
-/// Requests per second and host: enough to hit every gap, and few enough that the time goes into cases.
-const RATE: f64 = 100.0;
+/// SIGABRT: how a program with abort points dies at one.
+const ABORTED: i32 = 6;
 
-/// What is drawn: by `JIJI_SWEEP_SEED`, so that a failure can be had again, else by the clock.
-fn seed() -> Outcome<u64> {
-    match std::env::var("JIJI_SWEEP_SEED") {
-        Ok(text) => Ok(text.parse()?),
-        Err(_) => Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs()),
-    }
+/// Where it dies, and which way the next run must settle what it left.
+const POINTS: [(&str, &str); 10] = [
+    ("begun", "revert"),
+    ("booted", "revert"),
+    ("prepared", "revert"),
+    ("before-cutover-1", "revert"),
+    ("between-cutovers", "revert"),
+    ("cut-over", "revert"),
+    ("settled-one", "commit"),
+    ("settled", "commit"),
+    ("drained", "commit"),
+    ("concluded-one", "commit"),
+];
+
+/// A project whose hosts are cut over one after the other, so that there is something between two cutovers.
+fn one_by_one<'a>(site: &'a Site, name: &str) -> Outcome<Project<'a>> {
+    let project = Project::new(site, name)?;
+    project.edit("\nplugins:\n", "\nrollout:\n  max_parallel: 1\n\nplugins:\n")?;
+    Ok(project)
 }
 
-#[test]
-fn whatever_strikes_at_a_step_that_is_drawn_the_next_run_makes_all_hosts_agree_without_a_failed_request() -> Outcome {
-    let site = LAB.take()?;
-    let sweep = Sweep::new(&site, "crash", 2)?;
-    let order = Order {
-        points: None,
-        seed: seed()?,
-        only: Vec::new(),
-        all_hosts: false,
-        rate: RATE,
-        time: Some(Duration::from_secs(40)),
+/// Deletes everything that the operator has but the project and the store.
+fn forget(project: &Project<'_>) -> Outcome {
+    let empty = |dir: &Path| -> Outcome {
+        std::fs::remove_dir_all(dir)?;
+        Ok(std::fs::create_dir(dir)?)
     };
-    let summary = sweep.run(&order)?;
-    println!("{summary}");
-    assert!(summary.labels > 200, "the program names {} points", summary.labels);
-    assert!(summary.run.values().map(|(count, _)| count).sum::<usize>() > 0, "no case was run in time");
-    assert!(summary.wrong.is_empty(), "seed {}", order.seed);
+    empty(&project.home())?;
+    empty(&project.dir().join("run"))?;
+    for entry in std::fs::read_dir(project.cache().join("jiji"))? {
+        let path = entry?.path();
+        if path.ends_with("store") {
+            continue;
+        }
+        if path.is_dir() { std::fs::remove_dir_all(path)? } else { std::fs::remove_file(path)? }
+    }
     Ok(())
 }
 
 #[test]
-fn ships_in_a_row_under_load_fail_no_request_and_leave_nothing() -> Outcome {
+fn after_a_death_at_any_step_the_next_ship_makes_all_hosts_agree_without_a_failed_request() -> Outcome {
     let site = LAB.take()?;
-    let order = Deploys { count: 5, rate: RATE, project: "many".to_owned(), hosts: 2 };
-    let shown = deploys::run(&site, &order)?;
-    println!("{shown}");
-    assert!(shown.grown.is_empty(), "{:#?}", shown.grown);
+    let project = one_by_one(&site, "crash")?;
+    let authority = project.authority();
+    project.ship()?;
+    let load = site.load(&authority, Duration::from_secs(600));
+    let ((), report) = site.under_load(&load, || {
+        for (number, (point, way)) in (2..).zip(POINTS) {
+            let version = format!("v{number}");
+            project.set_version(&version)?;
+            let died = Run::of(project.command(&["ship", "--json"])?.env("JIJI_ABORT_AT", point))?;
+            assert_eq!(died.signal(), Some(ABORTED), "at {point}: {died}");
+            forget(&project)?;
+
+            let run = project.ship()?;
+            let settled: Vec<_> = run.events_of("apply.settling").map(|event| &event["data"]["decision"]).collect();
+            assert_eq!(settled, [way], "at {point}: {run}");
+            for host in site.hosts() {
+                let container = look::only(&host, "crash")?;
+                let routes = look::routes(&host)?;
+                assert!(routes.contains(&container.address), "at {point}, {}: {routes}", host.name);
+            }
+            let status = project.run(&["status"])?.expect(0)?;
+            for server in ["one", "two"] {
+                let open = &status.events[0]["hosts"][server]["records"]["transaction"]["concluded"];
+                assert_ne!(*open, false, "at {point}, {server}: {status}");
+            }
+            println!(
+                "{point:>17}: died after {:.1}s, then {way} and shipped in {:.1}s",
+                died.took.as_secs_f64(),
+                run.took.as_secs_f64()
+            );
+        }
+        Ok(())
+    })?;
+    println!("{report}");
+    report.without_failure()?;
+    let last = format!("v{}", POINTS.len() + 1);
+    assert_eq!(site.versions(&authority)?, [[last.clone()], [last]]);
+    Ok(())
+}
+
+#[test]
+fn a_run_that_is_killed_in_the_middle_of_a_cutover_is_settled_by_the_next() -> Outcome {
+    let site = LAB.take()?;
+    let project = one_by_one(&site, "killed")?;
+    let authority = project.authority();
+    project.ship()?;
+    project.set_version("v2")?;
+    let (run, report) = site.under_load(&site.load(&authority, Duration::from_secs(150)), || {
+        let mut run = project.start(&["ship"])?;
+        run.wait_for("the second host's cutover", |event| {
+            event["event"] == "apply.step-started" && event["phase"] == "cutover" && event["host"] == "two"
+        })?;
+        jiji_lab::command::run(&mut jiji_lab::command::command("kill", ["-KILL", &run.pid().to_string()]))?;
+        assert_eq!(run.end()?.signal(), Some(9));
+        forget(&project)?;
+        project.ship()
+    })?;
+    println!("shipped again in {:.1}s: {report}", run.took.as_secs_f64());
+    report.without_failure()?;
+    assert_eq!(site.versions(&authority)?, [["v2"], ["v2"]]);
+    for host in site.hosts() {
+        look::only(&host, "killed")?;
+    }
     Ok(())
 }

@@ -35,7 +35,7 @@ for id in $("$1" ps --all --quiet --no-trunc); do "$1" inspect --format 'contain
 find /var/lib/jiji -printf 'file %y %s %p\n'
 for p in /proc/[0-9]*; do read -r name 2>/dev/null < "$p/comm" && echo "process $name"; done
 sed 's/.* - \([^ ]*\) .*/mount \1/' /proc/self/mountinfo
-ip -o link show | awk '{ sub(/@.*/, "", $2); print "link " $2 }'
+ip -o link show | awk '{ sub(/@.*/, "", $2); sub(/^veth.*/, "veth*", $2); print "link " $2 }'
 { iptables-save 2>/dev/null; nft list ruleset 2>/dev/null; } | awk '/^-A|^[ \t]+.*(accept|drop|masquerade|jump|dnat|return)/ { print "rule" }'
 find /tmp /var/tmp /root /run/crun /run/runc /run/netns -xdev -maxdepth 3 2>/dev/null | sed 's/^/temporary /'
 pid=
