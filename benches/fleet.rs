@@ -297,7 +297,8 @@ impl OfHost<'_> {
                 stderr: String::new(),
                 truncated: false,
             }),
-            Query::File { .. } => {
+            // Nothing else is there, so no proxy is being replaced.
+            Query::File { path, .. } if path.as_str().ends_with(".state") => {
                 let content = self.state_file();
                 Answer::File(FileFacts {
                     sha256: Digest::of(&content),
