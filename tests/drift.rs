@@ -77,6 +77,7 @@ fn told<'a>(run: &'a Run, event: &'a str) -> Vec<(&'a str, &'a str, &'a Value)> 
 }
 
 /// Finds exactly these kinds of differences on both hosts, mends them all, and finds none afterwards.
+#[expect(clippy::print_stdout, reason = "part of what a test shows, outside of a test's own function")]
 fn found_and_mended(project: &Project<'_>, kinds: &[&str]) -> Outcome<Run> {
     let run = project.run(&["drift"])?.expect(13)?;
     let due: BTreeSet<&str> = kinds.iter().copied().collect();
