@@ -157,7 +157,10 @@ fn a_host_that_refuses_the_connection_is_exit_6_and_is_named() -> Outcome {
 #[test]
 fn what_of_a_dockerfile_is_not_supported_is_exit_3_at_its_line() -> Outcome {
     let place = Place::new(PROJECT)?;
-    std::fs::write(place.root().join("Dockerfile"), "FROM scratch\nCOPY word /word\nRUN --device=nvidia.com/gpu true\n")?;
+    std::fs::write(
+        place.root().join("Dockerfile"),
+        "FROM scratch\nCOPY word /word\nRUN --device=nvidia.com/gpu true\n",
+    )?;
     let run = place.run(&["build"])?.expect(3)?;
     says(&run, &["Dockerfile:3", "--device"]);
     Ok(())

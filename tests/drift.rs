@@ -42,6 +42,9 @@ fn name(container: &Value) -> String {
     container["Name"].as_str().unwrap_or_default().trim_start_matches('/').to_owned()
 }
 
+/// Where a host has the variables of a container for as long as it takes to start it.
+const VARIABLES: &str = "/dev/shm/variables";
+
 /// Makes the container of a service anew under the same name, with something changed.
 fn recreate(host: &Host, service: &str, change: impl Fn(&mut Made)) -> Outcome {
     let before = container(host, service)?;
@@ -60,13 +63,15 @@ fn recreate(host: &Host, service: &str, change: impl Fn(&mut Made)) -> Outcome {
     change(&mut made);
     host.engine(&["rm", "--force", &made.name])?;
     let mut argv: Vec<&str> = vec!["run", "--detach", "--name", &made.name, "--network", "jiji", "--ip", &made.address];
-    for (option, values) in [("--label", &made.labels), ("--env", &made.env)] {
-        argv.extend(values.iter().flat_map(|value| [option, value.as_str()]));
-    }
+    argv.extend(made.labels.iter().flat_map(|value| ["--label", value.as_str()]));
+    // The secret is among them, and may be in nobody's arguments.
+    host.write_file(VARIABLES, made.env.join("\n").as_bytes())?;
+    argv.extend(["--env-file", VARIABLES]);
     argv.extend(made.options.iter().map(String::as_str));
     argv.push(&made.image);
     argv.extend(made.command.iter().map(String::as_str));
     host.engine(&argv)?;
+    host.remove_file(VARIABLES)?;
     Ok(())
 }
 
@@ -133,7 +138,8 @@ fn what_somebody_changed_on_hosts_is_found_by_its_name_and_mended() -> Outcome {
             made.labels.push("jiji.spec=another".to_owned());
             made.options = ["--user", "1:1", "-v", "/etc/hostname:/name:ro"].map(str::to_owned).to_vec();
         })?;
-        host.engine(&["commit", &of("image")?, "localhost/other:1"])?;
+        // The engine puts the container's variables into the image, the secret among them.
+        host.engine(&["commit", "--change", "ENV HELLO_KEY=none", &of("image")?, "localhost/other:1"])?;
         recreate(host, "image", |made| made.image = "localhost/other:1".to_owned())?;
         host.engine(&["network", "disconnect", "jiji", &of("image")?])?;
         let labels = ["--label", "jiji.scope=drift", "--label", "jiji.service=web"];

@@ -1,6 +1,7 @@
 //! The moves that going forward, reverting and settling are made of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use jiji_model::name::HostName;
@@ -146,7 +147,20 @@ impl<'a, L: HostLink> Drive<'a, L> {
             }
             std::future::pending::<()>().await;
         };
-        let run = self.on(&hosts, |link| ran(link, Request::Run { phase }, patience, "run steps"));
+        // What is watched on other hosts is taken back too once one is sick, so they need not watch it to the end.
+        let watched = Mutex::new(Watched::default());
+        let (everyone, shared) = (&links, &watched);
+        let run = self.on(&hosts, |link| async move {
+            let end = ran(link, Request::Run { phase }, patience, "run steps").await;
+            let good = matches!(&end, Ok(report) if report.failure.is_none());
+            for other in
+                shared.lock().expect("nobody panics with it").ended(everyone, link, phase == Phase::Hold && !good)
+            {
+                // One that does not take it ends by its own time.
+                let _ = other.tell(Request::Interrupt).await;
+            }
+            end
+        });
         let ends = if interruptible && !cancel.is_requested() {
             tokio::select! {
                 biased;
@@ -156,7 +170,11 @@ impl<'a, L: HostLink> Drive<'a, L> {
         } else {
             run.await
         }?;
-        Ok(self.reports(ends, phase, false))
+        let stopped = watched.into_inner().expect("nobody panicked with it").stopped;
+        let mut run = self.reports(ends, phase, false);
+        // They were not sick, they were stopped.
+        run.failures.retain(|failure| !stopped.contains(&failure.host));
+        Ok(run)
     }
 
     /// Tells of a batch, after the time that passes between two. Gives whether it is to begin: nobody asked to stop meanwhile.
@@ -274,5 +292,25 @@ fn audit_event(begin: &Begin, decision: Decision, at_s: u64, command: &str, fenc
         result: result_word(decision).to_owned(),
         at_s,
         services: audit::service_lines(&begin.services),
+    }
+}
+
+/// Which hosts have ended a watch, and which were stopped in it because another was sick.
+#[derive(Debug, Default)]
+struct Watched {
+    ended: BTreeSet<HostName>,
+    stopped: BTreeSet<HostName>,
+}
+
+impl Watched {
+    /// Notes the end of a host, and gives those to stop where it is the first that was `sick`.
+    fn ended<'a, L: HostLink>(&mut self, everyone: &[&'a L], link: &L, sick: bool) -> Vec<&'a L> {
+        self.ended.insert(link.host().clone());
+        if !sick || !self.stopped.is_empty() {
+            return Vec::new();
+        }
+        let rest: Vec<_> = everyone.iter().copied().filter(|other| !self.ended.contains(other.host())).collect();
+        self.stopped.extend(rest.iter().map(|other| other.host().clone()));
+        rest
     }
 }

@@ -44,7 +44,7 @@ pub(super) struct World {
     pub(super) cannot_undo: bool,
     /// Whether a wait for health takes until it is interrupted.
     pub(super) slow: bool,
-    interrupted: bool,
+    pub(super) interrupted: bool,
     /// Bytes that were sent.
     pub(super) blobs: u64,
     /// After how many moves the host dies, counted down.
@@ -454,6 +454,7 @@ impl World {
                 self.containers.remove(name.as_str());
                 Outcome::Done { output: None }
             }
+            Action::Hold { .. } if self.interrupted => failed("interrupted"),
             Action::Hold { .. } if self.sickens => failed("not healthy any more"),
             Action::WaitProbe { .. } if self.interrupted => failed("interrupted"),
             Action::WaitProbe { .. } if self.unhealthy => failed("not healthy within 5 seconds"),

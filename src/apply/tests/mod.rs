@@ -318,6 +318,17 @@ async fn a_version_that_sickens_while_it_is_watched_is_taken_back_on_all_hosts()
 }
 
 #[tokio::test]
+async fn nobody_watches_on_once_another_host_is_sick() {
+    let lab = Lab::of(&["one", "two"]);
+    lab.with("one", |world| world.sickens = true);
+    let error = lab.ship().await.expect_err("it sickened");
+    assert_eq!(lab.agree("reverted"), OLD);
+    assert!(lab.with("two", |world| world.interrupted), "its watch was stopped");
+    let sick: Vec<_> = error.failures().iter().map(|failure| failure.host.to_string()).collect();
+    assert_eq!(sick, ["one"], "who was stopped was not sick");
+}
+
+#[tokio::test]
 async fn canaries_are_cut_over_first_and_a_refused_batch_keeps_the_next_ones_as_they_are() {
     let lab = Lab::of(&["one", "three", "two"]);
     lab.with("two", |world| world.refuses_routes = true);
