@@ -153,9 +153,9 @@ impl<'a, L: HostLink> Drive<'a, L> {
         let run = self.on(&hosts, |link| async move {
             let end = ran(link, Request::Run { phase }, patience, "run steps").await;
             let good = matches!(&end, Ok(report) if report.failure.is_none());
-            for other in
-                shared.lock().expect("nobody panics with it").ended(everyone, link, phase == Phase::Hold && !good)
-            {
+            let sick = phase == Phase::Hold && !good;
+            let to_stop = shared.lock().expect("nobody panics with it").ended(everyone, link, sick);
+            for other in to_stop {
                 // One that does not take it ends by its own time.
                 let _ = other.tell(Request::Interrupt).await;
             }
