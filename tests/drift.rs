@@ -138,8 +138,11 @@ fn what_somebody_changed_on_hosts_is_found_by_its_name_and_mended() -> Outcome {
             made.labels.push("jiji.spec=another".to_owned());
             made.options = ["--user", "1:1", "-v", "/etc/hostname:/name:ro"].map(str::to_owned).to_vec();
         })?;
-        // The engine puts the container's variables into the image, the secret among them.
-        host.engine(&["commit", "--change", "ENV HELLO_KEY=none", &of("image")?, "localhost/other:1"])?;
+        // Out of a container without variables: the engine puts those of the one it commits into the image, the secret among them.
+        let image = container(host, "image")?["Config"]["Image"].as_str().unwrap_or_default().to_owned();
+        host.engine(&["create", "--name", "plain", &image])?;
+        host.engine(&["commit", "plain", "localhost/other:1"])?;
+        host.engine(&["rm", "plain"])?;
         recreate(host, "image", |made| made.image = "localhost/other:1".to_owned())?;
         host.engine(&["network", "disconnect", "jiji", &of("image")?])?;
         let labels = ["--label", "jiji.scope=drift", "--label", "jiji.service=web"];
