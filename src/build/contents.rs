@@ -39,6 +39,11 @@ impl Stat {
     }
 }
 
+/// Whether these are the remembered digests of a context's files.
+pub(super) fn is_record(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<Remembered>(bytes).is_ok()
+}
+
 #[derive(Serialize, Deserialize)]
 struct Remembered {
     files: BTreeMap<String, (Stat, Digest)>,

@@ -17,6 +17,7 @@
 //! | `stage` | what instructions mean: steps, keys, what is remembered |
 //! | [`execute`], [`trees`] | RUN, and layers as directories |
 //! | [`layer`] | entries to bytes: the layer format |
+//! | [`verify`] | whether the store still holds what was put into it |
 //! | [`image`] | configuration and manifest |
 
 pub mod archive;
@@ -32,6 +33,7 @@ pub mod rootfs;
 mod sources;
 mod stage;
 pub mod trees;
+pub mod verify;
 mod write;
 
 use std::collections::BTreeMap;

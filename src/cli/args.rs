@@ -77,6 +77,9 @@ pub enum Command {
     /// List, inspect and install plugins.
     #[command(subcommand)]
     Plugin(PluginCommand),
+    /// Look after this machine's store of images, steps and caches.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Print the version.
     Version,
     /// What runs on a server, for one session.
@@ -242,6 +245,42 @@ pub enum PluginCommand {
     },
 }
 
+/// `jiji store …`.
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Remove what was used longest ago, until the store is within its budget. What running builds use stays.
+    Gc(BudgetArgs),
+    /// Hash everything again, and remove what is damaged: exit code 1 where something is.
+    Verify,
+    /// Show what the store holds, by kind, and how much of its budget that is.
+    Info(BudgetArgs),
+}
+
+/// How large the store may be.
+#[derive(Debug, Args)]
+pub struct BudgetArgs {
+    /// The budget: `500MiB`, `20GiB`, `0`. Without it what `JIJI_STORE_BUDGET` says, and otherwise 20 GiB, or a quarter of the disk where
+    /// that is less.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub budget: Option<u64>,
+}
+
+/// A number of bytes, with or without a unit.
+pub fn size(text: &str) -> Result<u64, &'static str> {
+    let wrong = "expected a number of bytes, such as `500MiB`, `20GiB` or `0`";
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim_start() {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return Err(wrong),
+    };
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift)).ok_or(wrong)
+}
+
 /// `jiji host`.
 #[derive(Debug, Args)]
 pub struct HostArgs {
@@ -252,6 +291,13 @@ pub struct HostArgs {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_size_is_a_number_and_a_unit() {
+        let read = |text| super::size(text).ok();
+        assert_eq!(["0", "7B", "2KiB", "3 MiB", "20GiB"].map(read), [0, 7, 2048, 3 << 20, 20 << 30].map(Some));
+        assert_eq!(["", "GiB", "1GB", "-1", "1.5GiB", "99999999TiB"].map(read), [None; 6]);
+    }
+
     #[test]
     fn the_definitions_are_consistent() {
         <super::Cli as clap::CommandFactory>::command().debug_assert();

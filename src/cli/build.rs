@@ -13,6 +13,7 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::ready;
 use super::ship_failure;
+use super::store::Tidy;
 use super::workplace::Workplace;
 use crate::report::Report;
 use crate::ship::{Source, native};
@@ -29,10 +30,11 @@ pub async fn build(
     let output = args.output.as_deref().map(output).transpose()?;
     let mut ship = ready::ship(&place, environment, "build", report)?;
     ship.locked = args.locked;
-    let images = ship
-        .images_of(Source::Build, &[native()], |name| wanted.contains(name))
-        .await
-        .map_err(|error| ship_failure::of(&error, &ship.secrets))?;
+    let tidy = Tidy::prepare(&place.store, environment)?;
+    let images = ship.images_of(Source::Build, &[native()], |name| wanted.contains(name)).await;
+    // Also after a build that failed: what it had finished is in the store.
+    tidy.after_build(report);
+    let images = images.map_err(|error| ship_failure::of(&error, &ship.secrets))?;
     let several = images.len() > 1;
     for (service, images) in &images {
         for image in images {

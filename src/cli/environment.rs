@@ -6,6 +6,7 @@
 //! | `XDG_RUNTIME_DIR` | sockets of ssh's connections lie in `jiji` below it; `/tmp/jiji-UID` otherwise |
 //! | `HOME` | where the above falls back to |
 //! | `USER`, `HOSTNAME` | who a lease and the audit log name |
+//! | `JIJI_STORE_BUDGET` | what the store may take on disk (`20GiB`), or `none`: then nothing is collected after a build |
 //! | `NO_COLOR`, `CI` | no colours; no prompt and one line per event |
 //! | `JIJI_ABORT_AT` | test builds only: abort at this point of a transaction, or write the points passed to `trace:FILE` |
 //! | `JIJI_LEASE_MS` | test builds only: for how many milliseconds a lease lasts without a sign of life |
@@ -29,6 +30,8 @@ pub struct Environment {
     pub ci: bool,
     /// Whether host keys that nobody has vouched for are believed: `--accept-new`, since no variable says so.
     pub accept_new: bool,
+    /// What the store may take, as the variable has it.
+    pub store_budget: Option<String>,
     /// Where a test build aborts.
     pub abort_at: Option<String>,
     /// Milliseconds that a test build's leases last.
@@ -57,6 +60,7 @@ impl Environment {
             color: set("NO_COLOR").is_none(),
             ci: set("CI").is_some(),
             accept_new: false,
+            store_budget: set("JIJI_STORE_BUDGET"),
             abort_at: set("JIJI_ABORT_AT"),
             lease_ms: set("JIJI_LEASE_MS").and_then(|text| text.parse().ok()),
         }

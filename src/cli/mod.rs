@@ -22,6 +22,7 @@ mod releases;
 mod server;
 mod ship;
 mod ship_failure;
+mod store;
 
 pub mod workplace;
 
@@ -101,6 +102,7 @@ fn run(cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) -> Result
         Command::Proxy(ProxyCommand::Upgrade) => drive(ship::upgrade_proxy(global, environment, report)),
         Command::Server(command) => drive(server::run(global, command, environment)),
         Command::Plugin(command) => plugin::run(global, command, environment, report, &runtime()?),
+        Command::Store(command) => store::run(global, command, environment, report),
         Command::Version => version::run(global),
         Command::Host(args) => host::run(args),
     }

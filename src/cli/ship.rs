@@ -11,6 +11,7 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::ready;
 use super::ship_failure;
+use super::store::Tidy;
 use super::workplace::Workplace;
 use crate::report::{Report, Summary};
 use crate::secrets::Secrets;
@@ -26,11 +27,13 @@ pub async fn ship(
     let place = Workplace::open(global, environment)?;
     let mut ship = ready::ship(&place, environment, "ship", report)?;
     ship.locked = args.locked;
+    let tidy = Tidy::prepare(&place.store, environment)?;
     ship.push = !args.no_push;
     ship.apply.wait_lock = args.lock.wait_lock.unwrap_or_default();
     let cancel = ready::on_signals(ship.cancel.clone());
     let shipped = ship.ship(Source::Build).await;
     cancel.abort();
+    tidy.after_build(report);
     finish(&ship, shipped, "shipped", report)
 }
 

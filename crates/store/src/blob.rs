@@ -15,14 +15,20 @@ use crate::{Store, StoreError, failed, place};
 const BLOCK: usize = 256 * 1024;
 
 impl Store {
-    /// The length in bytes of a blob, or none if it is not here.
+    /// The length in bytes of a blob, or none if it is not here. One that is here stays while this store is open.
     ///
     /// # Errors
     /// [`StoreError::Io`].
     pub fn has(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        let first = self.hold(digest)?;
         let path = self.blob_path(digest);
         match fs::symlink_metadata(&path) {
-            Ok(metadata) => Ok(Some(metadata.len())),
+            Ok(metadata) => {
+                if first {
+                    self.touch(&path);
+                }
+                Ok(Some(metadata.len()))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("look at", &path)(error)),
         }
@@ -33,6 +39,16 @@ impl Store {
     /// # Errors
     /// [`StoreError::Missing`], [`StoreError::Io`].
     pub fn open_blob(&self, digest: &Digest) -> Result<(File, u64), StoreError> {
+        let first = self.hold(digest)?;
+        let opened = self.look_into(digest)?;
+        if first {
+            self.touch(&self.blob_path(digest));
+        }
+        Ok(opened)
+    }
+
+    /// Opens a blob without using it: nobody is kept from collecting it.
+    fn look_into(&self, digest: &Digest) -> Result<(File, u64), StoreError> {
         let path = self.blob_path(digest);
         let file = File::open(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => StoreError::Missing { digest: *digest },
@@ -67,6 +83,7 @@ impl Store {
         let digest = Digest::of(bytes);
         if self.has(&digest)? != Some(bytes.len() as u64) {
             place::write_atomic(&self.tmp(), &self.blob_path(&digest), bytes)?;
+            self.grow();
         }
         Ok(digest)
     }
@@ -155,7 +172,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn rehash(&self, digest: &Digest) -> Result<Option<(Digest, u64)>, StoreError> {
-        let mut file = match self.open_blob(digest) {
+        let mut file = match self.look_into(digest) {
             Ok((file, _)) => file,
             Err(StoreError::Missing { .. }) => return Ok(None),
             Err(error) => return Err(error),
@@ -239,6 +256,7 @@ impl BlobWriter {
         }
         if self.store.has(&actual)? != Some(self.written) {
             place::rename_into_place(self.file, &self.store.blob_path(&actual))?;
+            self.store.grow();
         }
         Ok((actual, self.written))
     }
@@ -320,9 +338,11 @@ impl PartialBlob {
             return Err(StoreError::Mismatch { expected: self.digest, actual });
         }
         self.file.sync_all().map_err(failed("sync", &self.path))?;
+        self.store.hold(&self.digest)?;
         let blob = self.store.blob_path(&self.digest);
         fs::rename(&self.path, &blob).map_err(failed("create", &blob))?;
         self.placed = true;
+        self.store.grow();
         blob.parent().map_or(Ok(()), place::sync_dir)
     }
 }

@@ -1,8 +1,8 @@
 //! Directories that steps keep for their successors, by name: what a package manager downloaded, what a compiler made.
 //!
 //! They are the one thing in the store that is not what its name says it is, so nothing that is named by a digest may come from
-//! them unseen: whoever uses one knows that its content may be anything. Never collected; a person may remove `caches` as a whole
-//! while no build runs.
+//! them unseen: whoever uses one knows that its content may be anything, and that it may begin empty again: what is used by nobody is
+//! collected like everything else.
 
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -51,22 +51,36 @@ impl Store {
     pub fn cache(&self, name: &Digest, how: CacheUse) -> Result<Cache, StoreError> {
         let caches = self.root().join("caches");
         place::create_private(&caches)?;
-        for number in 0_u32.. {
+        let mut number = 0_u32;
+        loop {
             let dir = match number {
                 0 => caches.join(name.hex()),
                 more => caches.join(format!("{}.{more}", name.hex())),
             };
             place::create_private(&dir)?;
-            let lock = File::open(&dir).map_err(failed("open", &dir))?;
+            let lock = match File::open(&dir) {
+                Ok(lock) => lock,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed("open", &dir)(error)),
+            };
             match how {
                 CacheUse::Shared => lock.lock_shared().map_err(failed("lock", &dir))?,
                 CacheUse::Locked => lock.lock().map_err(failed("lock", &dir))?,
                 CacheUse::Private => match lock.try_lock() {
                     Ok(()) => {}
-                    Err(fs::TryLockError::WouldBlock) => continue,
+                    Err(fs::TryLockError::WouldBlock) => {
+                        number += 1;
+                        continue;
+                    }
                     Err(fs::TryLockError::Error(error)) => return Err(failed("lock", &dir)(error)),
                 },
             }
+            // A collector may have been faster.
+            if !place::is_at(&lock, &dir).map_err(failed("look at", &dir))? {
+                continue;
+            }
+            self.touch(&dir);
+            self.grow();
             let root = dir.join("root");
             let new = match DirBuilder::new().mode(0o755).create(&root) {
                 Ok(()) => true,
@@ -75,7 +89,6 @@ impl Store {
             };
             return Ok(Cache { root, new, _lock: lock });
         }
-        Err(StoreError::Busy { path: caches })
     }
 }
 

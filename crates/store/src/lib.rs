@@ -13,24 +13,33 @@
 //! | --- | --- |
 //! | `version` | `jiji-store 1` and a newline; anything else is refused |
 //! | `lock` | held shared by every open store, exclusively by [`Store::collect`] |
+//! | `leases/NAME` | the blobs that one process works with, 32 bytes each; locked while it lives |
+//! | `gate` | held shared while a name is added to a lease, exclusively while [`Store::shrink`] removes |
+//! | `collector` | held by the one who shrinks |
 //! | `blobs/sha256/HEX` | a blob, the layout of the OCI image-layout specification |
 //! | `partial/HEX` | the beginning of a blob that is still being received |
 //! | `actions/HEX` | what the step of that key gave, opaque here |
 //! | `layers/HEX.CODEC` | canonical JSON of a [`Layer`]: how the tar of that `diff_id` was compressed |
-//! | `trees/HEX/root` | an unpacked layer; `trees/HEX/boot` says in which boot of the machine it was unpacked |
+//! | `trees/HEX/root` | an unpacked layer; `trees/HEX/boot` says in which boot of the machine it was unpacked, `trees/HEX/size` what it takes |
 //! | `caches/HEX[.N]/root` | what steps keep for their successors under the name that hashes to HEX |
 //! | `tmp/` | what is being written, each held by a lock of its writer |
+//!
+//! A file's modification time is its last use: that of a blob or a record its own, that of an unpacked layer its `boot`'s, that of a cache its
+//! directory's.
 
 mod blob;
 mod cache;
 mod layout;
+mod lease;
 mod place;
 mod record;
+mod shrink;
 mod tree;
 mod upkeep;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::{fs, io};
 
 use jiji_model::digest::Digest;
@@ -38,6 +47,7 @@ use jiji_model::digest::Digest;
 pub use blob::{BlobWriter, Blobs, PartialBlob};
 pub use cache::{Cache, CacheUse};
 pub use record::Layer;
+pub use shrink::{Kind, Share, Shrunk, Usage};
 pub use tree::{Tree, TreeWriter};
 pub use upkeep::{Collected, Verified};
 
@@ -50,12 +60,17 @@ const VERSION_WORD: &str = "jiji-store ";
 #[derive(Debug, Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// Whether what is read counts as used.
+    uses: bool,
 }
 
 #[derive(Debug)]
 struct Inner {
     root: PathBuf,
     lock: fs::File,
+    /// Begins with the first blob that is asked for.
+    lease: Mutex<Option<lease::Lease>>,
+    grown: AtomicBool,
 }
 
 /// Why the store could not do what was asked.
@@ -163,18 +178,14 @@ impl Store {
         let root = root.into();
         place::create_private(&root)?;
         check_version(&root)?;
-        for name in ["tmp", "blobs", "blobs/sha256", "partial", "actions", "layers", "trees"] {
+        for name in ["tmp", "blobs", "blobs/sha256", "partial", "actions", "layers", "trees", lease::LEASES] {
             place::create_private(&root.join(name))?;
         }
         let lock_path = root.join("lock");
-        let lock = fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(failed("open", &lock_path))?;
+        let lock = place::lock_file(&lock_path)?;
         lock.lock_shared().map_err(failed("lock", &lock_path))?;
-        let store = Self { inner: Arc::new(Inner { root, lock }) };
+        let inner = Inner { root, lock, lease: Mutex::new(None), grown: AtomicBool::new(false) };
+        let store = Self { inner: Arc::new(inner), uses: true };
         if let Err(error) = store.sweep() {
             // What is left over is in nobody's way but the disk's.
             tracing::debug!(%error, "sweep of temporary files");
@@ -185,6 +196,28 @@ impl Store {
     /// The store's directory.
     pub fn root(&self) -> &Path {
         &self.inner.root
+    }
+
+    /// The same store for looking around: what is read through it is neither kept from collectors nor younger for it.
+    #[must_use]
+    pub fn looking(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), uses: false }
+    }
+
+    /// Whether anything large was added since the store was opened here.
+    pub fn has_grown(&self) -> bool {
+        self.inner.grown.load(Ordering::Relaxed)
+    }
+
+    fn grow(&self) {
+        self.inner.grown.store(true, Ordering::Relaxed);
+    }
+
+    /// Says that something is used now.
+    fn touch(&self, path: &Path) {
+        if self.uses {
+            place::touch(path);
+        }
     }
 
     fn tmp(&self) -> PathBuf {

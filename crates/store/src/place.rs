@@ -93,21 +93,70 @@ pub(crate) fn temp_dir(tmp: &Path) -> Result<(Scratch, File), StoreError> {
     attempt().map_err(failed("create a directory in", tmp))
 }
 
-/// Removes what is at `path` in a `tmp` if no writer holds it. True if it was removed.
-pub(crate) fn remove_abandoned(path: &Path) -> io::Result<bool> {
+/// A file that is there to be locked, made where there is none.
+pub(crate) fn lock_file(path: &Path) -> Result<File, StoreError> {
+    let options = File::options().create(true).truncate(false).write(true).open(path);
+    options.map_err(failed("open", path))
+}
+
+/// Locks what is at `path`, if nobody else has; none if somebody has, or it is gone.
+pub(crate) fn lock_unused(path: &Path) -> io::Result<Option<File>> {
     let held = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     match held.try_lock() {
         Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => return Ok(false),
+        Err(fs::TryLockError::WouldBlock) => return Ok(None),
         Err(fs::TryLockError::Error(error)) => return Err(error),
     }
-    if !is_at(&held, path)? {
-        return Ok(false);
+    Ok(is_at(&held, path)?.then_some(held))
+}
+
+/// Says that something is used now: sets its modification time, where that can be set.
+pub(crate) fn touch(path: &Path) {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, utimensat};
+    let time = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+    let times = Timestamps { last_access: time(UTIME_OMIT), last_modification: time(UTIME_NOW) };
+    // It may belong to somebody else; then it only looks older than it is.
+    let _ = utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW);
+}
+
+/// Bytes that a directory takes on disk with everything in it. What cannot be entered counts nothing.
+pub(crate) fn disk_usage(dir: &Path) -> io::Result<u64> {
+    let own = fs::symlink_metadata(dir)?;
+    let mut bytes = own.blocks() * 512;
+    let mut linked = std::collections::HashSet::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(next) = open.pop() {
+        let entries = match fs::read_dir(&next) {
+            Ok(entries) => entries,
+            // Others may be at work in it.
+            Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound) => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let entry = entry?;
+            let meta = match entry.metadata() {
+                Ok(meta) => meta,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if meta.is_dir() {
+                open.push(entry.path());
+            } else if meta.nlink() > 1 && !linked.insert((meta.dev(), meta.ino())) {
+                continue;
+            }
+            bytes += meta.blocks() * 512;
+        }
     }
+    Ok(bytes)
+}
+
+/// Removes what is at `path` in a `tmp` if no writer holds it. True if it was removed.
+pub(crate) fn remove_abandoned(path: &Path) -> io::Result<bool> {
+    let Some(held) = lock_unused(path)? else { return Ok(false) };
     if held.metadata()?.is_dir() {
         remove_tree(path)?
     } else {

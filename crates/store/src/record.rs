@@ -30,7 +30,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`], [`StoreError::Record`].
     pub fn action(&self, key: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
-        read_record(&self.action_path(key))
+        let path = self.action_path(key);
+        let record = read_record(&path)?;
+        if record.is_some() {
+            self.touch(&path);
+        }
+        Ok(record)
     }
 
     /// Records what the step of this key gave. The last to record wins.
@@ -79,6 +84,7 @@ impl Store {
         if layer.diff_id != *diff_id {
             return Err(StoreError::Record { path, reason: format!("it speaks of `{}`", layer.diff_id) });
         }
+        self.touch(&path);
         Ok((self.has(&layer.blob.digest)? == Some(layer.blob.size)).then_some(layer))
     }
 
@@ -88,6 +94,31 @@ impl Store {
     /// [`StoreError::Codec`], [`StoreError::Io`].
     pub fn record_layer(&self, layer: &Layer, codec: &str) -> Result<(), StoreError> {
         place::write_atomic(&self.tmp(), &self.layer_path(&layer.diff_id, codec)?, &canonical_json(layer))
+    }
+
+    /// All records of how layers were compressed: `diff_id` and codec, in no order.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn layers(&self) -> Result<Vec<(Digest, String)>, StoreError> {
+        let path = self.root().join("layers");
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&path).map_err(failed("list", &path))? {
+            let name = entry.map_err(failed("list", &path))?.file_name();
+            let found = name.to_str().and_then(|name| name.split_once('.'));
+            if let Some((Some(diff_id), codec)) = found.map(|(hex, codec)| (name_of(hex.as_ref()), codec)) {
+                names.push((diff_id, codec.to_owned()));
+            }
+        }
+        Ok(names)
+    }
+
+    /// Forgets how a tar was compressed. True if it was known.
+    ///
+    /// # Errors
+    /// [`StoreError::Codec`], [`StoreError::Io`].
+    pub fn forget_layer(&self, diff_id: &Digest, codec: &str) -> Result<bool, StoreError> {
+        remove_file(&self.layer_path(diff_id, codec)?)
     }
 
     fn action_path(&self, key: &Digest) -> PathBuf {

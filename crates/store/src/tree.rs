@@ -15,6 +15,9 @@ use crate::{Store, StoreError, failed};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// The file that says what a tree takes on disk, in bytes.
+pub(crate) const SIZE: &str = "size";
+
 /// An unpacked layer in use: it is not removed while this lives.
 #[derive(Debug)]
 pub struct Tree {
@@ -54,6 +57,9 @@ impl Store {
         lock.lock_shared().map_err(failed("lock", &path))?;
         let there = place::is_at(&lock, &path).map_err(failed("look at", &path))?;
         let trusted = there && fs::read_to_string(path.join("boot")).is_ok_and(|found| found == boot);
+        if trusted {
+            self.touch(&path.join("boot"));
+        }
         Ok(trusted.then(|| Tree { root: path.join("root"), _lock: lock }))
     }
 
@@ -127,8 +133,17 @@ impl TreeWriter {
         let path = self.store.tree_path(digest);
         let mark = self.dir.path().join("boot");
         fs::write(&mark, &self.boot).map_err(failed("write", &mark))?;
+        let measure = self.dir.path().join(SIZE);
+        let bytes = place::disk_usage(self.dir.path()).map_err(failed("measure", self.dir.path()))?;
+        fs::write(&measure, bytes.to_string()).map_err(failed("write", &measure))?;
+        let store = self.store.clone();
+        // A collector may not come between the name and the lock of the one who uses it.
+        store.gated(|_| self.publish_now(digest, &path))
+    }
+
+    fn publish_now(self, digest: &Digest, path: &Path) -> Result<Tree, StoreError> {
         loop {
-            match fs::rename(self.dir.path(), &path) {
+            match fs::rename(self.dir.path(), path) {
                 Ok(()) => break,
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) =>
@@ -138,13 +153,20 @@ impl TreeWriter {
                     }
                     self.store.remove_tree(digest)?;
                 }
-                Err(error) => return Err(failed("create", &path)(error)),
+                Err(error) => return Err(failed("create", path)(error)),
             }
         }
         let Self { store, lock, .. } = self;
+        store.grow();
         drop(lock);
         store.tree(digest)?.ok_or(StoreError::Missing { digest: *digest })
     }
+}
+
+/// Whether the tree in this directory was unpacked in this boot of the machine.
+pub(crate) fn is_of_this_boot(path: &Path) -> Result<bool, StoreError> {
+    let boot = boot_id()?;
+    Ok(fs::read_to_string(path.join("boot")).is_ok_and(|found| found == boot))
 }
 
 fn boot_id() -> Result<String, StoreError> {

@@ -1,4 +1,4 @@
-//! Keeping a store sound and small: sweeping, hashing everything again, collecting what nobody needs.
+//! Keeping a store sound: sweeping, hashing everything again, collecting all but what is named. Making it smaller is [`crate::shrink`]'s.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,6 +6,7 @@ use std::fs;
 use jiji_model::digest::Digest;
 use rustix::fs::FlockOperation;
 
+use crate::lease::LEASES;
 use crate::{Store, StoreError, failed, place};
 
 /// What hashing every blob again found.
@@ -31,16 +32,17 @@ pub struct Collected {
 }
 
 impl Store {
-    /// Removes temporary files and directories whose writers are dead, and says how many.
+    /// Removes temporary files, directories and leases whose owners are dead, and says how many.
     ///
     /// # Errors
     /// [`StoreError::Io`].
     pub fn sweep(&self) -> Result<u64, StoreError> {
-        let tmp = self.tmp();
         let mut removed = 0;
-        for entry in fs::read_dir(&tmp).map_err(failed("list", &tmp))? {
-            let path = entry.map_err(failed("list", &tmp))?.path();
-            removed += u64::from(place::remove_abandoned(&path).map_err(failed("remove", &path))?);
+        for dir in [self.tmp(), self.root().join(LEASES)] {
+            for entry in fs::read_dir(&dir).map_err(failed("list", &dir))? {
+                let path = entry.map_err(failed("list", &dir))?.path();
+                removed += u64::from(place::remove_abandoned(&path).map_err(failed("remove", &path))?);
+            }
         }
         Ok(removed)
     }

@@ -1,4 +1,4 @@
-//! What a writer leaves that is killed in the middle.
+//! What writers and a collector leave that are killed in the middle.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -45,6 +45,16 @@ fn a_writer_without_end() {
     }
 }
 
+/// Not a test of its own: collects in the store that the environment names until it is killed.
+#[test]
+fn a_collector_without_end() {
+    let Some(root) = std::env::var_os(ROOT).map(PathBuf::from) else { return };
+    let store = Store::open(root).expect("a store");
+    for number in 0_u64.. {
+        store.shrink(number % 8 * 1_000_000).expect("shrunk");
+    }
+}
+
 fn check(root: &Path) {
     let store = Store::open(root).expect("opened");
     assert_eq!(store.verify().expect("verified").damaged, []);
@@ -61,14 +71,15 @@ fn check(root: &Path) {
 }
 
 #[test]
-fn a_store_whose_writers_are_killed_again_and_again_stays_whole() {
+fn a_store_whose_writers_and_collector_are_killed_again_and_again_stays_whole() {
     let dir = tempfile::tempdir().expect("a directory");
     let root = dir.path().join("store");
     let program = std::env::current_exe().expect("this program");
     for round in 0..20_u64 {
-        let writers = [(); 2].map(|()| {
+        let roles = ["a_writer_without_end", "a_writer_without_end", "a_collector_without_end"];
+        let processes = roles.map(|role| {
             Command::new(&program)
-                .args(["--exact", "a_writer_without_end", "--test-threads=1"])
+                .args(["--exact", role, "--test-threads=1"])
                 .env(ROOT, &root)
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
@@ -76,13 +87,14 @@ fn a_store_whose_writers_are_killed_again_and_again_stays_whole() {
                 .expect("started")
         });
         std::thread::sleep(Duration::from_millis(40 + round * 7));
-        for mut writer in writers {
-            assert!(writer.try_wait().expect("asked").is_none(), "the writer ended by itself");
-            writer.kill().expect("killed");
-            writer.wait().expect("ended");
+        for mut process in processes {
+            assert!(process.try_wait().expect("asked").is_none(), "it ended by itself");
+            process.kill().expect("killed");
+            process.wait().expect("ended");
         }
         check(&root);
     }
-    let written = Store::open(&root).expect("opened").blobs().expect("listed").count();
-    assert!(written > 0, "the writers got to write");
+    let store = Store::open(&root).expect("opened");
+    store.put(b"it can be used").expect("stored");
+    assert_eq!(store.usage().expect("measured").holders, 1, "the dead hold nothing");
 }

@@ -113,6 +113,11 @@ impl Layers {
     }
 }
 
+/// Whether these are the remembered headers of a layer.
+pub(in crate::build) fn is_record(bytes: &[u8]) -> bool {
+    remembered(bytes).is_some()
+}
+
 fn remembered(record: &[u8]) -> Option<Index> {
     let (length, packed) = record.split_first_chunk::<8>()?;
     let length = usize::try_from(u64::from_le_bytes(*length)).ok().filter(|length| *length < 1 << 30)?;

@@ -13,8 +13,8 @@ use jiji_model::digest::Digest;
 
 use super::layer::{Entry, Node, TarPath};
 
-pub(in crate::build) use index::entry_of;
 pub use index::{IndexError, Layers};
+pub(in crate::build) use index::{entry_of, is_record};
 
 /// How many symbolic links a path may lead through, as in Linux.
 const LINKS: usize = 40;

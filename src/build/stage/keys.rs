@@ -110,6 +110,11 @@ struct Record {
     layer: Option<Layer>,
 }
 
+/// The layer that a record of a step names; none within where the step changed nothing, none where it is no such record.
+pub(in crate::build) fn read(record: &[u8]) -> Option<Option<Layer>> {
+    serde_json::from_slice::<Record>(record).ok().map(|record| record.layer)
+}
+
 /// What the step of this key gave, if that is remembered and still in the store.
 pub(super) fn recall(key: &Digest, store: &Store) -> Result<Option<Option<Layer>>, StoreError> {
     let Some(record) = store.action(key)? else { return Ok(None) };

@@ -10,6 +10,8 @@ mod scope;
 mod steps;
 mod urls;
 
+pub(super) use keys::read as recorded;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 

@@ -18,6 +18,7 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::ready;
 use super::ship_failure;
+use super::store::Tidy;
 use super::workplace::Workplace;
 use crate::deploy::{Origin, Saved};
 use crate::report::Report;
@@ -37,7 +38,10 @@ pub async fn run(
         who: environment.who.clone(),
         at_s: ready::now_s(),
     });
-    let planned = ship.plan(keep).await.map_err(|error| ship_failure::of(&error, &ship.secrets))?;
+    let tidy = Tidy::prepare(&place.store, environment)?;
+    let planned = ship.plan(keep).await;
+    tidy.after_build(report);
+    let planned = planned.map_err(|error| ship_failure::of(&error, &ship.secrets))?;
     if let (Some(out), Some(saved)) = (&args.out, &planned.saved) {
         write(out, saved)?;
     }

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use jiji_lab::Host;
 
 use crate::{Outcome, Project, Run, Site};
-use point::{Case, Fault, Lot, Points, Scenario};
+pub use point::Lot;
+use point::{Case, Fault, Points, Scenario};
 
 /// What to sweep.
 #[derive(Debug, Clone)]
