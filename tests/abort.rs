@@ -99,6 +99,42 @@ fn a_host_that_cannot_be_reached_is_named_and_follows_the_others_when_it_is_back
     only_on_both(&site, "away")
 }
 
+/// Both hosts lose their power and come back.
+fn off_and_on(site: &Site) -> Outcome {
+    for host in site.hosts() {
+        host.kill()?;
+    }
+    for host in site.hosts() {
+        host.boot()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn hosts_that_lost_power_in_the_middle_serve_again_once_they_are_settled() -> Outcome {
+    let site = LAB.take()?;
+    let project = Project::new(&site, "power")?;
+    let authority = project.authority();
+    project.ship()?;
+    // Podman starts nothing again by itself.
+    for (version, point, way, serves) in [("v2", "cut-over", "reverted", "v1"), ("v3", "settled", "finished", "v3")] {
+        die(&project, version, point)?;
+        off_and_on(&site)?;
+        let aborted = Run::of(&mut abort_elsewhere(&site, "power", 0)?)?.expect(0)?;
+        assert_eq!(aborted.summary()?["settled"][0]["result"], way, "at {point}: {aborted}");
+        let revived: Vec<_> = aborted.events_of("apply.revived").map(|event| &event["data"]["container"]).collect();
+        assert!(revived.iter().any(|container| *container == "kamal-proxy"), "at {point}: {revived:?}");
+        assert_eq!(site.versions(&authority)?, [[serves], [serves]], "at {point}");
+        only_on_both(&site, "power")?;
+    }
+    // With nothing open the next ship brings back what should run.
+    off_and_on(&site)?;
+    project.ship()?;
+    assert_eq!(site.versions(&authority)?, [["v3"], ["v3"]]);
+    only_on_both(&site, "power")?;
+    at_rest(&project)
+}
+
 /// A ship that waits for a candidate which does not become healthy as long as there is a file.
 fn waiting(site: &Site, project: &Project<'_>, version: &str) -> Outcome<Running> {
     for host in site.hosts() {

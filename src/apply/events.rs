@@ -234,6 +234,13 @@ impl Hearing {
                 let data = json!({"probe": probe});
                 record("apply.probed", step, &|_| String::new(), data)
             }
+            HostEvent::Revived { container, cause } => {
+                let text = match cause {
+                    None => format!("started {container}, which did not run"),
+                    Some(cause) => format!("{container} does not run and cannot be started: {cause}"),
+                };
+                Record::new("apply.revived", text).on(host).with(json!({"container": container, "cause": cause}))
+            }
             HostEvent::LeaseLost => Record::new("apply.lease-lost", "another run of jiji took the lease").on(host),
         };
         watch.sink.emit(record);

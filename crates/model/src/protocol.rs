@@ -451,6 +451,13 @@ pub enum HostEvent {
         /// The probe.
         probe: Probe,
     },
+    /// A container that must run for how the transaction was settled did not, as after a loss of power, and was started.
+    Revived {
+        /// Its name.
+        container: String,
+        /// Why it could not be started, where that is so.
+        cause: Option<String>,
+    },
     /// The lease is lost: a newer holder took it. The session ends.
     LeaseLost,
 }

@@ -10,6 +10,7 @@
 //! | [`journal`] | what happened on a host, and what is left to do or to take back |
 //! | [`course`] | what an operator does next |
 //! | [`evidence`] | which way an interrupted transaction ends |
+//! | [`serving`] | which containers must run for that on a host that lost power |
 //!
 //! `tests/explore` puts hosts, operators and faults around these functions and searches every way that they can go together.
 
@@ -21,6 +22,7 @@ pub mod journal;
 pub mod lease;
 pub mod release;
 pub mod roster;
+pub mod serving;
 
 pub use accept::{Accepted, Refused};
 pub use course::{Course, Ending, Heard, Move};

@@ -44,6 +44,8 @@ pub struct ContainerInspect {
     #[serde(default)]
     config: Config,
     #[serde(default)]
+    host_config: Restarts,
+    #[serde(default)]
     network_settings: NetworkSettings,
 }
 
@@ -68,6 +70,13 @@ pub struct State {
     pub started_at: Option<String>,
     /// Its first process, 0 where none runs.
     pub pid: i32,
+}
+
+/// Whether the engine starts it again.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Restarts {
+    restart_policy: RestartPolicy,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -105,6 +114,17 @@ impl ContainerInspect {
     /// Whether it runs.
     pub fn running(&self) -> bool {
         self.state.status == "running"
+    }
+
+    /// Whether nothing of it runs. One that the engine is about to start again is not stopped yet.
+    pub fn stopped(&self) -> bool {
+        let stopped = ["exited", "created", "configured", "stopped", "dead"];
+        stopped.contains(&self.state.status.as_str())
+    }
+
+    /// Whether it was made to be started again after it ended and after a reboot.
+    pub fn restarts(&self) -> bool {
+        matches!(self.host_config.restart_policy.name.as_str(), "unless-stopped" | "always")
     }
 
     /// Whether it runs exactly this image.
@@ -214,7 +234,7 @@ struct HostConfig {
     port_bindings: Option<BTreeMap<String, Option<Vec<PortBinding>>>>,
 }
 
-#[derive(Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct RestartPolicy {
     name: String,

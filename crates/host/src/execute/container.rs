@@ -118,8 +118,7 @@ impl Executor<'_> {
         let Some(container) = engine.inspect_container(name).await? else {
             return Ok(Outcome::Unchanged);
         };
-        // One that the engine is about to start again is not stopped yet.
-        if matches!(container.state.status.as_str(), "exited" | "created" | "configured" | "stopped" | "dead") {
+        if container.stopped() {
             return Ok(Outcome::Unchanged);
         }
         let first = FirstProcess::of(container.state.pid);

@@ -12,9 +12,10 @@ use futures_util::FutureExt as _;
 use jiji_model::digest::Digest;
 use jiji_model::name::{ContainerName, ServiceName};
 use jiji_model::observation::RecordFile;
-use jiji_model::plan::{Action, ContainerSpec, LABEL_SECRETS, Phase, Step};
+use jiji_model::plan::{Action, ContainerSpec, LABEL_SCOPE, LABEL_SECRETS, Phase, Repeat, Step};
 use jiji_model::protocol::{HostEvent, RefusalKind, Reply, RunReport, StepFailure, StepReport};
 use jiji_model::transaction::audit::AuditEvent;
+use jiji_model::transaction::serving::{self, Standing};
 use jiji_model::transaction::{
     Accepted, Begin, Entry, LeaseDecision, LeaseRequest, Outcome, Release, Settlement, Transaction, accept,
 };
@@ -30,6 +31,12 @@ use crate::{integrity, lease, probe, records, secrets};
 /// Longest cause of a failure in the journal, in characters.
 const CAUSE: usize = 1024;
 
+/// How long a program in a container that was just started, here or by the engine after a reboot, may not take commands yet.
+const WAKING: Duration = Duration::from_secs(10);
+
+/// Time between two commands that it is asked.
+const AGAIN: Duration = Duration::from_millis(250);
+
 /// The transactional half of a session's worker.
 pub(super) struct Keeper<'s> {
     session: &'s Session,
@@ -37,6 +44,10 @@ pub(super) struct Keeper<'s> {
     journal: Option<Journal>,
     /// The keyed digests of the secrets that this session gave to containers.
     ran: BTreeMap<ContainerName, String>,
+    /// Whether what must run was looked after, or the transaction is this session's own: then the host was not started anew since.
+    revived: bool,
+    /// Until when what was looked after may not take commands yet.
+    waking: Option<Instant>,
 }
 
 fn out_of_order(message: impl Into<String>) -> Refusal {
@@ -45,7 +56,7 @@ fn out_of_order(message: impl Into<String>) -> Refusal {
 
 impl<'s> Keeper<'s> {
     pub(super) fn new(session: &'s Session) -> Self {
-        Self { session, journal: None, ran: BTreeMap::new() }
+        Self { session, journal: None, ran: BTreeMap::new(), revived: false, waking: None }
     }
 
     /// Holds the records' lock while the lease is this session's. Never held across a wait: the reader takes the same lock.
@@ -83,6 +94,7 @@ impl<'s> Keeper<'s> {
                 let lease = held.lease().clone();
                 self.session.lease.replace(Some(held));
                 self.journal = Journal::open(&project.journal())?;
+                self.revived = false;
                 Ok(Reply::Lease(LeaseDecision::Granted(lease)))
             }
             Err(decision) => Ok(Reply::Lease(decision)),
@@ -147,6 +159,7 @@ impl<'s> Keeper<'s> {
             return Ok(Reply::Done);
         }
         self.journal = Some(Journal::begin(&path, begin)?);
+        (self.revived, self.waking) = (true, None);
         Ok(Reply::Done)
     }
 
@@ -163,6 +176,7 @@ impl<'s> Keeper<'s> {
     pub(super) async fn run(&mut self, phase: Phase) -> Result<Reply, Refusal> {
         drop(self.guard()?);
         let steps: Vec<Step> = accept::run(self.open()?.transaction(), phase)?.into_iter().cloned().collect();
+        self.revive().await?;
         let mut report = RunReport { steps: Vec::new(), failure: None };
         for step in steps {
             if self.session.closing.is_wanted() || self.session.interrupt.is_wanted() {
@@ -193,6 +207,7 @@ impl<'s> Keeper<'s> {
                 () = tokio::time::sleep(quiet) => {}
             }
         }
+        self.revive().await?;
         let mut report = RunReport { steps: Vec::new(), failure: None };
         for step in steps {
             if self.session.closing.is_wanted() {
@@ -205,6 +220,43 @@ impl<'s> Keeper<'s> {
             report.failure = report.failure.or(failure.map(Box::new));
         }
         Ok(Reply::Ran(report))
+    }
+
+    /// Starts what must run for how the transaction was settled and does not, as after a loss of power. No step of the transaction, so
+    /// it is in no journal: who settles it next looks again. What cannot be started is told, and fails what needs it.
+    async fn revive(&mut self) -> Result<(), Refusal> {
+        if self.revived {
+            return Ok(());
+        }
+        let session = self.session;
+        let open = self.open()?.transaction();
+        if open.settlement.is_none() {
+            return Ok(());
+        }
+        let Ok(Some(engine)) = session.engine().await else { return Ok(()) };
+        let Ok(found) = engine.containers(&[LABEL_SCOPE.to_owned()]).await else { return Ok(()) };
+        let ours = found.iter().filter_map(|container| {
+            let scope = container.label(LABEL_SCOPE).filter(|scope| *scope == "*" || *scope == open.begin.scope)?;
+            Some(Standing {
+                name: container.plain_name(),
+                shared: scope == "*",
+                stopped: container.stopped(),
+                restarts: container.restarts(),
+            })
+        });
+        for name in serving::to_start(open, &ours.collect::<Vec<_>>()) {
+            let started = engine.must("start", engine.command(["start", name])).await;
+            // Another project's run may have put its own proxy in its place meanwhile.
+            let runs = match &started {
+                Ok(_) => true,
+                Err(_) => engine.inspect_container(name).await.ok().flatten().is_some_and(|found| found.running()),
+            };
+            let cause = started.err().filter(|_| !runs).map(|error| session.secrets.borrow().redact(&chain(&error)));
+            session.outbox.event(HostEvent::Revived { container: name.to_owned(), cause });
+        }
+        self.revived = true;
+        self.waking = Some(Instant::now() + WAKING);
+        Ok(())
     }
 
     /// Runs a step, or its undo, with its entries in the journal around it. Gives the failure, if it is one.
@@ -246,15 +298,25 @@ impl<'s> Keeper<'s> {
         action: &Action,
         undo: bool,
     ) -> Result<(Outcome, Option<StepFailure>), Refusal> {
-        // What takes something back is never cut short.
-        let result = self.executing(step, async |executor| {
-            let executor = Executor {
-                stop: if undo { &|| std::future::pending().boxed_local() } else { executor.stop },
-                ..*executor
-            };
-            executor.run(step, action).await
-        });
-        Ok(match result.await? {
+        let result = loop {
+            // What takes something back is never cut short.
+            let result = self.executing(step, async |executor| {
+                let executor = Executor {
+                    stop: if undo { &|| std::future::pending().boxed_local() } else { executor.stop },
+                    ..*executor
+                };
+                executor.run(step, action).await
+            });
+            let result = result.await?;
+            let asked = matches!(action, Action::ContainerExec { .. });
+            let again = asked && (undo || step.repeat == Repeat::Repeatable);
+            let waking = self.waking.is_some_and(|until| Instant::now() < until);
+            if result.is_ok() || !again || !waking || self.session.closing.is_wanted() {
+                break result;
+            }
+            tokio::time::sleep(AGAIN).await;
+        };
+        Ok(match result {
             Ok(outcome) => {
                 if let (Action::ContainerRun(spec), false) = (action, undo) {
                     self.ran.extend(self.mac(spec).map(|mac| (spec.name.clone(), mac)));
@@ -361,6 +423,8 @@ impl<'s> Keeper<'s> {
         if accept::conclude(last, &audit.transaction, release)? == Accepted::Already {
             return Ok(Reply::Done);
         }
+        drop(self.guard()?);
+        self.revive().await?;
         // Asked before the lock, which is never held across a wait.
         let secrets = match release {
             Some(release) => self.secrets_of(&project, release).await,

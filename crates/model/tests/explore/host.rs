@@ -18,6 +18,7 @@ enum Durable {
     Begin,
     Entry(Entry),
     Effect(Effect),
+    Start(Id),
     Release,
 }
 
@@ -120,6 +121,15 @@ impl State {
         let done = Outcome::Done { output: None };
         let failed = || Outcome::Failed { cause: String::new() };
         let mut things = Vec::new();
+        let settling = match ask {
+            Ask::Run(phase) => !phase.before_decided() && !rules.start_last,
+            Ask::Undo => !rules.start_last,
+            Ask::Conclude(_) => true,
+            Ask::Begin | Ask::Settle(_) => false,
+        };
+        if settling && !rules.no_start {
+            things.extend(here.to_start(open).into_iter().map(Durable::Start));
+        }
         match ask {
             Ask::Begin => {}
             Ask::Run(phase) => {
@@ -237,6 +247,7 @@ impl State {
                 Arc::make_mut(&mut here.records).transaction = Some(Transaction::new(begin));
             }
             Durable::Entry(entry) => {
+                let serves = here.serves(here.routed);
                 let records = Arc::make_mut(&mut here.records);
                 let transaction = records.transaction.as_mut().expect("it is open");
                 if let Entry::Settled(settlement) = &entry {
@@ -247,11 +258,20 @@ impl State {
                 }
                 rules.journal(transaction, entry);
                 let decision = transaction.settlement.map(|settlement| settlement.decision);
+                if transaction.concluded && !serves {
+                    self.wrong.get_or_insert("a transaction was concluded where what serves does not run");
+                }
                 let history = &mut self.histories[began(&transaction.begin.transaction)];
                 history.committed |= transaction.went_on();
                 history.reverted |= transaction.concluded && decision == Some(Decision::Revert);
             }
+            Durable::Start(id) => here.stopped &= !(1 << id),
             Durable::Effect(effect) => {
+                if let Effect::Route(version) = effect
+                    && !here.serves(version)
+                {
+                    self.wrong.get_or_insert("a route was asked of what does not run");
+                }
                 here.take_effect(effect);
                 if let (Effect::Route(version), true) = (effect, rules.remove_at_cutover) {
                     here.runs &= 1 << version;

@@ -195,3 +195,11 @@ fn phases_in_any_order_are_found() {
     let rules = Rules { no_order: true, drain_first: true, ..Rules::default() };
     breaks(2, &[Script::Ship], 0, rules, "requests go to a container that is gone");
 }
+
+#[test]
+fn a_host_that_lost_power_and_starts_nothing_is_found() {
+    let rules = Rules { no_start: true, ..Rules::default() };
+    breaks(2, &[Script::Ship], 1, rules, "a transaction was concluded where what serves does not run");
+    let rules = Rules { start_last: true, ..Rules::default() };
+    breaks(2, &[Script::Ship], 1, rules, "a route was asked of what does not run");
+}

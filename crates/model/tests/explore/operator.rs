@@ -78,7 +78,8 @@ impl State {
                 return self.end(operator, true);
             }
             let begins = planned.into_iter();
-            let begins = begins.map(|(host, steps)| (host, Arc::new(begin(operator, fencing, &hosts, host, steps))));
+            let begins =
+                begins.map(|(host, steps)| (host, Arc::new(begin(operator, fencing, &hosts, host, version, steps))));
             self.operators[operator].begins = Arc::new(begins.collect());
         }
         let this = &mut self.operators[operator];
@@ -324,7 +325,9 @@ impl State {
         let mut later = self.clone();
         later.faults = 0;
         for host in &mut later.hosts {
-            host.up = true;
+            if !host.up {
+                host.boot();
+            }
             host.sessions.fill(None);
             host.sessions.push(None);
             host.held.push(None);

@@ -25,6 +25,10 @@ pub struct Rules {
     pub no_order: bool,
     /// The operator drains before it moves the route.
     pub drain_first: bool,
+    /// After a loss of power nobody starts what must run.
+    pub no_start: bool,
+    /// It is started once everything else was done.
+    pub start_last: bool,
 }
 
 impl Rules {

@@ -170,7 +170,7 @@ impl State {
                 next.hosts[usize::from(host)].expired = true;
             }
             Action::Thawed(host) => next.hosts[usize::from(host)].expired = false,
-            Action::Revive(host) => next.hosts[usize::from(host)].up = true,
+            Action::Revive(host) => next.hosts[usize::from(host)].boot(),
             Action::OperatorDies(operator) => {
                 next.faults -= 1;
                 next.operators[operator].at = At::Dead;
@@ -202,12 +202,7 @@ impl State {
                 if let Some((operator, reach)) = working {
                     next.work(rules, host, operator, reach);
                 }
-                let here = &mut next.hosts[usize::from(host)];
-                here.up = false;
-                // What a proxy was about to do, it does no more.
-                here.late.clear();
-                here.sessions.fill(None);
-                here.expired = false;
+                next.hosts[usize::from(host)].lose_power();
                 for operator in 0..next.operators.len() {
                     next.answered(rules, host, operator, Heard::Lost);
                 }

@@ -7,8 +7,10 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use jiji_model::digest::Digest;
-use jiji_model::name::HostName;
-use jiji_model::plan::{Action, Phase, Step};
+use jiji_model::image::{Descriptor, Image, ImageId, Platform};
+use jiji_model::name::{ContainerName, HostName, ServiceName};
+use jiji_model::plan::{Action, ContainerImage, ContainerSpec, NETWORK, Phase, PlannedService, Step};
+use jiji_model::transaction::serving::{self, Standing};
 use jiji_model::transaction::{
     Begin, Course, Decision, Heard, HostRecords, Lease, Outcome, Settlement, StepState, Transaction,
 };
@@ -18,6 +20,9 @@ pub type Id = u8;
 
 /// How long an effect that was asked for may come late, as the proxy plugin says it for a route.
 const QUIET_MS: u32 = 35_000;
+
+/// The proxy's bit among those of versions.
+pub const PROXY: Id = 7;
 
 /// What is asked of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,6 +63,8 @@ pub struct Host {
     pub routed: Id,
     /// Versions that run, as bits.
     pub runs: u8,
+    /// Of those and the proxy, the ones that a loss of power stopped and nobody started since.
+    pub stopped: u8,
     /// Effects that were asked for by sessions that are gone, or given up on, and may still come.
     pub late: Vec<Effect>,
     /// The leases that operators were granted here, whether they still have them or not.
@@ -147,13 +154,21 @@ fn note(verb: &str, version: Id) -> Action {
     Action::Note { text: format!("{verb}{version}") }
 }
 
+fn container(version: Id) -> ContainerName {
+    ContainerName::new(format!("v{version}")).expect("a name")
+}
+
 /// What an action does.
 pub fn effect(action: &Action) -> Effect {
-    let Action::Note { text } = action else { panic!("nothing else is planned") };
+    let version = |name: &ContainerName| name.as_str()[1..].parse().expect("a number");
+    let text = match action {
+        Action::ContainerStop { name, .. } | Action::ContainerRemove { name } => return Effect::Remove(version(name)),
+        Action::Note { text } => text,
+        _ => panic!("nothing else is planned"),
+    };
     let version = text[1..].parse().expect("a number");
     match &text[..1] {
         "+" => Effect::Run(version),
-        "-" => Effect::Remove(version),
         "=" => Effect::Watch,
         _ => Effect::Route(version),
     }
@@ -166,7 +181,7 @@ pub fn steps(host: Id, routed: Id, runs: u8, version: Id, watched: bool) -> Vec<
     let mut steps = Vec::new();
     if routed != version {
         let mut run = step(Phase::Prepare, note("+", version));
-        run.undo = Some(note("-", version));
+        run.undo = Some(Action::ContainerRemove { name: container(version) });
         let mut route = step(Phase::Cutover, note(">", version));
         route.undo = Some(note(">", routed));
         route.quiet_ms = QUIET_MS;
@@ -176,17 +191,57 @@ pub fn steps(host: Id, routed: Id, runs: u8, version: Id, watched: bool) -> Vec<
         }
     }
     let old = (0..8).filter(|old| runs & (1 << old) != 0 && *old != version);
-    steps.extend(old.map(|old| step(Phase::Drain, note("-", old))));
+    let stop = |old| Action::ContainerStop { name: container(old), timeout_s: 0 };
+    steps.extend(old.map(|old| step(Phase::Drain, stop(old))));
     steps
 }
 
-pub fn begin(operator: usize, fencing: u64, hosts: &[Id], host: Id, steps: Vec<Step>) -> Begin {
+/// What a host runs once `version` is decided, as far as a rule asks for it.
+fn service(version: Id) -> (ServiceName, PlannedService) {
+    let blob = || Descriptor { media_type: String::new(), digest: Digest::of(""), size: 0 };
+    let image = Image {
+        repository: String::new(),
+        platform: Platform::linux_amd64(),
+        manifest: blob(),
+        config: blob(),
+        layers: Vec::new(),
+    };
+    let id = ImageId { manifest: Digest::of(""), config: Digest::of("") };
+    let container_spec = ContainerSpec {
+        name: container(version),
+        image: ContainerImage::Seeded { id, repository: String::new() },
+        network: NETWORK.to_owned(),
+        address: None,
+        env: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        mounts: Vec::new(),
+        publish: Vec::new(),
+        entrypoint: None,
+        command: None,
+        user: None,
+        restart: true,
+        stop_timeout_s: 0,
+    };
+    let service = PlannedService {
+        image,
+        container: container(version),
+        address: None,
+        spec: Digest::of(""),
+        container_spec,
+        probe: None,
+        route: None,
+    };
+    (ServiceName::new("web").expect("a name"), service)
+}
+
+pub fn begin(operator: usize, fencing: u64, hosts: &[Id], host: Id, version: Id, steps: Vec<Step>) -> Begin {
     Begin {
         transaction: format!("{operator}-{fencing}"),
         fencing,
         hosts: hosts.iter().map(|host| host_name(*host)).collect(),
         host: host_name(host),
         steps,
+        services: BTreeMap::from([service(version)]),
         ..blank()
     }
 }
@@ -219,6 +274,7 @@ impl State {
             expired: false,
             routed: 0,
             runs: 1,
+            stopped: 0,
             late: Vec::new(),
             held: vec![None; scripts.len()],
             sessions: vec![None; scripts.len()],
@@ -255,7 +311,7 @@ impl State {
     fn write(&self, hasher: &mut DefaultHasher) {
         (self.faults, &self.histories, self.wrong).hash(hasher);
         for host in &self.hosts {
-            (host.up, host.expired, host.routed, host.runs, &host.late, &host.sessions).hash(hasher);
+            (host.up, host.expired, host.routed, host.runs, host.stopped, &host.late, &host.sessions).hash(hasher);
             for held in &host.held {
                 held.as_ref().map(|lease| lease.fencing).hash(hasher);
             }
@@ -328,11 +384,54 @@ impl Host {
         self.records.transaction.as_ref()
     }
 
+    /// It lost its power: its engine starts nothing again by itself.
+    pub fn lose_power(&mut self) {
+        self.up = false;
+        self.stopped = self.runs | 1 << PROXY;
+        // What a proxy was about to do, it does no more.
+        self.late.clear();
+        self.sessions.fill(None);
+        self.expired = false;
+    }
+
+    /// It comes back. Where nothing is open, the next ship plans for what does not run, which is not played here.
+    pub fn boot(&mut self) {
+        self.up = true;
+        if self.journal().is_none_or(|last| !last.is_open()) {
+            self.stopped = 0;
+        }
+    }
+
+    /// Whether the proxy and this version run.
+    pub fn serves(&self, version: Id) -> bool {
+        self.stopped & (1 << version | 1 << PROXY) == 0
+    }
+
+    /// What must be started for how `open` was settled.
+    pub fn to_start(&self, open: &Transaction) -> Vec<Id> {
+        let names: Vec<(Id, String)> = (0..=PROXY).map(|id| (id, format!("v{id}"))).collect();
+        let here = names.iter().filter(|(id, _)| *id == PROXY || self.runs & 1 << id != 0);
+        let standing = here.map(|(id, name)| Standing {
+            name,
+            shared: *id == PROXY,
+            stopped: self.stopped & 1 << id != 0,
+            restarts: true,
+        });
+        let due = serving::to_start(open, &standing.collect::<Vec<_>>());
+        due.into_iter().map(|name| name[1..].parse().expect("a number")).collect()
+    }
+
     /// Does what a step does.
     pub fn take_effect(&mut self, effect: Effect) {
         match effect {
-            Effect::Run(version) => self.runs |= 1 << version,
-            Effect::Remove(version) => self.runs &= !(1 << version),
+            Effect::Run(version) => {
+                self.runs |= 1 << version;
+                self.stopped &= !(1 << version);
+            }
+            Effect::Remove(version) => {
+                self.runs &= !(1 << version);
+                self.stopped &= !(1 << version);
+            }
             Effect::Route(version) => self.routed = version,
             Effect::Watch => {}
         }

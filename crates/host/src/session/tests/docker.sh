@@ -20,6 +20,7 @@ case "$1 $2" in
 "info --format") echo '{"version":"20.10.24","data":"/","status":null,"log":"json-file"}' ;;
 "container inspect" | "image inspect" | "network inspect") kind=$1; shift 2; all "$kind" "$@" ;;
 "ps --all") ls "$here/container" ;;
+"start "*) sed -i 's/"exited","ExitCode":0/"running","Pid":7/' "$here/container/$2" && touch "$here/started.$2" ;;
 "network create")
     for name; do :; done
     printf '{"Name":"%s","IPAM":{"Config":[{"Subnet":"%s","Gateway":"%s"}]}}' "$name" "$6" "$8" >"$here/network/$name"
@@ -34,7 +35,7 @@ case "$1 $2" in
         esac
         shift
     done
-    printf '{"Id":"%s","Name":"/%s","Image":"%s","State":{"Status":"running","Pid":7},"Config":{"Labels":{%s}},"NetworkSettings":{"Networks":{"jiji":{"IPAddress":"127.0.0.1"}}}}' \
+    printf '{"Id":"%s","Name":"/%s","Image":"%s","State":{"Status":"running","Pid":7},"HostConfig":{"RestartPolicy":{"Name":"unless-stopped"}},"Config":{"Labels":{%s}},"NetworkSettings":{"Networks":{"jiji":{"IPAddress":"127.0.0.1"}}}}' \
         "$name" "$name" "$(cat "$here/runs")" "$labels" >"$here/container/$name"
     ;;
 "stop -t") sed -i 's/"running","Pid":7/"exited","ExitCode":0/' "$here/container/$4" ;;

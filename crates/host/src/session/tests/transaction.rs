@@ -540,3 +540,31 @@ fn a_newer_settlement_holds_and_records_of_a_newer_jiji_are_left_alone() {
     let fencing = fs::read_to_string(machine.root().join("projects/shop/fencing")).expect("read");
     assert_eq!(fencing, "5\n");
 }
+
+#[test]
+fn what_must_run_to_be_taken_back_is_started_after_a_loss_of_power_and_waited_for() {
+    let machine = Machine::new();
+    one_that_works(&machine, 1);
+    let mut route = exec("route it", &["true"]);
+    let here = machine.engine("");
+    // Only what runs takes commands, and not the first one.
+    let script =
+        format!("cd {} && test -f started.shop-web-1 && mv first second || {{ touch first; exit 1; }}", here.display());
+    route.undo = Some(exec("route back", &["sh", "-c", &script]).action);
+    let stop = step(Phase::Drain, "stop it", Action::ContainerStop { name: name(), timeout_s: 1 });
+    let (mut operator, _) = leased(&machine, vec![route, stop]);
+    assert!(ran(operator.ask(Request::Run { phase: Phase::Cutover })).failure.is_none());
+    operator.end().0.expect("it ends well");
+    let container = machine.engine("container").join("shop-web-1");
+    let json = fs::read_to_string(&container).expect("read");
+    fs::write(&container, json.replace(r#""running","Pid":7"#, r#""exited","ExitCode":0"#)).expect("written");
+
+    let mut operator = machine.session();
+    operator.ask(acquire("a", 3, 60_000));
+    assert_eq!(operator.ask(settle(Decision::Revert, 3)), Reply::Done);
+    let report = ran(operator.ask(Request::Undo));
+    assert!(report.failure.is_none(), "{report:?}");
+    let revived = HostEvent::Revived { container: "shop-web-1".into(), cause: None };
+    assert_eq!(operator.events.iter().filter(|event| **event == revived).count(), 1, "{:?}", operator.events);
+    assert!(fs::read_to_string(&container).expect("read").contains("running"));
+}
