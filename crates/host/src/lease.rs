@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use jiji_model::digest::canonical_json;
 use jiji_model::observation::LeaseFacts;
-use jiji_model::transaction::lease::{Gone, Moment, decide, guard, is_held, live};
+use jiji_model::transaction::lease::{Gone, Moment, decide, given_up_ms, guard, is_held, live};
 use jiji_model::transaction::{Lease, LeaseDecision, LeaseRequest};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
@@ -184,6 +184,11 @@ impl Held {
         let lock = self.project.lock()?;
         guard(&self.lease, recorded(&self.project)?.as_ref(), clock::boottime_ms()).map_err(lost)?;
         Ok(lock)
+    }
+
+    /// How long it takes from now until the operator is given up, if nothing is heard meanwhile; zero once that is so.
+    pub fn patience(&self) -> Duration {
+        Duration::from_millis(given_up_ms(&self.lease, self.ttl_ms).saturating_sub(clock::boottime_ms()))
     }
 
     fn check(&self) -> Result<(), LeaseError> {

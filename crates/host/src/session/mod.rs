@@ -39,6 +39,9 @@ const FLUSH: Duration = Duration::from_secs(10);
 /// How long another session may take to receive a blob that was sent to both.
 const BUSY: Duration = Duration::from_secs(120);
 
+/// Time between two looks at whether the operator is still heard.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Why a session did not end as it should.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -51,6 +54,9 @@ pub enum SessionError {
     /// The runtime could not be started.
     #[error("start the runtime: {0}")]
     Runtime(io::Error),
+    /// Nothing was heard of the operator for twice as long as its lease lasts.
+    #[error("hear the operator: the line is silent, and its lease has expired")]
+    Silent,
     /// A newer session or an administrator ended this one.
     #[error("go on: this session was told to end")]
     Ended,
@@ -302,12 +308,33 @@ impl Session {
             let result = tokio::select! {
                 result = self.read(chunks, asks) => result,
                 () = self.closing.wanted() => Ok(()),
+                () = self.given_up() => Err(SessionError::Silent),
             };
             self.closing.want();
             result
         };
         let (result, ()) = tokio::join!(reading, self.work(queue));
+        if matches!(result, Err(SessionError::Silent))
+            && let Some(held) = self.lease.take()
+        {
+            // It is void, and whoever looks next sees that; what is left of it says nothing to anybody.
+            let _ = held.release();
+        }
         result
+    }
+
+    /// Ends when a lease is held and its operator was not heard for so long that nobody is there. A line that went silent does not tell:
+    /// sshd waits for an acknowledgement until TCP gives up, which takes a quarter of an hour (tcp_retries2 in tcp(7)), and where it has
+    /// nothing to send, for good.
+    async fn given_up(&self) {
+        loop {
+            let patience = self.lease.borrow().as_ref().map(Held::patience);
+            if patience.is_some_and(|patience| patience.is_zero()) {
+                return;
+            }
+            // Looked at again and again: a clock that goes on while the machine sleeps is not this timer's.
+            tokio::time::sleep(patience.unwrap_or(LOOK).min(LOOK)).await;
+        }
     }
 
     async fn read(

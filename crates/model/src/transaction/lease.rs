@@ -148,6 +148,12 @@ pub fn guard(held: &Lease, recorded: Option<&Lease>, now_ms: u64) -> Result<(), 
     }
 }
 
+/// When a session that holds `held` gives its operator up, who was not heard for twice `ttl_ms` by then: a line that went silent tells
+/// nobody. Until it does, an operator who comes back revives the lease.
+pub fn given_up_ms(held: &Lease, ttl_ms: u64) -> u64 {
+    held.expires_ms.saturating_add(ttl_ms)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,6 +188,13 @@ mod tests {
         granted(decide(&request("b", 2), Some((&lease, false)), 1, &moment(1)));
         let rebooted = Moment { boot_id: "other", now_ms: 1, session: (7, 1) };
         granted(decide(&request("b", 2), Some((&lease, true)), 1, &rebooted));
+    }
+
+    #[test]
+    fn an_operator_is_given_up_once_the_lease_has_been_void_for_as_long_as_it_lasts() {
+        let lease = granted(decide(&request("a", 1), None, 0, &moment(500)));
+        assert_eq!((lease.expires_ms, given_up_ms(&lease, 1000)), (1500, 2500));
+        assert_eq!(given_up_ms(&lease, u64::MAX), u64::MAX);
     }
 
     #[test]

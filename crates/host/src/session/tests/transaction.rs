@@ -481,6 +481,30 @@ fn a_lease_lasts_while_the_operator_is_heard_also_in_the_middle_of_a_step() {
 }
 
 #[test]
+fn an_operator_who_is_not_heard_for_two_leases_is_given_up_once_the_step_in_hand_has_ended() {
+    let machine = Machine::new();
+    let image = image(&machine);
+    let begin = numbered(vec![run_it(image.id()), exec("slow", &["slow"]), exec("next", &["true"])], 1);
+    let mut operator = machine.session();
+    operator.secrets(&[("KEY", "hunter2")]);
+    operator.ask(acquire("a", 1, 400));
+    operator.ask(Request::Begin(Box::new(begin)));
+    assert!(ran(operator.ask(Request::Run { phase: Phase::Prepare })).failure.is_none());
+    let begun = Instant::now();
+    operator.say(Request::Run { phase: Phase::Cutover });
+    // The line stays open, and nothing comes.
+    while operator.next().is_some() {}
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(10), "{took:?}");
+    let Operator { thread, to_host, .. } = operator;
+    assert!(matches!(thread.join().expect("no panic"), Err(SessionError::Silent)));
+    drop(to_host);
+    assert!(!machine.root().join("projects/shop/lease.json").exists());
+    let transaction = machine.records().transaction.expect("open");
+    assert!(transaction.is_open() && transaction.states[2] == StepState::Pending, "{:?}", transaction.states);
+}
+
+#[test]
 fn a_candidate_stays_while_what_routes_to_it_could_not_be_taken_back() {
     let machine = Machine::new();
     let image = image(&machine);
