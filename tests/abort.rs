@@ -81,22 +81,34 @@ fn a_host_that_cannot_be_reached_is_named_and_follows_the_others_when_it_is_back
     let project = Project::new(&site, "away")?;
     let authority = project.authority();
     project.ship()?;
-    // The first host alone knows that it was decided.
-    die(&project, "v2", "settled-one")?;
-    let away = &site.hosts()[0];
-    away.cut_link()?;
-    let aborted = Run::of(&mut abort_elsewhere(&site, "away", 1)?)?;
-    away.restore_link()?;
-    let aborted = aborted.expect(9)?;
-    assert!(aborted.stderr.contains("`one` in doubt"), "{aborted}");
-    let error = aborted.events_of("summary").next().ok_or("no summary")?;
-    assert_eq!(error["data"]["settled"][0]["result"], "reverted", "{aborted}");
-    assert_eq!(error["data"]["settled"][0]["in_doubt"], serde_json::json!(["one"]), "{aborted}");
+    for (version, command) in [("v2", "abort"), ("v3", "status")] {
+        // The first host alone knows that it was decided.
+        die(&project, version, "settled-one")?;
+        // A look settles nothing as long as there is something to choose.
+        let status = project.run(&["status"])?.expect(9)?;
+        assert_eq!(status.events[0]["settled"], serde_json::json!([]), "{status}");
+        let away = &site.hosts()[0];
+        away.cut_link()?;
+        let aborted = Run::of(&mut abort_elsewhere(&site, "away", 1)?)?;
+        away.restore_link()?;
+        let aborted = aborted.expect(9)?;
+        assert!(aborted.stderr.contains("`one` in doubt"), "{aborted}");
+        let error = aborted.events_of("summary").next().ok_or("no summary")?;
+        assert_eq!(error["data"]["settled"][0]["result"], "reverted", "{aborted}");
+        assert_eq!(error["data"]["settled"][0]["in_doubt"], serde_json::json!(["one"]), "{aborted}");
 
-    let aborted = project.run(&["abort"])?.expect(0)?;
-    assert_eq!(aborted.summary()?["settled"][0]["result"], "reverted", "{aborted}");
-    assert_eq!(site.versions(&authority)?, [["v1"], ["v1"]]);
-    only_on_both(&site, "away")
+        let followed = project.run(&[command])?.expect(0)?;
+        let settled = match command {
+            "status" => &followed.events[0]["settled"][0],
+            _ => &followed.summary()?["settled"][0],
+        };
+        assert_eq!(settled["result"], "reverted", "{followed}");
+        assert_eq!(settled["hosts"], serde_json::json!(["one"]), "{followed}");
+        assert_eq!(site.versions(&authority)?, [["v1"], ["v1"]]);
+        only_on_both(&site, "away")?;
+        at_rest(&project)?;
+    }
+    Ok(())
 }
 
 /// Both hosts lose their power and come back.

@@ -72,6 +72,8 @@ pub struct Options {
     pub project: Option<BTreeSet<HostName>>,
     /// How long to wait for somebody else who is at work.
     pub wait_lock: Duration,
+    /// Whether only that is settled which others brought to its end already: hosts that were away follow them, and nothing is chosen.
+    pub follow_only: bool,
     points: Points,
 }
 
@@ -86,6 +88,7 @@ impl Options {
             lease_ms: 20_000,
             project: None,
             wait_lock: Duration::ZERO,
+            follow_only: false,
             points: Points::default(),
         }
     }

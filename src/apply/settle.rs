@@ -56,6 +56,8 @@ pub struct Open {
     pub hosts: Vec<HostName>,
     /// Hosts that take part and were not seen.
     pub away: Vec<HostName>,
+    /// Whether it was brought to its end on another host already, which these only have to follow.
+    pub ended_elsewhere: bool,
     /// Whether whoever began it, or whoever settles it, is at work on one of the hosts.
     pub at_work: bool,
 }
@@ -74,11 +76,22 @@ pub fn open(seen: &Seen, project: Option<&BTreeSet<HostName>>) -> Vec<Open> {
                 Way::Wait => None,
             },
             away: begin.hosts.iter().filter(|host| !seen.contains_key(*host)).cloned().collect(),
+            ended_elsewhere: ended_elsewhere(begin, seen),
             at_work: hosts.iter().any(|host| seen[*host].lease.as_ref().is_some_and(|lease| lease.live)),
             hosts: hosts.into_iter().cloned().collect(),
         }
     });
     open.collect()
+}
+
+/// Whether another host than those where it is open has brought it to its end.
+fn ended_elsewhere(begin: &Begin, seen: &Seen) -> bool {
+    evidence::is_ended_elsewhere(begin, begin.hosts.iter().filter_map(|host| seen.get(host)))
+}
+
+/// Whether everything that is open may be settled in the way that was wished for.
+fn may(options: &Options, known: &Seen) -> bool {
+    !options.follow_only || evidence::open(known).iter().all(|(open, _)| ended_elsewhere(&open.begin, known))
 }
 
 /// Settles every transaction that is open on a host, the oldest first, the way that the hosts' records tell ([`evidence`]). `seen` is what
@@ -100,6 +113,9 @@ pub async fn settle_open<L: HostLink>(
     let mut known = seen.clone();
     let mut all_settled = Vec::new();
     for _ in 0..ROUNDS {
+        if !may(options, &known) {
+            return Ok(all_settled);
+        }
         let reached = known.iter().filter(|(host, _)| all.contains_key(*host));
         let hosts = match evidence::next(reached, |_| false) {
             Next::Lease(hosts) => hosts,
@@ -139,6 +155,9 @@ async fn settle_leased<L: HostLink>(
     let (known, errors) = split(lease::look_again(all, scope).await);
     if let Some(error) = errors.into_values().next() {
         return Err(error.into());
+    }
+    if !may(options, &known) {
+        return Ok(Vec::new());
     }
     let open = match evidence::next(&known, |host| links.contains_key(host)) {
         Next::Settle(open) => open,

@@ -1,11 +1,14 @@
-//! `jiji status`: what runs on each host, the last releases, and who is at work. Looks only, in one exec per host.
+//! `jiji status`: what runs on each host, the last releases, and who is at work, in one exec per host.
+//!
+//! It looks, and chooses nothing. Only a host that was away while the others were brought to an end follows them, now that it is reached.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::sync::Arc;
 
 use jiji_model::digest::Digest;
-use jiji_model::event::seconds;
+use jiji_model::event::{Silent, seconds};
 use jiji_model::name::HostName;
 use jiji_model::observation::{Answer, ContainerFacts, HostFacts, Observation, Query, Want};
 use jiji_model::plan::{LABEL_SCOPE, LABEL_SERVICE, NETWORK};
@@ -15,9 +18,12 @@ use super::args::Global;
 use super::environment::Environment;
 use super::exit::Exit;
 use super::failure::Failure;
-use super::hosts;
-use super::workplace;
-use crate::apply::{self, Open};
+use super::{abort, environment as variables, hosts, ready, ship_failure, workplace};
+use crate::apply::{self, ApplyError, Cancel, Open};
+use crate::config::Loaded;
+use crate::report::SettledSummary;
+use crate::secrets::Secrets;
+use crate::ship::{Abort, Known, ShipError};
 
 const HOST: &str = "host";
 const CONTAINERS: &str = "containers";
@@ -29,22 +35,70 @@ pub async fn run(global: &Global, environment: &Environment) -> Result<Exit, Fai
     let root = workplace::root(global)?;
     let loaded = workplace::load(&root, global.environment.as_deref())?;
     let scope = loaded.project.scope();
-    let fleet = hosts::connect(&loaded.project, environment).await?;
-    let wants: BTreeMap<_, _> = fleet.sessions.keys().map(|host| (host.clone(), wants(&scope))).collect();
-    let (observation, lost) = fleet.observe(&wants).await;
-    let failures = hosts::failures(fleet.unreachable.iter().chain(&lost));
-    let hosts = loaded.project.used_servers().map(|(host, _)| host.clone()).collect();
-    let open = apply::open(&records(&observation), Some(&hosts));
-    let text = if global.json { json(&scope, &observation, &open) } else { table(&observation, &open) };
-    fleet.close().await;
+    let mut looked = look(&loaded, &scope, environment).await?;
+    let (mut settled, mut failed) = (Vec::new(), None);
+    if !looked.open.is_empty() && looked.open.iter().all(|open| open.ended_elsewhere && !open.at_work) {
+        match follow(&loaded, &scope, environment).await {
+            Ok(followed) => settled = followed,
+            Err(failure) => failed = Some(failure),
+        }
+        looked = look(&loaded, &scope, environment).await?;
+    }
+    let Looked { observation, open, failures } = looked;
+    let text = match global.json {
+        true => json(&scope, &observation, &open, &settled),
+        false => table(&observation, &open, &settled),
+    };
     std::io::stdout()
         .write_all(text.as_bytes())
         .map_err(|error| Failure::text(Exit::Internal, format!("write to standard output: {error}")))?;
-    match failures {
+    match failures.or(failed) {
         Some(failure) => Err(failure),
         // Nobody is at work on it, so it stays as it is until somebody settles it.
         None if open.iter().any(|open| !open.at_work) => Err(in_doubt(&open)),
         None => Ok(Exit::Done),
+    }
+}
+
+/// What a look saw.
+struct Looked {
+    observation: Observation,
+    open: Vec<Open>,
+    /// Hosts that do not answer.
+    failures: Option<Failure>,
+}
+
+async fn look(loaded: &Loaded, scope: &str, environment: &Environment) -> Result<Looked, Failure> {
+    let fleet = hosts::connect(&loaded.project, environment).await?;
+    let wants: BTreeMap<_, _> = fleet.sessions.keys().map(|host| (host.clone(), wants(scope))).collect();
+    let (observation, lost) = fleet.observe(&wants).await;
+    let failures = hosts::failures(fleet.unreachable.iter().chain(&lost));
+    fleet.close().await;
+    let hosts = loaded.project.used_servers().map(|(host, _)| host.clone()).collect();
+    let open = apply::open(&records(&observation), Some(&hosts));
+    Ok(Looked { observation, open, failures })
+}
+
+/// Lets hosts follow what the others were brought to while they were away. Where somebody has begun to work meanwhile, it is theirs.
+async fn follow(loaded: &Loaded, scope: &str, environment: &Environment) -> Result<Vec<SettledSummary>, Failure> {
+    let mut abort = Abort {
+        scope: scope.to_owned(),
+        known: Known::Project(Arc::new(loaded.project.clone())),
+        secrets: Secrets::available(&loaded.secrets, &variables::variable),
+        fleet: hosts::options(environment)?,
+        apply: ready::options(environment, "status")?,
+        cancel: Cancel::default(),
+        // Standard output has the state, and nothing else.
+        sink: Arc::new(Silent),
+    };
+    abort.apply.follow_only = true;
+    let signals = ready::on_signals(abort.cancel.clone());
+    let followed = abort.run().await;
+    signals.abort();
+    match followed {
+        Ok(aborted) => Ok(aborted.settled.iter().map(abort::summary).collect()),
+        Err(ShipError::Apply { error, .. }) if matches!(*error, ApplyError::Held { .. }) => Ok(Vec::new()),
+        Err(error) => Err(ship_failure::of(&error, &abort.secrets)),
     }
 }
 
@@ -127,7 +181,7 @@ fn manifest(container: &ContainerFacts, records: Option<&HostRecords>) -> Option
     container.manifest.or_else(|| of_config.next().map(|image| image.manifest.digest))
 }
 
-fn table(observation: &Observation, open: &[Open]) -> String {
+fn table(observation: &Observation, open: &[Open], settled: &[SettledSummary]) -> String {
     let mut out = String::new();
     // Writing to a String does not fail.
     for Seen { host, facts, containers, records } in seen(observation) {
@@ -164,10 +218,13 @@ fn table(observation: &Observation, open: &[Open]) -> String {
             let _ = writeln!(out, "  at work: {}{since}", lease.lease.who);
         }
     }
+    for settled in settled {
+        let _ = writeln!(out, "{}, as the others were", settled.text);
+    }
     out
 }
 
-fn json(scope: &str, observation: &Observation, open: &[Open]) -> String {
+fn json(scope: &str, observation: &Observation, open: &[Open], settled: &[SettledSummary]) -> String {
     let hosts: BTreeMap<_, _> = seen(observation)
         .map(|Seen { host, facts, containers, records }| {
             let state = serde_json::json!({"host": facts, "containers": containers, "records": records});
@@ -183,5 +240,5 @@ fn json(scope: &str, observation: &Observation, open: &[Open]) -> String {
             })
         })
         .collect();
-    format!("{}\n", serde_json::json!({"v": 1, "scope": scope, "hosts": hosts, "open": open}))
+    format!("{}\n", serde_json::json!({"v": 1, "scope": scope, "hosts": hosts, "open": open, "settled": settled}))
 }

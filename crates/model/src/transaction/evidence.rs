@@ -85,6 +85,17 @@ pub fn way(traces: impl IntoIterator<Item = Trace>, away: bool) -> Way {
     }
 }
 
+/// Whether a transaction that is open on a host was brought to its end on another one, of those whose records are `known`. Then the way it
+/// ends is nobody's choice any more, and the host follows the others when it is reached.
+pub fn is_ended_elsewhere<'a>(begin: &Begin, known: impl IntoIterator<Item = &'a HostRecords>) -> bool {
+    let id = begin.transaction.as_str();
+    known.into_iter().any(|records| {
+        let open = records.transaction.as_ref().filter(|last| last.begin.transaction == id);
+        let ended = matches!(trace(id, begin.fencing, records), Trace::Final | Trace::Reverted);
+        ended && open.is_none_or(|last| !last.is_open())
+    })
+}
+
 /// The number for the next run: one more than the highest that any host has granted.
 pub fn next_fencing<'a>(seen: impl IntoIterator<Item = &'a HostRecords>) -> u64 {
     seen.into_iter().map(|records| records.fencing).max().unwrap_or(0) + 1
@@ -224,6 +235,30 @@ mod tests {
             (records(Some(("t2", 2)), None, &[("t1", 1)]), Trace::Nothing),
         ] {
             assert_eq!(trace("t3", 3, &records), due, "{records:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_follows_only_what_was_brought_to_its_end_on_another() {
+        let here = begin("t3", 3);
+        let open = |settled| records(Some(("t3", 3)), settled, &[("t2", 2)]);
+        let concluded = |settled| {
+            let mut records = open(Some(settled));
+            records.transaction.as_mut().expect("there").concluded = true;
+            records
+        };
+        let further = records(Some(("t4", 4)), None, &[("t2", 2)]);
+        for (others, due) in [
+            (vec![], false),
+            (vec![open(None)], false),
+            // Somebody may be about to mend by hand what kept it from its end there.
+            (vec![open(Some(Decision::Commit)), open(Some(Decision::Revert))], false),
+            (vec![concluded(Decision::Commit)], true),
+            (vec![open(None), concluded(Decision::Revert)], true),
+            (vec![further], true),
+        ] {
+            let known = [open(None)].into_iter().chain(others).collect::<Vec<_>>();
+            assert_eq!(is_ended_elsewhere(&here, &known), due, "{known:?}");
         }
     }
 
