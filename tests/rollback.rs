@@ -47,6 +47,50 @@ fn forget_store(project: &Project<'_>) -> Outcome {
     Ok(std::fs::remove_dir_all(project.cache().join("jiji/store"))?)
 }
 
+/// The names that a host's engine lists for a project's images.
+fn listed(host: &Host, project: &str) -> Outcome<Vec<String>> {
+    let listed = host.engine(&["images", "--format", "{{.Repository}}:{{.Tag}}"])?;
+    let mut names: Vec<String> =
+        listed.lines().filter(|name| name.starts_with(&format!("jiji.local/{project}/"))).map(str::to_owned).collect();
+    names.sort();
+    Ok(names)
+}
+
+#[test]
+fn what_one_project_prunes_another_with_the_same_content_keeps() -> Outcome {
+    let site = LAB.take()?;
+    let hosts = pair(&site)?;
+    let [keeper, pruner] = [Project::new(&site, "keeper")?, Project::new(&site, "pruner")?];
+    for version in ["v1", "v2"] {
+        keeper.set_version(version)?;
+        keeper.ship()?;
+    }
+    let before = [listed(&hosts[0], "keeper")?, listed(&hosts[1], "keeper")?];
+    // The first one's image of `v1` has no container, and the third of these prunes it.
+    for version in ["v1", "v2", "v3", "v4"] {
+        pruner.set_version(version)?;
+        pruner.ship()?;
+    }
+    for (host, before) in hosts.iter().zip(&before) {
+        assert_eq!(before.len(), 2, "{}: {before:?}", host.name);
+        assert_eq!(listed(host, "keeper")?, *before, "{}", host.name);
+        assert_eq!(listed(host, "pruner")?.len(), 2, "{}", host.name);
+    }
+    keeper.run(&["rollback"])?.expect(0)?;
+    assert_eq!(site.versions(&keeper.authority())?, [["v1"], ["v1"]]);
+    // And who prunes last takes the content along.
+    for version in ["v5", "v6", "v7"] {
+        keeper.set_version(version)?;
+        keeper.ship()?;
+    }
+    for host in &hosts {
+        assert_eq!(listed(host, "keeper")?.len(), 2, "{}", host.name);
+        let nameless = host.engine(&["images", "--quiet", "--filter", "dangling=true"])?;
+        assert_eq!(nameless.trim(), "", "{}", host.name);
+    }
+    Ok(())
+}
+
 /// The number of the newest release, as `jiji releases` tells it.
 fn newest(project: &Project<'_>) -> Outcome<u64> {
     let listed = project.run(&["releases"])?.expect(0)?;

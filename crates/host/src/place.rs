@@ -116,6 +116,21 @@ impl Place {
         self.root.join("projects")
     }
 
+    /// Every project of which something is kept.
+    ///
+    /// # Errors
+    /// [`PlaceError::Io`].
+    pub fn all_projects(&self) -> Result<Vec<Project>, PlaceError> {
+        let path = self.projects();
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed("list", &path)(error)),
+        };
+        let project = |entry: fs::DirEntry| self.project(entry.file_name().to_str()?).ok();
+        Ok(entries.flatten().filter_map(project).collect())
+    }
+
     /// What is kept of one project.
     ///
     /// # Errors

@@ -4,18 +4,20 @@
 //! that the engine does not come to know one image under ever new names; one session at a time serves there. What the engine then has is
 //! checked against the identity that was asked for, and gets a name that people can read.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
 use jiji_model::image::{Image, ImageId};
 use jiji_model::project::Engine as Kind;
-use jiji_model::transaction::Outcome;
+use jiji_model::transaction::{Outcome, Transaction};
 use jiji_registry_shim::Registry;
 use tokio::net::TcpListener;
 
 use super::{ActionError, DONE, Executor};
 use crate::engine::Engine;
-use crate::place::{self, Durability};
+use crate::place::{self, Durability, PlaceError};
+use crate::{journal, records};
 
 /// What the engine lists jiji's images under; nothing answers there, and nothing is ever pulled from it.
 const LISTED: &str = "jiji.local";
@@ -81,35 +83,99 @@ impl Executor<'_> {
         Ok((listener, port))
     }
 
-    /// An image is gone, unless a container uses it or somebody else gave it a name.
-    pub(super) async fn remove_image(&self, id: &ImageId) -> Result<Outcome, ActionError> {
+    /// An image is gone as far as it is this repository's, unless a container uses it. Where another project keeps the same content, its
+    /// names and the image stay.
+    pub(super) async fn remove_image(&self, id: &ImageId, repository: &str) -> Result<Outcome, ActionError> {
         let engine = self.engine()?;
         let Some(found) = engine.image(id).await? else {
             return Ok(Outcome::Unchanged);
         };
+        let Ok(kept) = self.kept_elsewhere(id) else {
+            // What cannot be read may need it.
+            return Ok(Outcome::Unchanged);
+        };
+        if kept.contains(repository) {
+            return Ok(Outcome::Unchanged);
+        }
+        let (own, others): (Vec<&str>, Vec<&str>) = found.names().partition(|name| is_of(name, repository));
+        // While there are names of others, the last of this repository's takes nothing along.
+        if !others.is_empty() {
+            // Of an image with several names Podman takes a name with a digest for the image.
+            let own: Vec<&str> = own.into_iter().filter(|name| !is_listed_by_digest(name)).collect();
+            for name in &own {
+                engine.must("rmi", engine.command(["rmi", *name])).await?;
+            }
+            return Ok(if own.is_empty() { Outcome::Unchanged } else { DONE });
+        }
         let users = engine.containers_where([format!("ancestor={}", found.id)]).await?;
-        if users.iter().any(|container| container.runs(id)) {
+        if !kept.is_empty() || users.iter().any(|container| container.runs(id)) {
             return Ok(Outcome::Unchanged);
         }
-        let ours = |name: &&str| name.starts_with("jiji.local/") || name.starts_with("127.0.0.1:");
-        let (mine, others): (Vec<&str>, Vec<&str>) = found.names().partition(ours);
-        if mine.is_empty() && !others.is_empty() {
-            return Ok(Outcome::Unchanged);
-        }
-        for name in mine {
+        for name in own {
             // The last name takes the image along, and with it the names that are left.
             engine.command(["rmi", name]).run().await?;
         }
         if let Some(left) = engine.image(id).await?
-            && left.names().all(|name| ours(&name))
+            && left.names().all(|name| is_of(name, repository))
         {
             engine.must("rmi", engine.command(["rmi", left.id.as_str()])).await?;
         }
         Ok(DONE)
     }
+
+    /// The repositories under which other projects of this host need an image: for a release that they can go back to, or for one that
+    /// is on its way.
+    fn kept_elsewhere(&self, id: &ImageId) -> Result<BTreeSet<String>, PlaceError> {
+        let own = self.place.project(&self.transaction.begin.scope)?;
+        let mut kept = BTreeSet::new();
+        for project in self.place.all_projects()?.into_iter().filter(|project| project.dir() != own.dir()) {
+            let open = journal::read(&project.journal())?.filter(Transaction::is_open);
+            let coming = open.into_iter().flat_map(|transaction| transaction.begin.services.into_values());
+            let releases = records::kept(&project)?.into_iter();
+            let services = releases.flat_map(|release| release.services.into_values()).chain(coming);
+            kept.extend(services.filter(|service| service.image.id() == *id).map(|service| service.image.repository));
+        }
+        Ok(kept)
+    }
+}
+
+/// Where a name points that this program gives to images or pulls them by: the repository, if it is one.
+fn repository_of(name: &str) -> Option<&str> {
+    let (registry, rest) = name.split_once('/')?;
+    let ours = registry == LISTED || registry.starts_with("127.0.0.1:");
+    let path = rest.split_once('@').map_or(rest, |(path, _)| path);
+    ours.then(|| path.rsplit_once(':').map_or(path, |(path, _)| path))
+}
+
+fn is_of(name: &str, repository: &str) -> bool {
+    repository_of(name) == Some(repository)
+}
+
+fn is_listed_by_digest(name: &str) -> bool {
+    name.starts_with(LISTED) && name.contains('@')
 }
 
 async fn list(engine: &Engine, id: &str, name: &str) -> Result<(), ActionError> {
     engine.must("tag", engine.command(["tag", id, name])).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_of_its_repository_alone() {
+        for (name, due) in [
+            ("jiji.local/shop/web:0123456789ab", Some("shop/web")),
+            ("jiji.local/shop/web@sha256:00", Some("shop/web")),
+            ("127.0.0.1:5000/shop/web@sha256:00", Some("shop/web")),
+            ("127.0.0.1:5000/shop/web:1@sha256:00", Some("shop/web")),
+            ("docker.io/library/busybox:1", None),
+            ("busybox", None),
+        ] {
+            assert_eq!(repository_of(name), due, "{name}");
+        }
+        assert!(!is_of("jiji.local/shop/web-2:0123456789ab", "shop/web"));
+    }
 }

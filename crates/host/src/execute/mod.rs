@@ -93,7 +93,7 @@ impl Executor<'_> {
         match action {
             Action::NetworkEnsure { name, subnet, gateway } => self.network(name, subnet, *gateway).await,
             Action::ImageEnsure { image } => self.ensure_image(image, limit).await,
-            Action::ImageRemove { image, repository: _ } => self.remove_image(image).await,
+            Action::ImageRemove { image, repository } => self.remove_image(image, repository).await,
             Action::ContainerRun(spec) => self.run_container(spec, limit).await,
             Action::ContainerStart { name } => self.start_container(name.as_str(), limit).await,
             Action::ContainerStop { name, timeout_s } => self.stop_container(name.as_str(), *timeout_s, limit).await,

@@ -446,12 +446,8 @@ impl<'s> Keeper<'s> {
     /// lost. Whoever else has the store open may need any of them, so then all stay until the next time.
     fn tidy(&self) {
         let mut keep: BTreeSet<Digest> = BTreeSet::new();
-        let Ok(entries) = std::fs::read_dir(self.session.place.projects()) else { return };
-        for entry in entries.flatten() {
-            let Some(project) = entry.file_name().to_str().and_then(|scope| self.session.place.project(scope).ok())
-            else {
-                continue;
-            };
+        let Ok(projects) = self.session.place.all_projects() else { return };
+        for project in projects {
             // What cannot be read may need anything.
             let (Ok(releases), Ok(transaction)) = (records::kept(&project), journal::read(&project.journal())) else {
                 return;
