@@ -2,6 +2,7 @@
 //!
 //! One host lets in no root but the user `deploy`, who has sudo; the other is reached through it alone.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -336,5 +337,36 @@ fn a_killed_run_leaves_masters_that_the_next_one_ends_and_an_ended_one_leaves_no
     assert_eq!(masters(&project)?, Vec::<String>::new(), "the next run ended them");
     let left: Vec<_> = std::fs::read_dir(project.dir().join("run/jiji"))?.flatten().map(|entry| entry.path()).collect();
     assert!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+#[test]
+fn ctrl_c_is_for_jiji_alone_and_what_is_behind_a_jump_host_is_reverted_in_order() -> Outcome {
+    let site = LAB.take()?;
+    let project = Project::new(&site, "terminal")?;
+    project.edit("GREETING: hello\n", "GREETING: hello\n        UNHEALTHY_IF: /etc/hello/sick\n")?;
+    project.edit("    retain: 2\n", "    retain: 2\n    volumes: [\"/etc/hello:/etc/hello:ro\"]\n")?;
+    project.edit("interval: 200ms\n", "interval: 200ms\n        deploy_timeout: 100s\n")?;
+    let hosts = pair(&site)?;
+    for host in &hosts {
+        host.exec(&["mkdir", "-p", "/etc/hello"])?;
+    }
+    project.ship()?;
+    for host in &hosts {
+        host.write_file("/etc/hello/sick", b"for now\n")?;
+    }
+    project.set_version("v2")?;
+    // A terminal sends the signal to the whole group that it waits for.
+    let mut run = Running::start(project.command(&["ship", "--json"])?.process_group(0))?;
+    run.wait_for("a probe", |event| event["event"] == "apply.probed")?;
+    command::run(&mut command::command("kill", ["-INT", "--", &format!("-{}", run.pid())]))?;
+    let run = run.end()?.expect(14)?;
+    says(&run, &["the old version serves"]);
+    for host in &hosts {
+        host.remove_file("/etc/hello/sick")?;
+        look::only(host, "terminal")?;
+    }
+    assert_eq!(site.versions(&project.authority())?, [["v1"], ["v1"]]);
+    project.run(&["status"])?.expect(0)?;
     Ok(())
 }

@@ -113,6 +113,9 @@ pub(super) fn ssh(target: &SshTarget, configuration: &Path) -> Command {
     if !target.jump.is_empty() {
         command.arg("-J").arg(target.jump.join(","));
     }
+    // Away from what a terminal sends to whom it waits for: Ctrl-C is for this program to hear, and what it reverts it reverts through
+    // these. The master leaves that group by itself when it goes into the background; the ssh that it starts for a jump host does not.
+    command.process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
     command
 }
