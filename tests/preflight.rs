@@ -115,6 +115,36 @@ fn a_full_disk_and_a_taken_port_are_told_at_once_and_nothing_is_begun() -> Outco
 }
 
 #[test]
+fn mending_and_another_proxy_are_refused_on_a_host_that_is_not_fit_as_a_ship_is() -> Outcome {
+    let site = LAB.take()?;
+    let project = Project::new(&site, "mended")?;
+    let [one, two] = pair(&site)?;
+    project.ship()?;
+    let name = jiji_e2e::look::only(&one, "mended")?.name;
+    one.engine(&["rm", "--force", &name])?;
+    one.fill_disk(8 << 20)?;
+    let before = [State::of(&one)?, State::of(&two)?];
+    let fix = project.show(&["drift", "--fix"]);
+    let after = [State::of(&one)?, State::of(&two)?];
+    one.free_filled_disk()?;
+    says(&fix?.expect(15)?, &["nothing was changed", "one\n", "disk: "]);
+    assert_eq!(before, after);
+    project.run(&["drift", "--fix", "--wait-lock", "1s"])?.expect(0)?;
+    project.run(&["drift", "--wait-lock", "1s"])?.expect(2)?;
+
+    // The port of loopback that the bridge between two proxies takes.
+    let image = "      image: ${LAB_KAMAL_PROXY}\n";
+    project.edit(image, &format!("{image}      https_port: 8443\n"))?;
+    let squatter = Squatter::on(&two, 20_080)?;
+    let before = [State::of(&one)?, State::of(&two)?];
+    let upgrade = project.show(&["proxy", "upgrade", "--wait-lock", "1s"]);
+    drop(squatter);
+    says(&upgrade?.expect(15)?, &["nothing was changed", "two\n", "port 20080: `busybox`"]);
+    assert_eq!([State::of(&one)?, State::of(&two)?], before);
+    Ok(())
+}
+
+#[test]
 fn an_engine_that_is_not_there_or_does_not_answer_is_told_with_what_to_install_or_start() -> Outcome {
     let site = LAB.take()?;
     let project = Project::new(&site, "engines")?;

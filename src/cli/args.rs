@@ -117,7 +117,15 @@ pub struct ShipArgs {
 #[derive(Debug, Subcommand)]
 pub enum ProxyCommand {
     /// Replace a proxy that runs with another image or other settings, while connections go on.
-    Upgrade,
+    Upgrade(ProxyUpgradeArgs),
+}
+
+/// `jiji proxy upgrade`.
+#[derive(Debug, Args)]
+pub struct ProxyUpgradeArgs {
+    /// What is done while somebody else is at work.
+    #[command(flatten)]
+    pub lock: LockArgs,
 }
 
 /// `jiji build`.
@@ -213,6 +221,10 @@ pub struct DriftArgs {
     /// Make hosts what was decided last, as one transaction and without dropping a request, and show what is left.
     #[arg(long)]
     pub fix: bool,
+    /// With `--fix`: wait so long for somebody else who is at work on the hosts: `90s`, `10m`. Without it, the run ends at once with exit
+    /// code 10.
+    #[arg(long, value_name = "DURATION", value_parser = duration, requires = "fix")]
+    pub wait_lock: Option<Duration>,
 }
 
 /// `jiji server …`.

@@ -29,6 +29,7 @@ pub async fn run(
     // Only containers that are replaced need secrets, and which those are is known only from the hosts.
     let secrets = Secrets::available(&place.loaded.secrets, &environment::variable);
     let mut ship = ready::ship_with(&place, environment, "drift --fix", secrets, report)?;
+    ship.apply.wait_lock = args.wait_lock.unwrap_or_default();
     if args.fix {
         let cancel = ready::on_signals(ship.cancel.clone());
         let mended = ship.mend(&environment::variable).await;

@@ -99,7 +99,7 @@ fn run(cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) -> Result
         Command::Releases => drive(releases::run(global, environment)),
         Command::Abort(args) => drive(abort::run(global, args, environment, report)),
         Command::Status => drive(status::run(global, environment)),
-        Command::Proxy(ProxyCommand::Upgrade) => drive(ship::upgrade_proxy(global, environment, report)),
+        Command::Proxy(ProxyCommand::Upgrade(args)) => drive(ship::upgrade_proxy(global, args, environment, report)),
         Command::Server(command) => drive(server::run(global, command, environment)),
         Command::Plugin(command) => plugin::run(global, command, environment, report, &runtime()?),
         Command::Store(command) => store::run(global, command, environment, report),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiji_model::event::{bytes, seconds};
 
 use super::abort;
-use super::args::{DeployArgs, Global, RollbackArgs, ShipArgs};
+use super::args::{DeployArgs, Global, ProxyUpgradeArgs, RollbackArgs, ShipArgs};
 use super::environment::{self, Environment};
 use super::exit::Exit;
 use super::failure::Failure;
@@ -76,6 +76,7 @@ pub async fn rollback(
 /// Replaces the proxy where it is another than the project's.
 pub async fn upgrade_proxy(
     global: &Global,
+    args: &ProxyUpgradeArgs,
     environment: &Environment,
     report: &Arc<dyn Report>,
 ) -> Result<Exit, Failure> {
@@ -83,6 +84,7 @@ pub async fn upgrade_proxy(
     // What the release needs is known only from the hosts.
     let secrets = Secrets::available(&place.loaded.secrets, &environment::variable);
     let mut ship = ready::ship_with(&place, environment, "proxy upgrade", secrets, report)?;
+    ship.apply.wait_lock = args.lock.wait_lock.unwrap_or_default();
     let cancel = ready::on_signals(ship.cancel.clone());
     let shipped = ship.upgrade_proxy(&environment::variable).await;
     cancel.abort();

@@ -13,11 +13,11 @@ use jiji_model::protocol::Request;
 use jiji_model::transaction::Release;
 
 use super::look::{Ready, Wants, platforms};
-use super::pipeline::{Durations, Looked};
+use super::pipeline::{Durations, Looked, is_taken};
 use super::rollback::{Lookup, images};
 use super::talk::Wish;
 use super::{Ship, ShipError, Shipped};
-use crate::deploy::{self, Desired, Expected, Finding, Kind, Proxied, Target, Trust};
+use crate::deploy::{self, Desired, Expected, Finding, Kind, Proxied, Target, Trust, preflight};
 use crate::fleet::{Fleet, PATIENCE};
 use crate::plugin::MAX_ROUNDS;
 
@@ -78,7 +78,16 @@ impl Ship {
     /// As [`Self::ship`].
     pub async fn mend(&mut self, lookup: &Lookup<'_>) -> Result<Mended, ShipError> {
         let fleet = self.connect().await?;
-        let mended = self.mend_on(&fleet, lookup).await;
+        let until = self.until();
+        let mended = loop {
+            if let Err(error) = self.wait_for_others(&fleet, until).await {
+                break Err(error);
+            }
+            let mended = self.mend_on(&fleet, lookup).await;
+            if !is_taken(&mended, until) {
+                break mended;
+            }
+        };
         fleet.close().await;
         mended
     }
@@ -220,14 +229,14 @@ impl Ship {
         let all: BTreeSet<SecretName> = needed.values().flatten().cloned().collect();
         self.look_up(expected.target.number, &all, lookup)?;
         self.send_secrets(fleet, |host| needed.get(host).cloned().unwrap_or_default()).await?;
-        let wants = |host: &HostName| deploy::mend_wants(expected, &replaced, host);
-        let wants: Wants = fleet
-            .sessions
-            .keys()
-            .map(|host| (host.clone(), wants(host)))
-            .filter(|(_, wants)| !wants.is_empty())
-            .collect();
+        let wants = |host: &HostName| {
+            let mut wants = deploy::mend_wants(expected, &replaced, host);
+            wants.push(preflight::want());
+            wants
+        };
+        let wants: Wants = fleet.sessions.keys().map(|host| (host.clone(), wants(host))).collect();
         self.ask(fleet, &wants, &mut observation).await?;
+        let now = self.now();
         let mut told = deploy::secrets_of(&expected.target, &observation);
         told.retain(|(host, service, ..)| replaced.contains(&(host.clone(), service.clone())));
         self.tell_secrets(expected.target.number, told);
@@ -241,7 +250,8 @@ impl Ship {
         desired.hosts.retain(|host, _| !stuck.contains(host));
         let answers = self.answers(fleet, ready, &desired, &mut observation, Wish::Release).await?;
         let extra = deploy::mend(&findings, &observation, &desired);
-        let assembled = deploy::assemble_with(&desired, &ready.seeds, &answers, &observation, &extra)?;
+        let mut assembled = deploy::assemble_with(&desired, &ready.seeds, &answers, &observation, &extra)?;
+        self.fit(fleet, &desired, &mut assembled, &mut observation, now).await?;
         let images = images(&desired);
         let looked = Looked { observation, desired, answers, assembled, settled: Vec::new() };
         let shipped = self.apply(fleet, ready, looked, &mut Durations::new()).await?;

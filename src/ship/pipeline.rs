@@ -30,7 +30,7 @@ pub(super) fn applied(error: ApplyError) -> ShipError {
 
 /// Whether somebody was faster, and there is time left. What was looked at is not so any more then, so everything from the look on is
 /// done again.
-pub(super) fn is_taken(ended: &Result<Shipped, ShipError>, until: tokio::time::Instant) -> bool {
+pub(super) fn is_taken<T>(ended: &Result<T, ShipError>, until: tokio::time::Instant) -> bool {
     matches!(ended, Err(ShipError::Apply { error, .. }) if error.is_taken()) && tokio::time::Instant::now() < until
 }
 

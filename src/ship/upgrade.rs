@@ -10,7 +10,7 @@ use jiji_model::name::HostName;
 use jiji_model::observation::Observation;
 
 use super::look::{Ready, Wants, platforms};
-use super::pipeline::{Durations, Looked, since};
+use super::pipeline::{Durations, Looked, is_taken, since};
 use super::rollback::Lookup;
 use super::talk::too_many_rounds;
 use super::{Ship, ShipError, Shipped};
@@ -27,7 +27,16 @@ impl Ship {
         let start = Instant::now();
         let mut durations = Durations::new();
         let fleet = self.unless_stopped(self.connect()).await?;
-        let shipped = self.deliver_proxy(&fleet, lookup, &mut durations).await;
+        let until = self.until();
+        let shipped = loop {
+            if let Err(error) = self.wait_for_others(&fleet, until).await {
+                break Err(error);
+            }
+            let shipped = self.deliver_proxy(&fleet, lookup, &mut durations).await;
+            if !is_taken(&shipped, until) {
+                break shipped;
+            }
+        };
         self.end(fleet, shipped, durations, start).await
     }
 
@@ -40,6 +49,7 @@ impl Ship {
         let start = Instant::now();
         let ready = self.ready(&platforms(fleet), None).await?;
         let (mut observation, settled, _) = self.remembered(fleet, &ready).await?;
+        let now = self.now();
         let choice = deploy::current(&deploy::history(&observation)?).ok_or(deploy::PlanError::NoRelease)?;
         let scope = self.project.scope();
         let hosts = fleet.sessions.keys();
@@ -60,7 +70,8 @@ impl Ship {
             return Err(ShipError::NotAsReleased { host: host.clone(), service: service.clone() });
         }
         let answers = self.upgrades(fleet, &ready, &desired, &mut observation).await?;
-        let assembled = deploy::assemble(&desired, &ready.seeds, &answers, &observation)?;
+        let mut assembled = deploy::assemble(&desired, &ready.seeds, &answers, &observation)?;
+        self.fit(fleet, &desired, &mut assembled, &mut observation, now).await?;
         durations.insert("look", since(start));
         let looked = Looked { observation, desired, answers, assembled, settled };
         self.apply(fleet, &ready, looked, durations).await
