@@ -100,6 +100,44 @@ fn a_version_that_is_sick_on_the_second_host_leaves_the_old_one_on_both() -> Out
     moved(&report, &run, &pair(&site)?, "v1", "v2")
 }
 
+/// Healthy when it was gated, sick a moment later, on the canary alone: only the hold can see it.
+#[test]
+fn a_version_that_sickens_while_it_is_watched_is_taken_back_without_a_failed_request() -> Outcome {
+    let site = LAB.take()?;
+    let project = Project::new(&site, "watched")?;
+    let authority = project.authority();
+    let [first, second] = pair(&site)?;
+    for host in [&first, &second] {
+        host.exec(&["mkdir", "-p", "/etc/hello"])?;
+    }
+    project.ship()?;
+
+    project.set_version("v2")?;
+    project.edit("GREETING: hello\n", "GREETING: hello\n        UNHEALTHY_IF: /etc/hello/late\n")?;
+    project.edit("    retain: 2\n", "    retain: 2\n    volumes: [\"/etc/hello:/etc/hello:ro\"]\n")?;
+    project.edit("\nplugins:\n", "\nrollout:\n  canary: two\n  wait: 1s\n  hold: 60s\n\nplugins:\n")?;
+    let (run, report) = site.under_load(&site.load(&authority, LOAD), || {
+        let mut run = project.start(&["ship"])?;
+        run.wait_for("the hold", |event| event["event"] == "apply.phase" && event["phase"] == "hold")?;
+        std::thread::sleep(Duration::from_secs(2));
+        first.write_file("/etc/hello/late", b"it worked at first\n")?;
+        run.end()
+    })?;
+    println!("{report}");
+    let run = run.expect(7)?;
+    println!("{}", run.stderr);
+    report.without_failure()?;
+    assert!(run.cutover("two")? < run.cutover("one")?, "the canary goes first");
+    for (host, name) in [(&first, "one"), (&second, "two")] {
+        assert!(report.target(&host.name)?.versions.contains_key("v2"), "`{name}` was moved before it was watched");
+        look::only(host, "watched")?;
+    }
+    assert_eq!(site.versions(&authority)?, [["v1"], ["v1"]]);
+    assert!(run.stderr.contains("unhealthy: /etc/hello/late exists"), "the message shows what it said: {run}");
+    first.remove_file("/etc/hello/late")?;
+    Ok(())
+}
+
 #[test]
 fn a_route_that_is_refused_on_the_second_host_is_taken_back_on_the_first() -> Outcome {
     let site = LAB.take()?;
