@@ -292,7 +292,7 @@ async fn real(root: &std::path::Path) -> Session {
         root: root.to_owned(),
         // No engine: what is spoken about here needs none.
         path: "/nonexistent".to_owned(),
-        engine: None,
+        ..jiji_host::Settings::default()
     };
     std::thread::spawn(move || jiji_host::run(input, output, settings));
     let stdin = tokio::net::unix::pipe::Sender::from_owned_fd(stdin.into()).expect("a pipe");

@@ -55,6 +55,9 @@ pub const ROOT: &str = "/var/lib/jiji";
 /// Where programs are looked for: never the caller's `PATH`, which differs between a login, sudo and an SSH exec.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Where a Docker daemon listens unless somebody says otherwise.
+pub const DOCKER_SOCKET: &str = "/var/run/docker.sock";
+
 /// How a session is to work.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -64,11 +67,18 @@ pub struct Settings {
     pub path: String,
     /// The engine to use where the project says; otherwise it is told from the host.
     pub engine: Option<project::Engine>,
+    /// Where Docker listens that nobody set up otherwise: [`DOCKER_SOCKET`] but in tests.
+    pub docker_socket: PathBuf,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { root: PathBuf::from(ROOT), path: PATH.to_owned(), engine: None }
+        Self {
+            root: PathBuf::from(ROOT),
+            path: PATH.to_owned(),
+            engine: None,
+            docker_socket: PathBuf::from(DOCKER_SOCKET),
+        }
     }
 }
 

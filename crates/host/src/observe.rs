@@ -15,10 +15,14 @@ use jiji_model::name::AbsPath;
 use jiji_model::observation::{
     Answer, BlobFacts, CommandFacts, EngineFacts, Fact, FileFacts, HostFacts, HttpFacts, Query, Want,
 };
+use jiji_model::plan::NETWORK;
 use jiji_model::probe::ProbeResult;
 use jiji_model::transaction::roster;
 use sha2::Digest as _;
+use tokio::sync::OnceCell;
 
+use crate::engine::inspect::ContainerInspect;
+use crate::engine::list::{self, Containers, Named};
 use crate::engine::{Engine, EngineError};
 use crate::place::Place;
 use crate::secrets::{self, Secrets};
@@ -52,13 +56,17 @@ pub struct Observer<'a> {
 /// Why a query has no answer.
 type Cause = String;
 
+/// What one look lists once, as soon as a query wants it.
+type Listed = OnceCell<Result<Containers, Cause>>;
+
 impl Observer<'_> {
     /// Answers all wants, in their order.
     pub async fn look(&self, wants: Vec<Want>) -> Vec<Fact> {
+        let listed = OnceCell::new();
         let mut facts: Vec<Fact> = stream::iter(wants)
             .map(async |want| Fact {
                 answer: self
-                    .answer(&want.query)
+                    .answer(&want.query, &listed)
                     .await
                     .unwrap_or_else(|cause| Answer::Failed(self.secrets.redact(&cause))),
                 id: want.id,
@@ -84,7 +92,14 @@ impl Observer<'_> {
         }
     }
 
-    async fn answer(&self, query: &Query) -> Result<Answer, Cause> {
+    /// The containers that are there, listed once for a whole look.
+    async fn listed<'a>(&self, listed: &'a Listed) -> Result<&'a Containers, Cause> {
+        let engine = self.engine()?;
+        let list = async || Containers::of(engine).await.map_err(text);
+        listed.get_or_init(list).await.as_ref().map_err(Cause::clone)
+    }
+
+    async fn answer(&self, query: &Query, listed: &Listed) -> Result<Answer, Cause> {
         match query {
             Query::Host => self.host().map(Answer::Host),
             Query::Fitness => Ok(Answer::Fitness(Box::new(fitness::facts(self)))),
@@ -94,14 +109,26 @@ impl Observer<'_> {
             }
             Query::Containers { labels } => {
                 let engine = self.engine()?;
+                let facts = |found: &ContainerInspect| engine.facts(found);
+                if list::answers(labels) {
+                    let found = self.listed(listed).await?.labelled(labels);
+                    return Ok(Answer::Containers(found.map(facts).collect()));
+                }
                 let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
                 let found = engine.containers(&labels).await.map_err(text)?;
-                Ok(Answer::Containers(found.iter().map(|found| engine.facts(found)).collect()))
+                Ok(Answer::Containers(found.iter().map(facts).collect()))
             }
             Query::Container { name } => {
                 let engine = self.engine()?;
-                let found = engine.inspect_container(name.as_str()).await.map_err(text)?;
-                Ok(found.map_or(Answer::Absent, |found| Answer::Container(Box::new(engine.facts(&found)))))
+                let facts = |found: &ContainerInspect| Answer::Container(Box::new(engine.facts(found)));
+                match self.listed(listed).await?.named(name.as_str()) {
+                    Named::Inspected(found) => Ok(facts(found)),
+                    Named::Absent => Ok(Answer::Absent),
+                    Named::Foreign => {
+                        let found = engine.inspect_container(name.as_str()).await.map_err(text)?;
+                        Ok(found.as_ref().map_or(Answer::Absent, facts))
+                    }
+                }
             }
             Query::Exec { container, argv, timeout_ms } => {
                 let timeout = Duration::from_millis((*timeout_ms).max(1).into()).min(LONGEST_EXEC);
@@ -112,6 +139,13 @@ impl Observer<'_> {
                 log.await.map(|log| Answer::Text(self.secrets.redact(&log))).map_err(text)
             }
             Query::File { path, limit } => self.file(path, *limit),
+            Query::Network { name } if name == NETWORK => {
+                let engine = self.engine()?;
+                let (found, listed) = tokio::join!(engine.network_alone(name), self.listed(listed));
+                let Some(mut facts) = found.map_err(text)? else { return Ok(Answer::Absent) };
+                facts.hold(listed?.in_network().filter_map(|container| container.address(name)));
+                Ok(Answer::Network(facts))
+            }
             Query::Network { name } => {
                 let found = self.engine()?.network(name).await.map_err(text)?;
                 Ok(found.map_or(Answer::Absent, Answer::Network))

@@ -347,6 +347,15 @@ pub struct NetworkFacts {
     pub used: Vec<Ipv4Addr>,
 }
 
+impl NetworkFacts {
+    /// Adds addresses that containers hold. Afterwards all are there once, in their order.
+    pub fn hold(&mut self, addresses: impl IntoIterator<Item = Ipv4Addr>) {
+        self.used.extend(addresses);
+        self.used.sort_unstable();
+        self.used.dedup();
+    }
+}
+
 /// A blob in a host's own store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlobFacts {

@@ -1,11 +1,14 @@
 //! Docker and Podman behind one type.
 //!
-//! Everything goes through the engine's own command line: argument lists in, the JSON of `inspect` out. So whatever way the
+//! Every effect goes through the engine's own command line: argument lists in, the JSON of `inspect` out. So whatever way the
 //! administrator set the engine up (a context, a remote socket, a storage driver) holds for jiji too, and no API version is to be
-//! negotiated. What a step does with the engine is [`crate::execute`]'s.
+//! negotiated. Looks at a Docker that is set up as it comes go through its socket ([`socket`]), since they are many and starting the
+//! command line is most of what they cost. What a step does with the engine is [`crate::execute`]'s.
 
 pub mod inspect;
+pub mod list;
 pub mod run;
+mod socket;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,6 +22,7 @@ use serde::de::DeserializeOwned;
 use crate::Settings;
 use crate::command::{self, Command, CommandError, Output};
 use inspect::{ContainerInspect, ImageInspect, Made, MadeImage, NetworkInspect};
+use socket::Socket;
 
 /// A container engine of this host.
 #[derive(Debug, Clone)]
@@ -34,6 +38,8 @@ pub struct Engine {
     /// Where it keeps images.
     pub data: PathBuf,
     program: PathBuf,
+    /// Where looks go, if they need not go through the command line.
+    socket: Option<Socket>,
 }
 
 /// Why the engine did not do what was asked.
@@ -82,6 +88,19 @@ pub enum EngineError {
 /// How long a look may take.
 const LOOK: Duration = Duration::from_secs(30);
 
+/// The parts of `docker info` that matter here, in the daemon's words.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Info {
+    server_version: String,
+    docker_root_dir: PathBuf,
+    driver_status: Option<Vec<(String, String)>>,
+    logging_driver: Option<String>,
+}
+
+/// The same from the command line.
+const INFO: &str = r#"{"ServerVersion":{{json .ServerVersion}},"DockerRootDir":{{json .DockerRootDir}},"DriverStatus":{{json .DriverStatus}},"LoggingDriver":{{json .LoggingDriver}}}"#;
+
 impl Engine {
     /// The engine that the settings name, or the one that is installed. None where neither is, or where both are and the settings name
     /// none: to guess would be to run the project twice one day.
@@ -93,7 +112,7 @@ impl Engine {
         let podman = command::find("podman", &settings.path).ok();
         match (settings.engine, docker, podman) {
             (Some(project::Engine::Docker), Some(program), _) | (None, Some(program), None) => {
-                Self::docker(program).await.map(Some)
+                Self::docker(program, Socket::of(settings)).await.map(Some)
             }
             (Some(project::Engine::Podman), _, Some(program)) | (None, None, Some(program)) => {
                 Self::podman(program).await.map(Some)
@@ -103,35 +122,43 @@ impl Engine {
         }
     }
 
-    async fn docker(program: PathBuf) -> Result<Self, EngineError> {
-        const FORMAT: &str = r#"{"version":{{json .ServerVersion}},"data":{{json .DockerRootDir}},"status":{{json .DriverStatus}},"log":{{json .LoggingDriver}}}"#;
-        /// The parts of `docker info` that matter here.
-        #[derive(serde::Deserialize)]
-        struct Info {
-            version: String,
-            data: PathBuf,
-            status: Option<Vec<(String, String)>>,
-            log: Option<String>,
-        }
+    async fn docker(program: PathBuf, socket: Option<Socket>) -> Result<Self, EngineError> {
         let kind = project::Engine::Docker;
-        let output = Command::new(&program).args(["info", "--format", FORMAT]).timeout(LOOK).run().await?;
-        match serde_json::from_slice::<Info>(&output.stdout) {
-            Ok(info) if !info.version.is_empty() => Ok(Self {
-                kind,
-                version: info.version,
-                // The containerd store tells itself by its snapshotter's driver type.
-                by_manifest: info
-                    .status
-                    .iter()
-                    .flatten()
-                    .any(|(name, value)| name == "driver-type" && value.contains("containerd")),
-                // The other drivers refuse the options; where their logs go, somebody else bounds them.
-                bounds_logs: info.log.is_some_and(|driver| driver == "json-file" || driver == "local"),
-                data: info.data,
-                program,
-            }),
-            _ => Err(EngineError::NoAnswer { kind, reason: Self::complaint(&program, &output).await }),
+        let mut answer = None;
+        if let Some(socket) = socket {
+            let info = socket.get("/info").await.ok().flatten();
+            answer = info.and_then(|info| Some((serde_json::from_value::<Info>(info).ok()?, socket)));
         }
+        let (info, socket) = match answer {
+            Some((info, socket)) => (info, Some(socket)),
+            None => {
+                let output = Command::new(&program).args(["info", "--format", INFO]).timeout(LOOK).run().await?;
+                match serde_json::from_slice::<Info>(&output.stdout) {
+                    Ok(info) => (info, None),
+                    Err(_) => {
+                        return Err(EngineError::NoAnswer { kind, reason: Self::complaint(&program, &output).await });
+                    }
+                }
+            }
+        };
+        if info.server_version.is_empty() {
+            return Err(EngineError::NoAnswer { kind, reason: "it does not tell its version".to_owned() });
+        }
+        Ok(Self {
+            kind,
+            version: info.server_version,
+            // The containerd store tells itself by its snapshotter's driver type.
+            by_manifest: info
+                .driver_status
+                .iter()
+                .flatten()
+                .any(|(name, value)| name == "driver-type" && value.contains("containerd")),
+            // The other drivers refuse the options; where their logs go, somebody else bounds them.
+            bounds_logs: info.logging_driver.is_some_and(|driver| driver == "json-file" || driver == "local"),
+            data: info.docker_root_dir,
+            program,
+            socket,
+        })
     }
 
     /// Why Docker gives no answer. Of a daemon that is not there `docker info` with a format says no more than that the format does not fit
@@ -158,6 +185,7 @@ impl Engine {
                 // `podman info` would tell, and takes half a second to look up the versions of packages.
                 data: PathBuf::from("/var/lib/containers/storage"),
                 program,
+                socket: None,
             })
         } else {
             Err(EngineError::NoAnswer { kind, reason: output.complaint() })
@@ -200,6 +228,12 @@ impl Engine {
         if names.is_empty() {
             return Ok(Vec::new());
         }
+        let unreadable = |source| EngineError::Unreadable { kind: self.kind, what: what.clone(), source };
+        if let Some(socket) = &self.socket
+            && let Ok(found) = socket.inspect(kind, names).await
+        {
+            return found.into_iter().map(serde_json::from_value).collect::<Result<_, _>>().map_err(unreadable);
+        }
         let command = self.command([kind, "inspect"]).args(names).limits(16 * 1024 * 1024, 64 * 1024);
         let output = command.run().await?;
         // Docker: `Error: No such container: x`, `Error response from daemon: network x not found`; Podman: `no such container x`,
@@ -212,11 +246,7 @@ impl Engine {
         if output.stdout.trim_ascii().is_empty() {
             return Ok(Vec::new());
         }
-        serde_json::from_slice(&output.stdout).map_err(|source| EngineError::Unreadable {
-            kind: self.kind,
-            what,
-            source,
-        })
+        serde_json::from_slice(&output.stdout).map_err(unreadable)
     }
 
     /// The containers of these names or ids, those that are there.
@@ -315,21 +345,37 @@ impl Engine {
         Ok(self.images(&[*id]).await?.pop().map(|(_, image)| image))
     }
 
+    /// A network, if it is there, with the addresses that it knows of itself: Podman's knows none, Docker's those that are in use.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn network_alone(&self, name: &str) -> Result<Option<NetworkFacts>, EngineError> {
+        let found: Vec<NetworkInspect> = self.inspect("network", &[name.to_owned()]).await?;
+        Ok(found.into_iter().find(|network| network.name() == name).map(|network| network.facts()))
+    }
+
     /// A network, if it is there, and the addresses that containers hold in it.
     ///
     /// # Errors
     /// [`EngineError`].
     pub async fn network(&self, name: &str) -> Result<Option<NetworkFacts>, EngineError> {
-        let found: Vec<NetworkInspect> = self.inspect("network", &[name.to_owned()]).await?;
-        let Some(network) = found.into_iter().find(|network| network.name() == name) else {
+        let Some(mut facts) = self.network_alone(name).await? else {
             return Ok(None);
         };
         let containers = self.containers_where([format!("network={name}")]).await?;
-        let mut facts = network.facts();
-        facts.used.extend(containers.iter().filter_map(|container| container.address(name)));
-        facts.used.sort_unstable();
-        facts.used.dedup();
+        facts.hold(containers.iter().filter_map(|container| container.address(name)));
         Ok(Some(facts))
+    }
+
+    /// With which code a container ends, however long that takes. None where the engine does not tell.
+    pub async fn exit_code(&self, container: &str) -> Option<i32> {
+        if let Some(socket) = &self.socket
+            && let Ok(code) = socket.wait(container).await
+        {
+            return Some(code);
+        }
+        let output = self.command(["wait", container]).timeout(Duration::MAX).run().await.ok()?;
+        output.ok().then(|| output.text().trim().parse().ok())?
     }
 
     /// What an observer sees of a container.

@@ -225,6 +225,7 @@ mod tests {
             bounds_logs: kind == Kind::Docker,
             data: "/".into(),
             program: "/usr/bin/engine".into(),
+            socket: None,
         }
     }
 

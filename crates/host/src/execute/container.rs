@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiji_model::plan::{
     ContainerImage, ContainerSpec, LABEL_ADDRESS, LABEL_SCOPE, LABEL_SECRETS, LABEL_SERVICE, LABEL_SPEC, Step, Word,
@@ -31,15 +31,15 @@ impl Executor<'_> {
             env.insert(variable.clone(), self.value(word)?);
         }
         let labels = run::labels(spec, &spec.digest(), self.mac(spec)?.as_deref());
-        let found = engine.image(id).await?;
-        let found = found.ok_or_else(|| ActionError::NoImage { image: id.config.to_string() })?;
-        let listed = image::listed(id, repository);
-        let image = if found.names().any(|known| known == listed) { listed.as_str() } else { found.id.as_str() };
-        let command = run::command(engine, spec, image, &env, &labels)?;
         // What projects share (a proxy) is brought up by one of them at a time.
         let shared = spec.labels.get(LABEL_SCOPE).is_some_and(|scope| scope == "*");
         let _alone = if shared { Some(self.place.lock_engine().await?) } else { None };
-        if let Some(old) = engine.inspect_container(name).await? {
+        let (found, old) = tokio::join!(engine.image(id), engine.inspect_container(name));
+        let found = found?.ok_or_else(|| ActionError::NoImage { image: id.config.to_string() })?;
+        let listed = image::listed(id, repository);
+        let image = if found.names().any(|known| known == listed) { listed.as_str() } else { found.id.as_str() };
+        let command = run::command(engine, spec, image, &env, &labels)?;
+        if let Some(old) = old? {
             let scope = old.label(LABEL_SCOPE);
             if scope.is_none() || scope != spec.labels.get(LABEL_SCOPE).map(String::as_str) {
                 return Err(ActionError::Foreign { name: name.to_owned() });
@@ -126,8 +126,11 @@ impl Executor<'_> {
         let shared = container.label(LABEL_SCOPE) == Some("*");
         let kept = if shared { listen::connections(container.state.pid) } else { None };
         let seconds = timeout_s.to_string();
+        let begun = Instant::now();
         let output = engine.command(["stop", "-t", &seconds, name]).timeout(limit).run().await?;
-        let after = engine.inspect_container(name).await?;
+        // Only one that took all of its time can have been killed.
+        let in_time = output.ok() && begun.elapsed() < Duration::from_secs(timeout_s.into());
+        let after = if in_time { None } else { engine.inspect_container(name).await? };
         if !output.ok() && after.as_ref().is_some_and(ContainerInspect::running) {
             return Err(engine.failure("stop", &output).into());
         }

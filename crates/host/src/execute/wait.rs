@@ -235,8 +235,7 @@ async fn ended(engine: &Engine, name: &str, first: &ContainerInspect, failing: &
         if engine.kind == Kind::Podman {
             return None;
         }
-        let output = engine.command(["wait", name]).timeout(Duration::MAX).run().await.ok()?;
-        output.ok().then(|| output.text().trim().parse().ok())?
+        engine.exit_code(name).await
     };
     let code = code.fuse();
     tokio::pin!(code);

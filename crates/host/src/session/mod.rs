@@ -313,7 +313,14 @@ impl Session {
             self.closing.want();
             result
         };
-        let (result, ()) = tokio::join!(reading, self.work(queue));
+        // Which engine there is takes a start of its command line. The first question comes a round trip later, and often a build later.
+        let early = async {
+            tokio::select! {
+                _ = self.engine() => {}
+                () = self.closing.wanted() => {}
+            }
+        };
+        let (result, (), ()) = tokio::join!(reading, self.work(queue), early);
         if matches!(result, Err(SessionError::Silent))
             && let Some(held) = self.lease.take()
         {

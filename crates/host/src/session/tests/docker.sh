@@ -17,9 +17,14 @@ all() { # KIND NAME...: the JSON of those that are there, and a complaint about 
     exit $bad
 }
 case "$1 $2" in
-"info --format") echo '{"version":"20.10.24","data":"/","status":null,"log":"json-file"}' ;;
+"info --format") echo '{"ServerVersion":"20.10.24","DockerRootDir":"/","DriverStatus":null,"LoggingDriver":"json-file"}' ;;
 "container inspect" | "image inspect" | "network inspect") kind=$1; shift 2; all "$kind" "$@" ;;
-"ps --all") ls "$here/container" ;;
+"ps --all")
+    case "$*" in
+    *--quiet*) ls "$here/container" ;;
+    *) for name in $(ls "$here/container"); do echo "[\"$name\",\"$name\",\"shop\",\"jiji\"]"; done ;;
+    esac
+    ;;
 "start "*) sed -i 's/"exited","ExitCode":0/"running","Pid":7/' "$here/container/$2" && touch "$here/started.$2" ;;
 "network create")
     for name; do :; done
