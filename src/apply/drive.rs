@@ -45,6 +45,10 @@ pub(super) struct Drive<'a, L> {
     pub(super) fencing: u64,
     /// Whether whoever asks to stop interrupts what runs. Not where something older is brought to its end.
     pub(super) interruptible: bool,
+    /// Whether each host's lease is given back together with the conclusion there, in the same round trip.
+    pub(super) gives_back: bool,
+    /// Hosts whose lease was.
+    pub(super) given_back: BTreeSet<HostName>,
     /// How it goes over the hosts, and in how many batches.
     pub(super) rollout: Rollout,
     pub(super) batches: usize,
@@ -262,17 +266,30 @@ impl<'a, L: HostLink> Drive<'a, L> {
         command: &str,
     ) -> Result<(), Detach> {
         let begins = self.begins.clone();
-        let (at_s, fencing) = (self.options.at_s, self.fencing);
+        let (at_s, fencing, gives_back) = (self.options.at_s, self.fencing, self.gives_back);
         let ends = self
             .on(hosts, async |link| {
                 let begin = begins.get(link.host()).expect("every host has its beginning");
                 let release = (decision == Decision::Commit).then(|| Box::new(Release::of(begin)));
                 let audit = audit_event(begin, decision, at_s, command, fencing);
                 let request = Request::Conclude { release, retain, audit };
-                done(link, request, PATIENCE, "conclude the transaction").await
+                let conclude = done(link, request, PATIENCE, "conclude the transaction");
+                if !gives_back {
+                    return conclude.await;
+                }
+                // The host does one after the other. Without the conclusion it would be given back too, since nobody could go on.
+                let (concluded, given) =
+                    tokio::join!(conclude, done(link, Request::Release, PATIENCE, "give the lease back"));
+                if let Err(error) = given {
+                    tracing::debug!(host = %link.host(), %error, "give the lease back");
+                }
+                concluded
             })
             .await?;
         let (concluded, errors) = split(ends);
+        if gives_back {
+            self.given_back.extend(hosts.iter().cloned());
+        }
         for (host, error) in errors {
             self.lose(host, error);
         }

@@ -1,8 +1,10 @@
-//! Taking the hosts for one run alone, in name order, so that two runs that want the same hosts meet at the first of them.
+//! Taking the hosts for one run alone. Two runs that want the same hosts meet at the first of them by name, and only who has that one goes
+//! on to the others, which are then taken at once: two round trips, however many hosts there are.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use jiji_model::event::Sink;
 use jiji_model::name::HostName;
 use jiji_model::observation::{Answer, Query, Want};
@@ -29,7 +31,8 @@ pub(super) fn next_fencing(seen: &Seen) -> u64 {
     evidence::next_fencing(seen.values())
 }
 
-/// Takes the lease of every host in name order. On a failure those taken are given back.
+/// Takes the lease of every host: that of the first by name, then those of the others at once. Gives what each had recorded once its
+/// lease was held. On a failure those taken are given back.
 pub(super) async fn take<L: HostLink>(
     links: &BTreeMap<HostName, &L>,
     scope: &str,
@@ -37,46 +40,61 @@ pub(super) async fn take<L: HostLink>(
     options: &Options,
     cancel: &Cancel,
     watch: &Watch<'_>,
-) -> Result<(), ApplyError> {
-    let mut taken = Vec::new();
-    for (host, link) in links {
-        let request = LeaseRequest {
-            scope: scope.to_owned(),
-            holder: options.run.clone(),
-            who: options.who.clone(),
-            fencing,
-            ttl_ms: options.lease_ms,
-        };
-        let error = tokio::select! {
+) -> Result<Seen, ApplyError> {
+    let request = LeaseRequest {
+        scope: scope.to_owned(),
+        holder: options.run.clone(),
+        who: options.who.clone(),
+        fencing,
+        ttl_ms: options.lease_ms,
+    };
+    let one = async |link: &&L| (link.host().clone(), take_one(*link, &request, options, watch).await);
+    let in_order: Vec<&L> = links.values().copied().collect();
+    let (first, others) = in_order.split_at(in_order.len().min(1));
+    let mut seen = Seen::new();
+    let mut failed = None;
+    for hosts in [first, others] {
+        let ends = tokio::select! {
             biased;
-            // The host may grant it all the same; without a sign of life it expires.
-            () = cancel.reached(REVERT) => ApplyError::Stopped,
-            end = take_one(*link, host, request, options, watch) => match end {
-                Ok(()) => {
-                    taken.push(*link);
-                    continue;
-                }
-                Err(error) => error,
-            },
+            () = cancel.reached(REVERT) => {
+                // A host may grant it all the same, or have granted it.
+                give_back(links.values().copied()).await;
+                return Err(ApplyError::Stopped);
+            }
+            ends = join_all(hosts.iter().map(one)) => ends,
         };
-        give_back(taken).await;
-        return Err(error);
+        for (host, end) in ends {
+            match end {
+                Ok(records) => {
+                    seen.insert(host, records);
+                }
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        if let Some(error) = failed {
+            give_back(seen.keys().map(|host| links[host])).await;
+            return Err(error);
+        }
     }
-    Ok(())
+    Ok(seen)
 }
 
+/// Takes one lease, and gives what was recorded under it.
 async fn take_one<L: HostLink>(
     link: &L,
-    host: &HostName,
-    request: LeaseRequest,
+    request: &LeaseRequest,
     options: &Options,
     watch: &Watch<'_>,
-) -> Result<(), ApplyError> {
+) -> Result<HostRecords, ApplyError> {
+    let host = link.host();
     let begun = Instant::now();
     let mut first: Option<Lease> = None;
     loop {
-        match link.ask(Request::Acquire(request.clone()), PATIENCE).await? {
-            Reply::Lease(LeaseDecision::Granted(_)) => return Ok(()),
+        // The host answers in order, so what is asked along with the lease is answered under it, without another round trip.
+        let (lease, records) =
+            tokio::join!(link.ask(Request::Acquire(request.clone()), PATIENCE), records(link, &request.scope));
+        match lease? {
+            Reply::Lease(LeaseDecision::Granted(_)) => return Ok(records?),
             Reply::Lease(LeaseDecision::Stale { .. }) => {
                 return Err(ApplyError::Moved { host: host.clone(), what: "another run of jiji took its lease" });
             }
@@ -165,17 +183,18 @@ pub(super) async fn look_again<L: HostLink>(
     links: &BTreeMap<HostName, &L>,
     scope: &str,
 ) -> super::fan::Ends<HostRecords> {
-    all(links.values().copied(), async |link| {
-        let want = Want { id: "records".to_owned(), query: Query::Records { scope: scope.to_owned() } };
-        let reply = link.ask(Request::Observe { wants: vec![want] }, PATIENCE).await?;
-        let answer = match reply {
-            Reply::Facts(facts) => facts.into_iter().next().map(|fact| fact.answer),
-            _ => None,
-        };
-        match answer {
-            Some(Answer::Records(records)) => Ok(*records),
-            _ => Err(FleetError::Unexpected { host: link.host().clone(), doing: "observe" }),
-        }
-    })
-    .await
+    all(links.values().copied(), |link| records(link, scope)).await
+}
+
+async fn records<L: HostLink>(link: &L, scope: &str) -> Result<HostRecords, FleetError> {
+    let want = Want { id: "records".to_owned(), query: Query::Records { scope: scope.to_owned() } };
+    let reply = link.ask(Request::Observe { wants: vec![want] }, PATIENCE).await?;
+    let answer = match reply {
+        Reply::Facts(facts) => facts.into_iter().next().map(|fact| fact.answer),
+        _ => None,
+    };
+    match answer {
+        Some(Answer::Records(records)) => Ok(*records),
+        _ => Err(FleetError::Unexpected { host: link.host().clone(), doing: "observe" }),
+    }
 }

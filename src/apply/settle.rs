@@ -218,6 +218,9 @@ async fn settle_one<'a, L: HostLink>(
         begins,
         fencing,
         interruptible: false,
+        // More than one transaction may be settled under them.
+        gives_back: false,
+        given_back: BTreeSet::new(),
         rollout: Rollout::default(),
         batches: 0,
         options,

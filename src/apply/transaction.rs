@@ -47,13 +47,13 @@ pub async fn apply<L: HostLink>(
     let links = participants(plan, links)?;
     let watch = Watch::new(sink);
     let fencing = lease::next_fencing(seen);
-    lease::take(&links, &plan.scope, fencing, options, cancel, &watch).await?;
+    let now = lease::take(&links, &plan.scope, fencing, options, cancel, &watch).await?;
     watch.leased(fencing, links.len());
     options.points.pass("leased").await;
     let prepared = tokio::select! {
         biased;
         () = cancel.reached(REVERT) => Err(ApplyError::Stopped),
-        prepared = before_beginning(plan, seen, &links, store, &watch) => prepared,
+        prepared = before_beginning(plan, seen, now, &links, store, &watch) => prepared,
     };
     let sent = match prepared {
         Ok(sent) => sent,
@@ -75,6 +75,8 @@ pub async fn apply<L: HostLink>(
         begins,
         fencing,
         interruptible: true,
+        gives_back: true,
+        given_back: BTreeSet::new(),
         rollout: plan.rollout.clone(),
         batches: batches.len(),
         options,
@@ -90,7 +92,8 @@ pub async fn apply<L: HostLink>(
             return Err(ApplyError::Detached { hosts_left: drive.begins.keys().cloned().collect(), decision });
         }
     };
-    lease::give_back(drive.links.values().copied()).await;
+    let kept = drive.links.iter().filter(|(host, _)| !drive.given_back.contains(*host));
+    lease::give_back(kept.map(|(_, link)| *link)).await;
     let lost = drive.lost;
     let cause = followed.cause.unwrap_or(Cause::Interrupted);
     match followed.ending {
@@ -146,18 +149,15 @@ fn begins<L: HostLink>(
     begins.collect()
 }
 
-/// Compares with what was seen, and brings blobs. Changes nothing that anybody runs.
+/// Compares what is so `now`, under the leases, with what was seen, and brings blobs. Changes nothing that anybody runs.
 async fn before_beginning<L: HostLink>(
     plan: &Plan,
     seen: &Seen,
+    now: Seen,
     links: &BTreeMap<HostName, &L>,
     store: &Store,
     watch: &Watch<'_>,
 ) -> Result<BTreeMap<HostName, u64>, ApplyError> {
-    let (now, errors) = split(lease::look_again(links, &plan.scope).await);
-    if let Some(error) = errors.into_values().next() {
-        return Err(error.into());
-    }
     let gives = |step: &Step| matches!(&step.action, Action::ContainerRun(spec) if spec.address.is_some());
     let leasing: BTreeSet<&HostName> = plan.steps.iter().filter(|step| gives(step)).map(|step| &step.host).collect();
     for (host, now) in &now {

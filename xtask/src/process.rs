@@ -83,7 +83,7 @@ pub fn as_root(program: impl AsRef<OsStr>) -> Command {
     let mut sudo = command("sudo");
     sudo.args([
         "-n",
-        "--preserve-env=PATH,JIJI_BIN,JIJI_LAB_BIN,JIJI_LAB_STATE,JIJI_LAB_CACHE,JIJI_LAB_DEBS,JIJI_SWEEP_SEED,JIJI_KAMAL,JIJI_BENCH_ROUNDS,CI",
+        "--preserve-env=PATH,JIJI_BIN,JIJI_LAB_BIN,JIJI_LAB_STATE,JIJI_LAB_CACHE,JIJI_LAB_DEBS,JIJI_SWEEP_SEED,JIJI_KAMAL,JIJI_BENCH_ROUNDS,JIJI_BENCH_RTTS,CI",
         "--",
     ]);
     sudo.arg(program.as_ref());

@@ -84,6 +84,13 @@ fn rounds() -> usize {
     std::env::var("JIJI_BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5)
 }
 
+/// The round trip times that are measured: all, or those whose milliseconds `JIJI_BENCH_RTTS` lists with commas.
+fn rtts() -> Vec<Duration> {
+    let wanted = std::env::var("JIJI_BENCH_RTTS").ok();
+    let is = |rtt: &Duration, text: &str| text.split(',').any(|ms| ms.trim().parse() == Ok(rtt.as_millis()));
+    RTTS.into_iter().filter(|rtt| wanted.as_ref().is_none_or(|text| is(rtt, text))).collect()
+}
+
 /// What one tool took, by the number of hosts and by whether there was a new version.
 type Costs = BTreeMap<(usize, bool), Cost>;
 
@@ -159,7 +166,7 @@ fn row(name: String, unit: &str, ours: f64, peer: (f64, &str), goal: Option<f64>
 }
 
 fn main() -> Outcome {
-    for rtt in RTTS {
+    for rtt in rtts() {
         let far = rtt >= Duration::from_millis(1);
         let place = if far { format!("{} ms", rtt.as_millis()) } else { "0 ms".to_owned() };
         let hosts = HOSTS.into_iter().max().unwrap_or(1);

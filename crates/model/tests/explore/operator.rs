@@ -97,6 +97,13 @@ impl State {
         Some((host, answers.then(|| self.lease_answer(host, operator))))
     }
 
+    /// Lets the next but one of the leases that are asked for at once be answered before the next.
+    pub fn overtake(&mut self, operator: usize) {
+        if let At::Leasing { hosts, next, .. } = &mut self.operators[operator].at {
+            hosts.swap(*next, *next + 1);
+        }
+    }
+
     /// Asks for the next lease. `reach`: how far an older session gets with what it was doing, where it is ended for it.
     pub fn acquire(&mut self, rules: &Rules, operator: usize, reach: Reach) {
         let Some((host, answer)) = self.wanted(operator) else { return };
@@ -109,7 +116,8 @@ impl State {
         if *next < hosts.len() {
             return;
         }
-        let (hosts, settling) = (std::mem::take(hosts), *settling);
+        let (mut hosts, settling) = (std::mem::take(hosts), *settling);
+        hosts.sort_unstable();
         // Under the leases nothing moves any more. Who settles looks at the others too.
         let now = self.records(operator, (!settling).then_some(&hosts));
         let seen = Arc::clone(&self.operators[operator].seen);

@@ -15,6 +15,8 @@ pub enum Action {
     Look(usize),
     /// It asks for the next lease; an older session there is ended, as far into what it was doing as said.
     Acquire(usize, Reach),
+    /// Of the leases that it asks for at once, another is answered first.
+    Overtake(usize),
     /// It does not wait for a lease that somebody holds.
     GiveUp(usize),
     /// A host works on what it was asked, to its end, and answers.
@@ -64,7 +66,10 @@ fn actions(state: &State, rules: &Rules) -> Vec<Action> {
     for (number, operator) in state.operators.iter().enumerate() {
         match &operator.at {
             At::Idle => all.push(Action::Look(number)),
-            At::Leasing { .. } => {
+            At::Leasing { hosts, next, .. } => {
+                if *next > 0 && matches!(hosts[*next..], [one, other, ..] if one < other) {
+                    all.push(Action::Overtake(number));
+                }
                 let Some((host, answer)) = state.wanted(number) else { continue };
                 match answer {
                     Some(LeaseDecision::Held(_)) => all.push(Action::GiveUp(number)),
@@ -145,6 +150,7 @@ impl State {
         match action {
             Action::Look(operator) => next.look(operator),
             Action::Acquire(operator, reach) => next.acquire(rules, operator, reach),
+            Action::Overtake(operator) => next.overtake(operator),
             Action::GiveUp(operator) => next.acquire(rules, operator, Reach::Dies(0)),
             Action::Serve(host, operator) => {
                 let heard = next.work(rules, host, operator, Reach::Whole);

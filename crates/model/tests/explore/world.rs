@@ -89,7 +89,7 @@ pub enum Script {
 pub enum At {
     /// It was not started.
     Idle,
-    /// It takes leases, in the order of the hosts; `next` is the one to ask.
+    /// It takes leases, that of the first host and then those of the others at once; `next` is the one that answers next.
     Leasing { hosts: Vec<Id>, next: usize, settling: bool },
     /// It follows a course.
     Driving { course: Course<Id>, heard: BTreeMap<Id, Option<Heard>>, rest: Vec<(Arc<Begin>, Vec<Id>)>, settling: bool },
