@@ -24,8 +24,9 @@ const KEPT: usize = 16;
 /// How many probes a timeline keeps.
 pub const MOST: usize = 2 * KEPT;
 
-/// In the first second the next probe comes after at most this: most services are there long before the first interval ends.
-const EAGER: Duration = Duration::from_millis(100);
+/// In the first second probes come quicker than the interval says, since most services are there long before it ends: at first after
+/// the least of these times, then ever slower up to the most.
+const EAGER: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(100));
 
 /// `GET` of `path` at `address`. Gives up after `timeout`.
 pub async fn http(address: SocketAddrV4, host: Option<&str>, path: &str, timeout: Duration) -> ProbeResult {
@@ -216,11 +217,16 @@ pub async fn watch<F: Future<Output = ProbeResult>>(
             _ => {}
         }
         let eager = until == Until::Healthy && at < Duration::from_secs(1);
-        let pause = if eager { interval.min(EAGER) } else { interval };
-        next = at + pause;
+        next = at + if eager { interval.min(eager_pause(at, begun.elapsed() - at)) } else { interval };
     }
     timeline.took_ms = millis(begun.elapsed());
     timeline
+}
+
+/// How long after the beginning of a probe the next one comes in the first second. `at`: when that probe began; `took`: how long it took,
+/// of which one that is dear (a command in a container) leaves as much again for others.
+fn eager_pause(at: Duration, took: Duration) -> Duration {
+    (at / 2).max(took * 2).clamp(EAGER.0, EAGER.1)
 }
 
 /// Whole milliseconds, as the protocol writes durations.
@@ -252,6 +258,19 @@ mod tests {
             status_from: 200,
             status_to: 299,
         }
+    }
+
+    #[test]
+    fn probes_are_quick_at_first_and_then_ever_slower() {
+        let ms = Duration::from_millis;
+        let mut times = vec![0];
+        while times.last().is_some_and(|at| *at < 400) {
+            let at = ms(*times.last().expect("one"));
+            times.push(u64::try_from((at + eager_pause(at, ms(1))).as_millis()).expect("few"));
+        }
+        assert_eq!(times, [0, 20, 40, 60, 90, 135, 202, 302, 402]);
+        assert_eq!(eager_pause(ms(0), ms(45)), ms(90), "a command in a container");
+        assert_eq!(eager_pause(ms(0), ms(700)), ms(100));
     }
 
     fn status(status: u16) -> ProbeResult {

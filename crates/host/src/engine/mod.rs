@@ -307,6 +307,12 @@ impl Engine {
         &self,
         filters: impl IntoIterator<Item = String>,
     ) -> Result<Vec<ContainerInspect>, EngineError> {
+        let filters: Vec<String> = filters.into_iter().collect();
+        if let Some(socket) = &self.socket
+            && let Ok(ids) = socket.containers(&filters).await
+        {
+            return self.inspect_containers(&ids).await;
+        }
         let filters = filters.into_iter().flat_map(|filter| ["--filter".to_owned(), filter]);
         let command = self.command(["ps", "--all", "--quiet", "--no-trunc"]).args(filters);
         let output = self.must("ps", command).await?;

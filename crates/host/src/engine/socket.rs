@@ -4,6 +4,8 @@
 //! daemon's JSON as it is, so a look gives the same bytes either way. Effects go through the command line, and so does every look where
 //! somebody chose another daemon: see [`Socket::of`].
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,6 +59,22 @@ impl Socket {
     /// [`NoAnswer`] when it does not answer, or with something else than JSON.
     pub async fn get(&self, path: &str) -> Result<Option<Value>, NoAnswer> {
         tokio::time::timeout(PATIENCE, self.ask(Method::GET, path)).await.map_err(|_| NoAnswer)?
+    }
+
+    /// The ids of the containers that these filters (`KEY=VALUE`, as of `docker ps --filter`) let through, running or not.
+    ///
+    /// # Errors
+    /// [`NoAnswer`].
+    pub async fn containers(&self, filters: &[String]) -> Result<Vec<String>, NoAnswer> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Row {
+            id: String,
+        }
+        let path = format!("/containers/json?all=true&filters={}", query(filters).ok_or(NoAnswer)?);
+        let rows = self.get(&path).await?.ok_or(NoAnswer)?;
+        let rows: Vec<Row> = serde_json::from_value(rows).map_err(|_| NoAnswer)?;
+        Ok(rows.into_iter().map(|row| row.id).collect())
     }
 
     /// With which code a container ends, however long that takes.
@@ -138,6 +156,25 @@ fn is_default(config: &[u8]) -> bool {
         .is_ok_and(|config| config.current_context.is_empty() || config.current_context == "default")
 }
 
+/// Filters as the daemon's API wants them: a JSON object of lists, every byte that is not a letter or a digit escaped. None where one has no
+/// value.
+fn query(filters: &[String]) -> Option<String> {
+    let mut lists: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for filter in filters {
+        let (key, value) = filter.split_once('=')?;
+        lists.entry(key).or_default().push(value);
+    }
+    let mut text = String::new();
+    for byte in serde_json::to_vec(&lists).ok()? {
+        if byte.is_ascii_alphanumeric() {
+            text.push(char::from(byte));
+        } else {
+            write!(text, "%{byte:02X}").expect("a String takes all");
+        }
+    }
+    Some(text)
+}
+
 /// Whether a name stands for itself in a path. `.` and `..` do not, and nor does what has to be escaped.
 fn plain(name: &str) -> bool {
     !name.is_empty()
@@ -155,6 +192,14 @@ mod tests {
         assert!(is_default(br#"{"currentContext":"default"}"#));
         assert!(!is_default(br#"{"currentContext":"elsewhere"}"#));
         assert!(!is_default(b"{"));
+    }
+
+    #[test]
+    fn filters_are_one_escaped_object_of_lists() {
+        let filters = ["label=a.b=c".to_owned(), "label=d=*".to_owned()];
+        let escaped = query(&filters).expect("filters");
+        assert_eq!(escaped, "%7B%22label%22%3A%5B%22a%2Eb%3Dc%22%2C%22d%3D%2A%22%5D%7D");
+        assert_eq!(query(&["running".to_owned()]), None);
     }
 
     #[test]

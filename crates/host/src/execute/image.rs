@@ -62,8 +62,8 @@ impl Executor<'_> {
         let found = engine.image(&id).await?;
         let found = found.ok_or_else(|| ActionError::NoImage { image: id.config.to_string() })?;
         list(engine, &found.id, &name).await?;
-        // The name by which it was pulled says nothing to people. It does no harm if it stays.
-        let _ = engine.command(["rmi", reference.as_str()]).run().await;
+        // The name by which it was pulled says nothing to people. Nobody waits for it to go, and it does no harm if it stays.
+        tokio::spawn(engine.command(["rmi", reference.as_str()]).run());
         Ok(DONE)
     }
 
