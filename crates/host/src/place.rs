@@ -19,6 +19,7 @@
 //! | `projects/SCOPE/releases/NUMBER.json` | what ran |
 //! | `aside/`, `projects/SCOPE/aside/` | damaged records that were set aside; read by nobody |
 //! | `projects/SCOPE/audit.jsonl` | what happened |
+//! | `.jiji-PID-START-RANDOM`, beside any of them | content whose file has its name yet to come; swept with the next lease where that process is gone |
 //!
 //! Reading never creates anything.
 
@@ -27,7 +28,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::abort;
+use crate::{abort, clock};
 
 /// Why something could not be kept or read.
 #[derive(Debug, thiserror::Error)]
@@ -306,11 +307,39 @@ fn named(path: &Path) -> String {
     if name.starts_with(|first: char| first.is_ascii_digit()) { "release".to_owned() } else { name }
 }
 
+/// What the name of a file begins with that has its own name yet to come. With the process that writes it, so that one whose writer died
+/// can be told: its number alone is another's after a reboot.
+const UNNAMED: &str = ".jiji-";
+
+fn unnamed() -> io::Result<String> {
+    let this = clock::this_process()?;
+    Ok(format!("{UNNAMED}{}-{}-", this.pid, this.start))
+}
+
+/// Whether a file of this name was left by a writer that is gone.
+fn is_left(name: &str) -> bool {
+    let mut parts = name.strip_prefix(UNNAMED).unwrap_or_default().split('-');
+    let pid = parts.next().and_then(|pid| pid.parse::<i32>().ok());
+    let start = parts.next().and_then(|start| start.parse::<u64>().ok());
+    match (pid, start, parts.next()) {
+        (Some(pid), Some(start), Some(_)) => clock::process(pid).is_none_or(|now| now.start != start),
+        _ => false,
+    }
+}
+
+/// Removes from a directory what writers left there that were killed before they gave it its name. One that cannot be removed does no harm.
+pub(crate) fn sweep(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_left)) {
+        let _ = fs::remove_file(entry.path());
+    }
+}
+
 /// Writes a file so that `path` holds its old content or its new content, whatever happens.
 pub(crate) fn write(path: &Path, content: &[u8], mode: u32, durability: Durability) -> Result<(), PlaceError> {
     let parent = path.parent().unwrap_or(Path::new("/"));
-    let mut file =
-        tempfile::Builder::new().prefix(".jiji-").tempfile_in(parent).map_err(failed("create a file in", parent))?;
+    let file = unnamed().and_then(|prefix| tempfile::Builder::new().prefix(&prefix).tempfile_in(parent));
+    let mut file = file.map_err(failed("create a file in", parent))?;
     file.write_all(content).map_err(failed("write", path))?;
     file.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(failed("set the mode of", path))?;
     // Heartbeats come by the clock, so no test could name the places of what they write.
@@ -392,6 +421,21 @@ mod tests {
         assert!(matches!(read(&path, 2), Err(PlaceError::Record { .. })));
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o640);
         assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1);
+    }
+
+    #[test]
+    fn what_a_writer_left_that_died_is_swept_and_what_one_that_lives_is_at_is_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let this = clock::this_process().expect("readable");
+        let mine = format!("{}x", unnamed().expect("readable"));
+        // Of another process of that number, of an earlier jiji, and somebody else's.
+        let left = format!("{UNNAMED}{}-{}-x", this.pid, this.start + 1);
+        for name in [&*mine, &*left, ".jiji-abcdef", "7-8-x"] {
+            fs::write(dir.path().join(name), "").expect("written");
+        }
+        sweep(dir.path());
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 3);
+        assert!(!dir.path().join(left).exists());
     }
 
     #[test]

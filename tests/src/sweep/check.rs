@@ -19,7 +19,8 @@ for id in $("$1" ps --all --quiet --no-trunc --filter "label=jiji.scope=$2"); do
     "$1" inspect --format 'container {{.Name}} {{.State.Status}} {{with index .NetworkSettings.Networks "jiji"}}{{.IPAddress}}{{end}}' "$id"
 done
 "$1" exec kamal-proxy kamal-proxy list 2>&1 | sed 's/\x1b\[[0-9;]*m//g; s/^/route /'
-find /var/lib/jiji -name '.jiji-*' -o -name 'tmp.*' | sed 's/^/leftover /'
+# What was left by who died before it had the lease goes with the next lease: a look changes nothing.
+find /var/lib/jiji -name '.jiji-*' ! -newer "$d/fencing" -o -name 'tmp.*' | sed 's/^/leftover /'
 for p in /proc/[0-9]*; do
     if tr '\0' ' ' < "$p/cmdline" 2>/dev/null | grep -q '^[^ ]*/var/lib/jiji/bin/'; then echo "process ${p#/proc/}"; fi
 done

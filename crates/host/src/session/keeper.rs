@@ -5,6 +5,7 @@
 //! accepted, and which steps are left to do or to take back, is [`jiji_model::transaction`]'s.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ use crate::abort;
 use crate::execute::{Executor, unsupported};
 use crate::journal::{self, Journal};
 use crate::observe::chain;
-use crate::place::{Lock, Project};
+use crate::place::{self, Lock, Project};
 use crate::{integrity, lease, probe, records, secrets};
 
 /// Longest cause of a failure in the journal, in characters.
@@ -95,6 +96,7 @@ impl<'s> Keeper<'s> {
                 self.session.lease.replace(Some(held));
                 self.journal = Journal::open(&project.journal())?;
                 self.revived = false;
+                self.sweep(&project);
                 Ok(Reply::Lease(LeaseDecision::Granted(lease)))
             }
             Err(decision) => Ok(Reply::Lease(decision)),
@@ -220,6 +222,21 @@ impl<'s> Keeper<'s> {
             report.failure = report.failure.or(failure.map(Box::new));
         }
         Ok(Reply::Ran(report))
+    }
+
+    /// Takes away what writers left beside jiji's records and an interrupted transaction's files that were killed while they wrote.
+    fn sweep(&self, project: &Project) {
+        for dir in [self.session.place.root(), project.dir(), &project.releases()] {
+            place::sweep(dir);
+        }
+        let steps = self.journal.iter().map(Journal::transaction).filter(|last| last.is_open());
+        for step in steps.flat_map(|open| &open.begin.steps) {
+            if let Action::File { path, .. } = &step.action
+                && let Some(parent) = Path::new(path.as_str()).parent()
+            {
+                place::sweep(parent);
+            }
+        }
     }
 
     /// Starts what must run for how the transaction was settled and does not, as after a loss of power. No step of the transaction, so

@@ -334,13 +334,16 @@ impl Session {
     /// sshd waits for an acknowledgement until TCP gives up, which takes a quarter of an hour (tcp_retries2 in tcp(7)), and where it has
     /// nothing to send, for good.
     async fn given_up(&self) {
+        let mut silent = false;
         loop {
-            let patience = self.lease.borrow().as_ref().map(Held::patience);
-            if patience.is_some_and(|patience| patience.is_zero()) {
+            let patience = self.lease.borrow().as_ref().map_or(LOOK, Held::patience);
+            if patience.is_zero() && silent {
                 return;
             }
+            // Once more: where this process itself was frozen, what was said meanwhile is read only now.
+            silent = patience.is_zero();
             // Looked at again and again: a clock that goes on while the machine sleeps is not this timer's.
-            tokio::time::sleep(patience.unwrap_or(LOOK).min(LOOK)).await;
+            tokio::time::sleep(if silent { LOOK } else { patience.min(LOOK) }).await;
         }
     }
 
