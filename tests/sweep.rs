@@ -32,6 +32,7 @@ fn whatever_strikes_at_a_step_that_is_drawn_the_next_run_makes_all_hosts_agree_w
         all_hosts: false,
         rate: RATE,
         time: Some(Duration::from_secs(40)),
+        passed: None,
     };
     let summary = sweep.run(&order)?;
     println!("{summary}");

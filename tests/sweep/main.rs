@@ -1,6 +1,6 @@
 //! What `cargo xtask sweep` runs: deaths and faults at every step of a transaction, or many ships in a row. By hand, for long.
 //!
-//! The sample of it that every change has to pass is in `tests/crash.rs`.
+//! The samples of it that every change has to pass are in `tests/sweep.rs` and `tests/deploys.rs`.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use jiji_e2e::deploys::{self, Deploys};
 use jiji_e2e::sweep::{Order, Sweep};
 use jiji_e2e::{Outcome, Site};
-use jiji_lab::{Engines, parse_duration};
+use jiji_lab::{Engines, Spec, parse_duration};
 
 /// Strike a transaction at every step, on real hosts under load.
 #[derive(Parser)]
@@ -37,6 +37,12 @@ struct Args {
     /// Run every case on every host, and not on one drawn by the seed
     #[arg(long)]
     all_hosts: bool,
+    /// The number of a host that lets in no root, but a user with sudo; may be given several times
+    #[arg(long, global = true, value_name = "N")]
+    sudo: Vec<usize>,
+    /// Leave out the cases that this file lists, and add those that pass: a sweep that was ended goes on where it was
+    #[arg(long, value_name = "FILE")]
+    passed: Option<std::path::PathBuf>,
     /// Begin no case after so long, like 20m
     #[arg(long, value_parser = parse_duration)]
     time: Option<Duration>,
@@ -69,7 +75,8 @@ fn main() -> std::process::ExitCode {
 
 #[expect(clippy::print_stdout, reason = "a program for people: this is where it speaks")]
 fn run(args: &Args) -> Outcome<bool> {
-    let site = Site::up(args.hosts, args.engine)?;
+    let spec = args.sudo.iter().fold(Spec::new(args.hosts, args.engine), |spec, number| spec.sudo(*number));
+    let site = Site::of(&spec)?;
     if let Some(Command::Deploys { count }) = args.command {
         let order = Deploys { count, rate: args.rate.unwrap_or(500.0), project: "many".to_owned(), hosts: args.hosts };
         let shown = deploys::run(&site, &order)?;
@@ -94,6 +101,7 @@ fn run(args: &Args) -> Outcome<bool> {
         all_hosts: args.all_hosts,
         rate: args.rate.unwrap_or(100.0),
         time: args.time,
+        passed: args.passed.clone(),
     };
     let summary = sweep.run(&order)?;
     print!("{summary}");

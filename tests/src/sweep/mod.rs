@@ -10,8 +10,10 @@ pub mod check;
 pub mod point;
 mod strike;
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiji_lab::Host;
@@ -35,6 +37,8 @@ pub struct Order {
     pub rate: f64,
     /// No new case is begun when the first was begun so long ago.
     pub time: Option<Duration>,
+    /// A file with the names of cases that have passed, one a line: those are not run again, and those that pass are added.
+    pub passed: Option<PathBuf>,
 }
 
 /// What a sweep showed.
@@ -225,7 +229,7 @@ impl<'a> Sweep<'a> {
             if scenario.left_at().is_none() {
                 let text = std::fs::read_to_string(&trace)?;
                 // The second of two passes is never the one at which it dies.
-                for label in text.lines().collect::<std::collections::BTreeSet<_>>() {
+                for label in text.lines().collect::<BTreeSet<_>>() {
                     cases.push(Case { scenario, host: None, label: label.to_owned(), fault: Fault::Abort });
                 }
             }
@@ -240,11 +244,11 @@ impl<'a> Sweep<'a> {
     pub fn run(&self, order: &Order) -> Outcome<Summary> {
         let all = self.list()?;
         let begun = Instant::now();
-        let labels: std::collections::BTreeSet<_> =
-            all.iter().map(|case| (case.scenario, case.host, &case.label)).collect();
+        let labels: BTreeSet<_> = all.iter().map(|case| (case.scenario, case.host, &case.label)).collect();
         let mut summary = Summary { labels: labels.len(), cases: all.len(), ..Summary::default() };
         println!("seed {}: {} points, {} cases", order.seed, summary.labels, summary.cases);
-        let chosen = choose(all, order);
+        let mut passed = Passed::read(order.passed.as_deref())?;
+        let chosen = choose(all, order, &passed);
         let mut load = self.site.load(&self.authority(), Duration::from_secs(24 * 3600));
         load.rate = order.rate;
         load.targets.truncate(self.hosts.len());
@@ -266,7 +270,7 @@ impl<'a> Sweep<'a> {
             if let Some(place) = away {
                 here.targets.retain(|target| target.name != self.hosts[place].name);
             }
-            self.group(&here, cases, &over, &mut summary)?;
+            self.group(&here, cases, &over, &mut summary, &mut passed)?;
         }
         for points in self.points()? {
             points.remove()?;
@@ -280,6 +284,7 @@ impl<'a> Sweep<'a> {
         cases: Vec<Case>,
         over: &dyn Fn() -> bool,
         summary: &mut Summary,
+        passed: &mut Passed,
     ) -> Outcome {
         let running = self.site.lab.start_load(load)?;
         let mut failed = 0;
@@ -311,6 +316,9 @@ impl<'a> Sweep<'a> {
                 word = format!("{word}; {} requests FAILED", now - failed);
                 summary.wrong.push((name.clone(), format!("{} requests failed", now - failed)));
                 failed = now;
+            }
+            if word == "ok" {
+                passed.add(&name)?;
             }
             let seconds = started.elapsed().as_secs_f64();
             let entry = summary.run.entry(case.fault.name()).or_default();
@@ -354,17 +362,41 @@ impl<'a> Sweep<'a> {
     }
 }
 
-/// The cases that an order wants, in the order in which the seed puts them.
-fn choose(all: Vec<Case>, order: &Order) -> Vec<Case> {
+/// Cases that have passed, here or in an earlier sweep.
+struct Passed {
+    names: BTreeSet<String>,
+    file: Option<File>,
+}
+
+impl Passed {
+    fn read(path: Option<&Path>) -> Outcome<Self> {
+        let Some(path) = path else { return Ok(Self { names: BTreeSet::new(), file: None }) };
+        let mut file = File::options().create(true).read(true).append(true).open(path)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        Ok(Self { names: text.lines().map(str::to_owned).collect(), file: Some(file) })
+    }
+
+    fn add(&mut self, name: &str) -> Outcome {
+        if let Some(file) = self.file.as_mut().filter(|_| !self.names.contains(name)) {
+            writeln!(file, "{name}")?;
+            self.names.insert(name.to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// The cases that an order wants and that have not passed yet, in the order in which the seed puts them.
+fn choose(all: Vec<Case>, order: &Order, passed: &Passed) -> Vec<Case> {
     let mut lot = Lot(order.seed);
     let wanted = |case: &Case| {
         let name = case.to_string();
-        order.only.iter().all(|word| name.contains(word.as_str()))
+        order.only.iter().all(|word| name.contains(word.as_str())) && !passed.names.contains(&name)
     };
     let mut chosen: Vec<Case> = all.into_iter().filter(wanted).collect();
     lot.shuffle(&mut chosen);
     if !order.all_hosts {
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         chosen.retain(|case| seen.insert((case.scenario, case.label.clone(), case.fault)));
     }
     if let Some(points) = order.points {
