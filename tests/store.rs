@@ -1,4 +1,5 @@
-//! The store under builds and collections that are killed: it stays whole, and the next build is right. No host is needed.
+//! Builds and their store, without a host: killed builds and collections leave a store that is whole; what does not give the same twice is
+//! found and shown.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -185,6 +186,65 @@ fn builds_and_collections_that_are_killed_leave_a_sound_store_and_the_next_build
         builds.load(Ordering::Relaxed),
         collections.load(Ordering::Relaxed),
     );
+    Ok(())
+}
+
+/// Steps of which some do not give the same twice.
+const CARELESS: &str = r#"FROM scratch AS base
+COPY base /
+FROM base
+COPY data /data
+RUN sha256sum /data/one > /sum
+RUN date > /now; echo steady > /steady
+RUN date +%Y-%m-%d > /day
+RUN cat /now | sha256sum > /of-now
+CMD ["/bin/cat", "/now"]
+"#;
+
+#[test]
+fn a_step_that_reads_the_clock_is_caught_by_check_and_by_locked_and_shown_by_diff() -> Outcome {
+    let dir = tempfile::Builder::new().prefix("e2e-").tempdir()?;
+    let place = Place::new(dir.path(), "project", &dir.path().join("home"))?;
+    place.vary(0)?;
+    let careful = place.run(&["build", "--check"])?.expect(0)?;
+    assert!(careful.stdout.contains("steps gave the same twice"), "{careful}");
+
+    std::fs::write(place.root.join("Dockerfile"), CARELESS)?;
+    let first = place.run(&["build", "--output", "oci:../first"])?.expect(0)?.stdout;
+    let check = place.run(&["build", "--check"])?.expect(18)?;
+    assert!(check.stdout.starts_with(first.trim()), "the image that was built is the one that was checked: {check}");
+    for due in
+        ["1 of 6 steps does not give the same", "Dockerfile:6", "/now: other content", "(time)", "SOURCE_DATE_EPOCH"]
+    {
+        assert!(check.stdout.contains(due), "`{due}` is due: {check}");
+    }
+    assert!(!check.stdout.contains("/steady:") && !check.stdout.contains("/of-now"), "one step, one finding: {check}");
+    assert!(check.stdout.contains("Dockerfile:7") && check.stdout.contains("may not on another day"), "{check}");
+    let json = place.run(&["build", "--check", "--json"])?.expect(18)?;
+    let verdict = &json.events_of("build.verdict").next().ok_or("no verdict")?["data"];
+    let found = &verdict["findings"];
+    assert_eq!((&found[0]["line"], &found[0]["suspected"]), (&6.into(), &false.into()), "{json}");
+    assert_eq!((&found[1]["line"], &found[1]["suspected"]), (&7.into(), &true.into()), "{json}");
+    assert!(found.as_array().is_some_and(|found| found.len() == 2), "{json}");
+
+    // What is remembered counts, until all of it is gone: then only jiji.lock knows what the step gave.
+    assert_eq!(place.run(&["build", "--locked"])?.expect(0)?.stdout, first);
+    place.run(&["store", "gc", "--budget", "0"])?.expect(0)?;
+    let locked = place.run(&["build", "--locked"])?.expect(4)?;
+    for due in ["Dockerfile:6", "jiji.lock says", "/now: other content", "(time)", "hint: "] {
+        assert!(locked.stderr.contains(due), "`{due}` is due: {locked}");
+    }
+    assert!(!locked.stderr.contains("/steady:"), "{locked}");
+
+    let second = place.run(&["build", "--no-cache", "--output", "oci:../second"])?.expect(0)?.stdout;
+    assert_ne!(second, first);
+    let diff = place.run(&["diff", "oci:../first", "oci:../second"])?.expect(18)?;
+    for due in ["manifest digest", "layer    4, RUN date > /now", "/now: other content", "/of-now: other content"] {
+        assert!(diff.stdout.contains(due), "`{due}` is due: {diff}");
+    }
+    let name = second.trim().trim_start_matches("web@");
+    let equal = place.run(&["diff", name, "oci:../second"])?.expect(0)?;
+    assert_eq!(equal.stdout, format!("equal: {name}\n"));
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use jiji_model::reference::ParseReferenceError;
 use jiji_store::StoreError;
 
 use super::archive::ArchiveError;
+use super::compare::CompareError;
 use super::context::ContextError;
 use super::copy::CopyError;
 use super::dockerfile::{DockerfileError, Place};
@@ -62,6 +63,9 @@ pub enum BuildError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Two images that should be equal could not be compared.
+    #[error(transparent)]
+    Compare(#[from] CompareError),
     /// With `--locked`: the image is another than `jiji.lock` says.
     #[error("build `{image}` as locked: it is `{actual}`, jiji.lock says {}", expected.map_or("nothing".to_owned(), |digest| format!("`{digest}`")))]
     LockedImage {
@@ -71,6 +75,8 @@ pub enum BuildError {
         expected: Option<Digest>,
         /// The manifest that was built.
         actual: Digest,
+        /// How they differ, one line each, where the one that jiji.lock says is here.
+        evidence: Vec<String>,
     },
 }
 
@@ -138,7 +144,12 @@ pub enum StepError {
         expected: Digest,
         /// The layer that it gave.
         actual: Digest,
+        /// What differs when it is run again, one line each.
+        evidence: Vec<String>,
     },
+    /// Two layers that should be equal could not be compared.
+    #[error(transparent)]
+    Compare(#[from] CompareError),
     /// A name of an owner that the image does not know.
     #[error("find {kind} `{name}` in the image's `/etc/{file}`")]
     Owner {
@@ -190,7 +201,7 @@ impl BuildError {
             Self::Step { cause, .. } => cause.hint(),
             Self::LockedImage { .. } => Some("build without `--locked` and commit jiji.lock if the change is meant"),
             Self::Epoch { .. } => Some("give the seconds since 1970, such as those of `git log -1 --format=%ct`"),
-            Self::NoDockerfile { .. } | Self::UnknownStage { .. } | Self::Store(_) => None,
+            Self::NoDockerfile { .. } | Self::UnknownStage { .. } | Self::Store(_) | Self::Compare(_) => None,
         }
     }
 
@@ -208,8 +219,10 @@ impl BuildError {
         match self {
             Self::Step { cause, .. } => match &**cause {
                 StepError::Failed { output, .. } => output,
+                StepError::Locked { evidence, .. } => evidence,
                 _ => &[],
             },
+            Self::LockedImage { evidence, .. } => evidence,
             _ => &[],
         }
     }
@@ -247,7 +260,7 @@ impl StepError {
             Self::Execute(error) => error.hint(),
             Self::NotLocked { .. } => Some("build without `--locked` and commit jiji.lock if the change is meant"),
             Self::Locked { .. } => Some(
-                "the step does not give the same each time: look for times, random names and orders in what it writes",
+                "the step does not give the same each time, or not on every machine; `jiji build --check` looks at each step. Build without `--locked` to take what it gives now",
             ),
             Self::Owner { .. } => Some("use a number, which means the same in every image"),
             Self::OtherFile { by: "jiji.lock", .. } => Some(

@@ -17,10 +17,13 @@
 //! | `stage` | what instructions mean: steps, keys, what is remembered |
 //! | [`execute`], [`trees`] | RUN, and layers as directories |
 //! | [`layer`] | entries to bytes: the layer format |
+//! | `check`, [`compare`] | every step once more under other conditions, and how two images differ |
 //! | [`verify`] | whether the store still holds what was put into it |
 //! | [`image`] | configuration and manifest |
 
 pub mod archive;
+mod check;
+pub mod compare;
 pub mod contents;
 pub mod context;
 pub mod copy;
@@ -49,9 +52,11 @@ use jiji_store::Store;
 
 use crate::lockfile::{BaseKey, BuildSection, Target};
 use crate::registry::Depth;
+use dockerfile::Dockerfile;
 use execute::Executor;
-use stage::Evaluation;
+use stage::{Evaluation, Memory};
 
+pub use check::{Checked, Elsewhere, Finding};
 pub use error::{BuildError, StepError};
 pub use sources::{Registries, Sources};
 
@@ -89,6 +94,8 @@ pub struct BuildRequest {
     pub epoch: u64,
     /// Whether anything that `jiji.lock` does not say already is an error.
     pub locked: bool,
+    /// Whether all is done again, whatever is remembered.
+    pub renew: bool,
     /// How many cores to hash and compress on. Reaches no byte of the image.
     pub threads: usize,
 }
@@ -101,6 +108,13 @@ impl BuildRequest {
             Some(text) => text.parse().map_err(|_| BuildError::Epoch { text: text.clone() })?,
         };
         Ok(Self { epoch, ..self.clone() })
+    }
+
+    /// The Dockerfile.
+    fn read(&self) -> Result<Dockerfile, BuildError> {
+        let content = std::fs::read(&self.dockerfile)
+            .map_err(|source| BuildError::NoDockerfile { path: self.dockerfile.clone(), source })?;
+        dockerfile::parse(&self.dockerfile_name, &content).map_err(BuildError::Dockerfile)
     }
 }
 
@@ -142,10 +156,9 @@ impl Builder<'_> {
     /// [`BuildError`]. The store then holds what was finished, and the next build goes on from there.
     pub fn build(&self, request: &BuildRequest, lock: &mut BuildSection) -> Result<Built, BuildError> {
         let request = &request.at_its_time()?;
-        let content = std::fs::read(&request.dockerfile)
-            .map_err(|source| BuildError::NoDockerfile { path: request.dockerfile.clone(), source })?;
-        let file = dockerfile::parse(&request.dockerfile_name, &content).map_err(BuildError::Dockerfile)?;
-        let mut evaluation = Evaluation::new(self, request, &file, lock)?;
+        let file = request.read()?;
+        let memory = if request.renew { Memory::Renew } else { Memory::Use };
+        let mut evaluation = Evaluation::new(self, request, &file, lock, memory)?;
         let draft = evaluation.target()?;
         for name in evaluation.undeclared() {
             let text = format!("build argument `{name}` is declared by no ARG of {}", request.dockerfile_name);
@@ -156,7 +169,11 @@ impl Builder<'_> {
         let actual = image.manifest.digest;
         let expected = lock.images.get(&request.target).copied();
         if request.locked && expected != Some(actual) {
-            return Err(BuildError::LockedImage { image: request.target.to_string(), expected, actual });
+            let evidence = match expected {
+                Some(expected) => compare::with_stored(&expected, &image, self.store),
+                None => Vec::new(),
+            };
+            return Err(BuildError::LockedImage { image: request.target.to_string(), expected, actual, evidence });
         }
         lock.record(&request.target, actual, &runs);
         Ok(Built { image, steps })

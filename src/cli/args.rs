@@ -51,6 +51,8 @@ pub enum Command {
     Build(BuildArgs),
     /// Push built images to the registry: only the blobs that it lacks.
     Push(PushArgs),
+    /// Show how two images differ, from the manifest down to the bytes of files: exit code 18 where they do.
+    Diff(DiffArgs),
     /// Move the fleet to the images that `jiji.lock` names, without building.
     Deploy(DeployArgs),
     /// Show what a ship would change, and change nothing.
@@ -139,6 +141,22 @@ pub struct BuildArgs {
     /// Fail if a build gives something else than `jiji.lock` says.
     #[arg(long)]
     pub locked: bool,
+    /// Do every step again, also those that are remembered.
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Do every step twice, the second time under other conditions, and show what does not come out the same: exit code 18 where
+    /// something differs.
+    #[arg(long, conflicts_with_all = ["locked", "no_cache", "output"])]
+    pub check: bool,
+}
+
+/// `jiji diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// An image: `oci:DIR`, a manifest's `sha256:…` in the store, or a registry's `REPOSITORY:TAG` or `…@sha256:…`.
+    pub one: String,
+    /// Another.
+    pub other: String,
 }
 
 /// `jiji push`.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use jiji_model::name::ServiceName;
 
 use super::args::{BuildArgs, Global, PushArgs};
+use super::compare;
 use super::environment::Environment;
 use super::exit::Exit;
 use super::failure::Failure;
@@ -30,7 +31,13 @@ pub async fn build(
     let output = args.output.as_deref().map(output).transpose()?;
     let mut ship = ready::ship(&place, environment, "build", report)?;
     ship.locked = args.locked;
+    ship.renew = args.no_cache;
     let tidy = Tidy::prepare(&place.store, environment)?;
+    if args.check {
+        let checked = compare::check(&ship, |name| wanted.contains(name)).await;
+        tidy.after_build(report);
+        return compare::checked(global, &checked?, report);
+    }
     let images = ship.images_of(Source::Build, &[native()], |name| wanted.contains(name)).await;
     // Also after a build that failed: what it had finished is in the store.
     tidy.after_build(report);

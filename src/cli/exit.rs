@@ -40,11 +40,13 @@ pub enum Exit {
     Reverted = 16,
     /// A plan has changes, and it was asked to tell so by the exit code.
     Changes = 17,
+    /// What should be equal differs.
+    Differs = 18,
 }
 
 impl Exit {
     /// All codes in order.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Done,
         Self::Internal,
         Self::Usage,
@@ -63,6 +65,7 @@ impl Exit {
         Self::Refused,
         Self::Reverted,
         Self::Changes,
+        Self::Differs,
     ];
 
     /// The number.
@@ -91,6 +94,7 @@ impl Exit {
             Self::Refused => "refused",
             Self::Reverted => "reverted",
             Self::Changes => "changes",
+            Self::Differs => "differs",
         }
     }
 
@@ -115,6 +119,7 @@ impl Exit {
             Self::Refused => "refused before any effect",
             Self::Reverted => "failed for another cause, all reverted",
             Self::Changes => "`jiji plan --detailed-exitcode`, and something would change",
+            Self::Differs => "`jiji build --check` or `jiji diff`, and something differs",
         }
     }
 }

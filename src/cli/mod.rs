@@ -7,6 +7,7 @@ mod abort;
 mod apply;
 pub mod args;
 mod build;
+mod compare;
 mod drift;
 pub mod environment;
 pub mod exit;
@@ -93,6 +94,7 @@ fn run(cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) -> Result
         Command::Rollback(args) => drive(ship::rollback(global, args, environment, report)),
         Command::Build(args) => drive(build::build(global, args, environment, report)),
         Command::Push(args) => drive(build::push(global, args, environment, report)),
+        Command::Diff(args) => drive(compare::diff(global, args, environment, report)),
         Command::Plan(args) => drive(plan::run(global, args, environment, report)),
         Command::Apply(args) => drive(apply::run(global, args, environment, report)),
         Command::Drift(args) => drive(drift::run(global, args, environment, report)),

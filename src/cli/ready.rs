@@ -68,6 +68,7 @@ pub fn ship_with(
         apply: options(environment, command)?,
         cancel: Cancel::default(),
         locked: false,
+        renew: false,
         push: true,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         clock: server::clock,

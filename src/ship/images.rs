@@ -13,12 +13,15 @@ use jiji_model::reference::Reference;
 
 use super::{Ship, ShipError, Source};
 use crate::build::execute::Local;
-use crate::build::{BuildRequest, Builder, Built, Changes, DEFAULT_EPOCH, Registries};
+use crate::build::{BuildRequest, Builder, Built, Changes, Checked, DEFAULT_EPOCH, Elsewhere, Registries};
 use crate::deploy::{Images, SavedError, Seeds};
 use crate::lockfile::{BaseKey, Target};
 use crate::plugin::Proxy;
 use crate::registry::{Depth, Push, Repository};
 use crate::secrets::Redactor;
+
+/// After which a clock says another second.
+const ANOTHER_SECOND: std::time::Duration = std::time::Duration::from_millis(1100);
 
 /// The reference with a digest that a plugin is told for each of its images, by architecture in Go's words.
 pub(super) type Pins = BTreeMap<String, BTreeMap<String, Reference>>;
@@ -91,11 +94,11 @@ impl Ship {
         })
     }
 
-    async fn build(&self, service: &ServiceName, build: &Build, platform: &Platform) -> Result<Image, ShipError> {
+    fn request(&self, service: &ServiceName, build: &Build, platform: &Platform) -> BuildRequest {
         let context = self.root.join(&build.context);
         let given = |name: &SecretName| Some((name.to_string(), self.secrets.get(name)?.clone()));
         let secrets = build.secrets.iter().filter_map(given).collect();
-        let request = BuildRequest {
+        BuildRequest {
             target: self.target(service, platform),
             repository: self.repository(service),
             dockerfile: context.join(&build.dockerfile),
@@ -113,8 +116,13 @@ impl Ship {
             platform: platform.clone(),
             epoch: DEFAULT_EPOCH,
             locked: self.locked,
+            renew: self.renew,
             threads: self.threads,
-        };
+        }
+    }
+
+    async fn build(&self, service: &ServiceName, build: &Build, platform: &Platform) -> Result<Image, ShipError> {
+        let request = self.request(service, build, platform);
         self.sink.emit(Record::new("build.started", format!("building {service}")).service(service));
         let lock = self.lock.read()?;
         let (store, client) = (self.store.clone(), self.client.clone());
@@ -150,6 +158,43 @@ impl Ship {
         });
         self.sink.emit(Record::new("build.done", text).service(service).with(data));
         Ok(image)
+    }
+
+    /// Builds those services that `wanted` names, each step twice, the second time elsewhere, and says what differs. `today` is how this day
+    /// is written.
+    ///
+    /// # Errors
+    /// The first that failed.
+    pub async fn check(
+        &self,
+        platform: &Platform,
+        wanted: impl Fn(&ServiceName) -> bool,
+        today: &[String],
+    ) -> Result<BTreeMap<ServiceName, Checked>, ShipError> {
+        let mut checked = BTreeMap::new();
+        for (name, service) in self.project.services.iter().filter(|(name, _)| wanted(name)) {
+            let ImageSource::Build(build) = &service.source else { continue };
+            let request = self.request(name, build, platform);
+            self.sink.emit(Record::new("build.started", format!("checking {name}")).service(name));
+            let lock = self.lock.read()?;
+            let (store, client, today) = (self.store.clone(), self.client.clone(), today.to_vec());
+            let sink = Redacting { sink: Arc::clone(&self.sink), redactor: self.secrets.redactor() };
+            let (handle, threads) = (tokio::runtime::Handle::current(), self.threads);
+            let task = tokio::task::spawn_blocking(move || {
+                let builder = Builder {
+                    store: &store,
+                    sources: &Registries::new(&client, handle),
+                    executor: &Local::new(threads),
+                    events: &sink,
+                };
+                let elsewhere = Elsewhere { executor: &Local::new(threads).elsewhere(), wait: ANOTHER_SECOND, today };
+                builder.check(&request, &lock.build, &elsewhere)
+            });
+            let done = task.await.map_err(|_| ShipError::Thread)?;
+            let done = done.map_err(|cause| ShipError::Build { service: name.clone(), cause: Box::new(cause) })?;
+            checked.insert(name.clone(), done);
+        }
+        Ok(checked)
     }
 
     /// The image that was built last, as the lock says: from the store, or from the registry it was pushed to.

@@ -66,6 +66,8 @@ pub struct Ship {
     pub cancel: Cancel,
     /// Whether anything that `jiji.lock` does not say already is an error.
     pub locked: bool,
+    /// Whether steps are done again that are remembered.
+    pub renew: bool,
     /// Whether to push to the project's registry.
     pub push: bool,
     /// How many cores to build on.

@@ -68,6 +68,9 @@ pub(crate) const NAMESPACES: UnshareFlags = UnshareFlags::NEWNS
 fn watch(run: &Run, control: &UnixStream) -> Result<Reply, Failure> {
     let deadline = run.millis.and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
     sealed()?;
+    if run.elsewhere {
+        become_another_machine(run.cpus).during(Doing::Fixed)?;
+    }
     for file in &run.cgroups {
         std::fs::write(file, "0").during(Doing::Cgroup)?;
     }
@@ -90,6 +93,25 @@ fn watch(run: &Run, control: &UnixStream) -> Result<Reply, Failure> {
         let _ = rustix::process::waitpid(Some(first), WaitOptions::empty());
         Err(failure)
     })
+}
+
+/// Makes this process one of a machine with another name, and of a user with another mask, other limits and the last processors. What it
+/// starts must not see any of it.
+fn become_another_machine(cpus: u32) -> rustix::io::Result<()> {
+    use rustix::process::{Resource, Rlimit};
+    use rustix::thread::CpuSet;
+    sys::unshare(UnshareFlags::NEWUTS)?;
+    rustix::system::sethostname(b"elsewhere")?;
+    rustix::system::setdomainname(b"another.example")?;
+    rustix::process::umask(Mode::from_raw_mode(0o077));
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: files.maximum })?;
+    let allowed = rustix::thread::sched_getaffinity(None)?;
+    let mut last = CpuSet::new();
+    for cpu in (0..CpuSet::MAX_CPU).rev().filter(|&cpu| allowed.is_set(cpu)).take(cpus as usize) {
+        last.set(cpu);
+    }
+    rustix::thread::sched_setaffinity(None, &last)
 }
 
 /// Waits for the first process's end and says how it came about.

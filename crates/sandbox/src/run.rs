@@ -28,6 +28,16 @@ use crate::wire::{self, Failure, Reply, Request};
 /// How long a helper may take to clean up after its deadline before it is killed too.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// The environment of somebody else.
+const SOMEBODY: [(&str, &str); 6] = [
+    ("HOME", "/home/somebody"),
+    ("LANG", "tr_TR.UTF-8"),
+    ("LC_ALL", "tr_TR.UTF-8"),
+    ("SOURCE_DATE_EPOCH", "1"),
+    ("TZ", "Pacific/Chatham"),
+    ("USER", "somebody"),
+];
+
 /// Longest line handed on in one piece, bytes; longer ones come in several.
 const LINE: usize = 64 << 10;
 
@@ -81,6 +91,7 @@ impl Canceller {
 #[derive(Debug, Clone, Default)]
 pub struct Sandbox {
     helper: Option<PathBuf>,
+    elsewhere: bool,
     canceller: Option<Canceller>,
 }
 
@@ -93,6 +104,13 @@ impl Sandbox {
     /// Takes another program as the helper, one of the same build that calls [`enter_if_requested`](crate::enter_if_requested).
     pub fn with_helper(mut self, program: impl Into<PathBuf>) -> Self {
         self.helper = Some(program.into());
+        self
+    }
+
+    /// Runs steps as if on another machine: another host name, folder, mask, limit of files and processor, and the environment of
+    /// somebody else around it. A step must not see any of it; a check finds out.
+    pub fn elsewhere(mut self) -> Self {
+        self.elsewhere = true;
         self
     }
 
@@ -127,9 +145,10 @@ impl Sandbox {
             source_date_epoch: step.source_date_epoch,
             cpus: step.limits.cpus.get(),
             millis: step.limits.time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            elsewhere: self.elsewhere,
             cgroups: cgroups.entrances().map(PathBuf::into_os_string).collect(),
         });
-        let mut helper = Helper::start(self.helper.as_deref(), &request)?;
+        let mut helper = Helper::start(self.helper.as_deref(), &request, self.elsewhere)?;
         let mut output = Output::new(step.limits.output);
         let deadline = step.limits.time.and_then(|time| began.checked_add(time + GRACE));
         let reply = helper.attend(self.canceller.as_ref(), deadline, &mut output, on_line);
@@ -155,7 +174,7 @@ impl Sandbox {
     /// Asks the helper whether it could mount an overlay over `scratch`.
     pub(crate) fn try_overlay(&self, scratch: &Scratch) -> Result<Result<(), Failure>, RunError> {
         let request = Request::Probe { scratch: scratch.path().as_os_str().to_owned() };
-        let mut helper = Helper::start(self.helper.as_deref(), &request)?;
+        let mut helper = Helper::start(self.helper.as_deref(), &request, false)?;
         let deadline = Instant::now().checked_add(GRACE);
         match helper.attend(None, deadline, &mut Output::new(0), &mut |_, _| {})? {
             Reply::Able => Ok(Ok(())),
@@ -190,20 +209,23 @@ impl Drop for Helper {
 }
 
 impl Helper {
-    fn start(program: Option<&Path>, request: &Request) -> Result<Self, RunError> {
+    fn start(program: Option<&Path>, request: &Request, elsewhere: bool) -> Result<Self, RunError> {
         let program = program.unwrap_or(Path::new("/proc/self/exe"));
         let sealed = seal(program).map_err(RunError::Start)?;
         let (mut control, theirs) = UnixStream::pair().map_err(RunError::Start)?;
-        let mut child = Command::new(format!("/proc/self/fd/{}", sealed.as_raw_fd()))
+        let mut command = Command::new(format!("/proc/self/fd/{}", sealed.as_raw_fd()));
+        command
             .arg0("jiji")
             .arg(REQUEST)
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(RunError::Start)?;
+            .stderr(Stdio::piped());
+        if elsewhere {
+            command.envs(SOMEBODY).current_dir("/usr");
+        }
+        let mut child = command.spawn().map_err(RunError::Start)?;
         let (out, err) = (child.stdout.take(), child.stderr.take());
         // From here on whatever goes wrong ends the child.
         let sent = wire::send(&mut control, request);

@@ -39,6 +39,8 @@ pub(crate) struct Run {
     pub(crate) source_date_epoch: u64,
     pub(crate) cpus: u32,
     pub(crate) millis: Option<u64>,
+    /// Whether to be as on another machine.
+    pub(crate) elsewhere: bool,
     /// Files to write `0` into, so that the helper joins those cgroups.
     pub(crate) cgroups: Vec<OsString>,
 }

@@ -1,11 +1,11 @@
-//! Writing an image as a directory that other tools read: the OCI image layout (image-spec, image-layout.md).
+//! Writing an image as a directory that other tools read, and reading one: the OCI image layout (image-spec, image-layout.md).
 
 use std::fs;
 use std::path::Path;
 
-use jiji_model::digest::canonical_json;
-use jiji_model::image::{INDEX, Image};
-use serde_json::json;
+use jiji_model::digest::{Digest, canonical_json};
+use jiji_model::image::{Descriptor, INDEX, Image, Platform};
+use serde_json::{Value, json};
 
 use crate::{Store, StoreError, failed, place};
 
@@ -53,6 +53,68 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Takes an image out of an OCI image layout: the one for `platform`, or the only one. Every blob is checked.
+    ///
+    /// # Errors
+    /// [`StoreError::NoImage`] where the directory holds none, [`StoreError::Mismatch`], [`StoreError::Io`].
+    pub fn import_layout(&self, dir: &Path, platform: &Platform) -> Result<Image, StoreError> {
+        let none = |reason: &str| StoreError::NoImage { path: dir.to_owned(), reason: reason.to_owned() };
+        let read = |path: &Path| fs::read(path).map_err(failed("read", path));
+        let parse = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).map_err(|error| none(&error.to_string()));
+        let mut index = parse(&read(&dir.join("index.json"))?)?;
+        // An index may name indexes; nobody nests them deeply.
+        for _ in 0..4 {
+            let list = index.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
+            let of_platform = |entry: &&Value| {
+                let part = |name: &str| entry.pointer(&format!("/platform/{name}")).and_then(Value::as_str);
+                part("os") == Some(&*platform.os) && part("architecture") == Some(&*platform.architecture)
+            };
+            let only = || list.first().filter(|_| list.len() == 1);
+            let chosen = list.iter().find(of_platform).or_else(only);
+            let chosen = descriptor(chosen.ok_or_else(|| none("it has no image for this platform"))?);
+            let manifest = chosen.ok_or_else(|| none("its index names no digest"))?;
+            let size = self.import(dir, &manifest.digest)?;
+            let bytes = self.read(&manifest.digest, size)?;
+            let value = parse(&bytes)?;
+            if value.get("manifests").is_some() {
+                index = value;
+                continue;
+            }
+            let config = value.get("config").and_then(descriptor);
+            let layers = value.get("layers").and_then(Value::as_array).into_iter().flatten();
+            let layers: Option<Vec<Descriptor>> = layers.map(descriptor).collect();
+            let parts = config.zip(layers);
+            let (config, layers) = parts.ok_or_else(|| none("its manifest names no configuration or layers"))?;
+            for blob in layers.iter().chain([&config]) {
+                self.import(dir, &blob.digest)?;
+            }
+            let manifest = Descriptor { size, ..manifest };
+            return Ok(Image { repository: "layout".to_owned(), platform: platform.clone(), manifest, config, layers });
+        }
+        Err(none("its indexes name each other too deeply"))
+    }
+
+    fn import(&self, dir: &Path, digest: &Digest) -> Result<u64, StoreError> {
+        if let Some(size) = self.has(digest)? {
+            return Ok(size);
+        }
+        let path = dir.join("blobs/sha256").join(digest.hex());
+        let mut source = fs::File::open(&path).map_err(failed("open", &path))?;
+        let mut writer = self.writer()?;
+        std::io::copy(&mut source, &mut writer).map_err(failed("read", &path))?;
+        Ok(writer.finish(Some(*digest))?.1)
+    }
+}
+
+fn descriptor(value: &Value) -> Option<Descriptor> {
+    Some(Descriptor {
+        media_type: value.get("mediaType")?.as_str()?.to_owned(),
+        digest: value.get("digest")?.as_str()?.parse().ok()?,
+        size: value.get("size")?.as_u64()?,
+    })
+}
+
 fn write_public(dir: &Path, path: &Path, content: &[u8]) -> Result<(), StoreError> {
     use std::io::Write as _;
     let mut file = place::temp_file(dir)?;
@@ -69,13 +131,20 @@ fn publish(file: tempfile::NamedTempFile, path: &Path) -> Result<(), StoreError>
 
 #[cfg(test)]
 mod tests {
-    use jiji_model::image::{CONFIG, Descriptor, LAYER_GZIP, MANIFEST, Platform};
+    use jiji_model::image::{CONFIG, LAYER_GZIP, MANIFEST};
 
     use super::*;
 
     fn blob(store: &Store, media_type: &str, bytes: &[u8]) -> Descriptor {
         let digest = store.put(bytes).expect("stored");
         Descriptor { media_type: media_type.to_owned(), digest, size: bytes.len() as u64 }
+    }
+
+    fn manifest_of(value: &Value) -> Value {
+        let one =
+            |blob: &Value| json!({"mediaType": blob["media_type"], "digest": blob["digest"], "size": blob["size"]});
+        let layers: Vec<Value> = value["layers"].as_array().into_iter().flatten().map(one).collect();
+        json!({"config": one(&value["config"]), "layers": layers})
     }
 
     #[test]
@@ -93,15 +162,28 @@ mod tests {
         for _ in 0..2 {
             store.export_layout(&image, &out, Some("v1")).expect("exported");
         }
-        let index: serde_json::Value =
-            serde_json::from_slice(&fs::read(out.join("index.json")).expect("read")).expect("JSON");
+        let index: Value = serde_json::from_slice(&fs::read(out.join("index.json")).expect("read")).expect("JSON");
         assert_eq!(index["manifests"][0]["digest"], image.manifest.digest.to_string());
         assert_eq!(index["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"], "v1");
         for blob in image.blobs() {
             let bytes = fs::read(out.join("blobs/sha256").join(blob.digest.hex())).expect("there");
-            assert_eq!(jiji_model::digest::Digest::of(bytes), blob.digest);
+            assert_eq!(Digest::of(bytes), blob.digest);
         }
         assert_eq!(fs::read_dir(&out).expect("listed").count(), 3);
+        let other = Store::open(dir.path().join("other")).expect("a store");
+        // The image of this test is none inside, so it is put together here as one.
+        let manifest = json!({"config": image.config, "layers": image.layers});
+        let manifest = blob(&store, MANIFEST, &canonical_json(&manifest_of(&manifest)));
+        let whole = Image { manifest, ..image.clone() };
+        let layout = dir.path().join("layout");
+        store.export_layout(&whole, &layout, None).expect("exported");
+        let found = other.import_layout(&layout, &Platform::linux_amd64()).expect("imported");
+        assert_eq!(found, Image { repository: "layout".to_owned(), ..whole });
+        for blob in found.blobs() {
+            assert_eq!(other.has(&blob.digest).expect("looked"), Some(blob.size));
+        }
+        let nothing = other.import_layout(&layout, &Platform::linux_arm64());
+        assert_eq!(nothing.expect("the only one is taken").layers, found.layers);
         fs::write(dir.path().join("precious"), "").expect("written");
         assert!(matches!(store.export_layout(&image, dir.path(), None), Err(StoreError::NotALayout { .. })));
     }

@@ -152,6 +152,14 @@ pub enum StoreError {
         /// The directory.
         path: PathBuf,
     },
+    /// A directory is no image layout with an image for this platform.
+    #[error("read an image layout from `{path}`: {reason}")]
+    NoImage {
+        /// The directory.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
     /// The operating system refused.
     #[error("{action} `{path}`")]
     Io {

@@ -17,24 +17,36 @@ use crate::build::rootfs::{Content, Found, Layers};
 use crate::build::trees::Trees;
 use crate::build::write::write_layer;
 
+/// Bytes of memory that must be free for a step to write there.
+const PLENTY: u64 = 2 << 30;
+
 /// Runs steps on this machine.
 #[derive(Debug, Clone)]
 pub struct Local {
     sandbox: Sandbox,
     threads: usize,
+    elsewhere: bool,
 }
 
 impl Local {
     /// Steps run with this very program as the sandbox's helper: it must begin with [`jiji_sandbox::enter_if_requested`]. Layers
     /// are compressed on `threads` cores.
     pub fn new(threads: usize) -> Self {
-        Self { sandbox: Sandbox::new(), threads }
+        Self { sandbox: Sandbox::new(), threads, elsewhere: false }
     }
 
     /// Takes another program of the same build as the helper.
     #[must_use]
     pub fn with_helper(mut self, program: impl Into<PathBuf>) -> Self {
         self.sandbox = self.sandbox.with_helper(program);
+        self
+    }
+
+    /// Runs steps as if on another machine, and where that can be, in memory: there directories list their files in another order.
+    #[must_use]
+    pub fn elsewhere(mut self) -> Self {
+        self.sandbox = self.sandbox.elsewhere();
+        self.elsewhere = true;
         self
     }
 
@@ -66,7 +78,9 @@ impl Executor for Local {
             std::fs::create_dir(&empty).map_err(ExecuteError::Scratch)?;
             layers.push(empty);
         }
-        let scratch = Scratch::new(&room.path()).map_err(ExecuteError::Scratch)?;
+        let memory = if self.elsewhere { in_memory() } else { None };
+        let scratch = memory.as_ref().map_or(room.path(), |memory| memory.path().to_owned());
+        let scratch = Scratch::new(&scratch).map_err(ExecuteError::Scratch)?;
         let mut held = Held::default();
         let mounts = step.mounts.iter().map(|mount| held.mount(mount, store)).collect::<Result<_, _>>()?;
         let secrets = step.secrets.iter().map(|(name, value)| (name.into(), value.reveal().into()));
@@ -87,6 +101,16 @@ impl Executor for Local {
         let changes = jiji_sandbox::changes(&scratch.upper(), &request.layers)?;
         Ok(Ran::Changed(self.layer(&changes, step, store)?))
     }
+}
+
+/// A directory in memory, closed to others, if there is plenty.
+fn in_memory() -> Option<tempfile::TempDir> {
+    const TMPFS: u64 = 0x0102_1994; // TMPFS_MAGIC, linux/magic.h
+    let place = "/dev/shm";
+    let kind = rustix::fs::statfs(place).ok()?;
+    let free = kind.f_bavail.saturating_mul(u64::try_from(kind.f_bsize).ok()?);
+    let fits = u64::try_from(kind.f_type).ok()? == TMPFS && free >= PLENTY;
+    fits.then(|| tempfile::Builder::new().prefix("jiji-").tempdir_in(place).ok()).flatten()
 }
 
 /// What a step's mounts need while it runs.

@@ -52,6 +52,31 @@ pub(super) struct Evaluation<'a> {
     pub(super) runs: BTreeMap<Digest, Digest>,
     /// Counts.
     pub(super) steps: Steps,
+    /// What is made of what was done before.
+    memory: Memory<'a>,
+    /// The steps gone through, in their order.
+    pub(super) trace: Vec<Traced>,
+}
+
+/// What a build makes of what was done before.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Memory<'a> {
+    /// What is remembered is not done again.
+    Use,
+    /// All is done again, and remembered.
+    Renew,
+    /// All is done again and compared with these steps, each on top of what was there below them. Nothing is remembered.
+    Compare(&'a [Traced]),
+}
+
+/// A step that was gone through.
+#[derive(Debug, Clone)]
+pub(super) struct Traced {
+    pub(super) at: Position,
+    pub(super) text: String,
+    pub(super) is_run: bool,
+    /// What it gave now.
+    pub(super) layer: Option<Layer>,
 }
 
 /// A stage that is done.
@@ -103,6 +128,7 @@ impl<'a> Evaluation<'a> {
         request: &'a BuildRequest,
         file: &'a Dockerfile,
         lock: &'a mut BuildSection,
+        memory: Memory<'a>,
     ) -> Result<Self> {
         let mut globals = Globals::new(&request.platform, request.stage.as_deref(), &request.args);
         for instruction in &file.globals {
@@ -122,6 +148,8 @@ impl<'a> Evaluation<'a> {
             trigger_args: BTreeSet::new(),
             runs: BTreeMap::new(),
             steps: Steps::default(),
+            memory,
+            trace: Vec::new(),
         })
     }
 
@@ -340,13 +368,46 @@ impl<'a> Evaluation<'a> {
     }
 
     fn tell(&self, event: &str, text: String, data: Value) {
-        let record = Record::new(event, text).service(&self.request.target.service).with(data);
-        self.builder.events.emit(record);
+        // Whoever compares has seen all this once.
+        if !matches!(self.memory, Memory::Compare(_)) || event == "build.checked" {
+            let record = Record::new(event, text).service(&self.request.target.service).with(data);
+            self.builder.events.emit(record);
+        }
     }
 
-    /// Counts a step and says that it is done.
-    fn done(&mut self, instruction: &Instruction, cached: bool, layer: Option<&Layer>) {
+    /// What the step of this key gave, if what is remembered counts.
+    fn recall(&self, key: &Digest) -> std::result::Result<Option<Option<Layer>>, StepError> {
+        match self.memory {
+            Memory::Use => Ok(keys::recall(key, self.builder.store)?),
+            Memory::Renew | Memory::Compare(_) => Ok(None),
+        }
+    }
+
+    fn remember(&self, key: &Digest, layer: Option<&Layer>) -> std::result::Result<(), StepError> {
+        match self.memory {
+            Memory::Use | Memory::Renew => Ok(keys::remember(key, layer, self.builder.store)?),
+            Memory::Compare(_) => Ok(()),
+        }
+    }
+
+    /// Counts a step, says that it is done, and gives the layer that what comes after it is built upon.
+    fn done(&mut self, instruction: &Instruction, cached: bool, layer: Option<Layer>) -> Option<Layer> {
         self.steps.total += 1;
+        let at = self.trace.len();
+        self.trace.push(Traced {
+            at: instruction.at,
+            text: instruction.text.clone(),
+            is_run: matches!(instruction.kind, Kind::Run(_)),
+            layer: layer.clone(),
+        });
+        if let Memory::Compare(before) = self.memory {
+            let Some(Traced { layer: due, .. }) = before.get(at) else { return layer };
+            let same = due.as_ref().map(|layer| layer.diff_id) == layer.as_ref().map(|layer| layer.diff_id);
+            let first = instruction.text.lines().next().unwrap_or_default();
+            let text = format!("{} {first}", if same { "the same again:" } else { "differs:" });
+            self.tell("build.checked", text, json!({"number": self.steps.total, "same": same}));
+            return due.clone();
+        }
         self.steps.cached += u32::from(cached);
         let how = if cached { " (cached)" } else { "" };
         let first = instruction.text.lines().next().unwrap_or_default();
@@ -355,10 +416,11 @@ impl<'a> Evaluation<'a> {
             "instruction": instruction.text,
             "line": instruction.at.line,
             "cached": cached,
-            "diff_id": layer.map(|layer| layer.diff_id),
-            "size": layer.map(|layer| layer.blob.size),
+            "diff_id": layer.as_ref().map(|layer| layer.diff_id),
+            "size": layer.as_ref().map(|layer| layer.blob.size),
         });
         self.tell("build.step", format!("{first}{how}"), data);
+        layer
     }
 }
 

@@ -163,7 +163,7 @@ impl Evaluation<'_> {
         let entries = copy::place(selected, "/", &TarPath::root(), &Ownership::default(), &Tree::default())?;
         let digest = |content: &Content| digest_of(content, &contents);
         let by_entries = keys::entries(&entries, epoch, &digest);
-        let layer = match keys::recall(&by_entries, store)?.flatten() {
+        let layer = match self.recall(&by_entries)?.flatten() {
             Some(layer) => layer,
             None => {
                 let open = |content: &Content, _: u64| -> std::io::Result<Opened> {
@@ -175,7 +175,7 @@ impl Evaluation<'_> {
                 write_layer(&entries, epoch, self.request.threads, store, &digest, &open)?
             }
         };
-        keys::remember(&by_entries, Some(&layer), store)?;
+        self.remember(&by_entries, Some(&layer))?;
         self.context = Some((tree, contents));
         let name = TarPath::normal(path).name().to_vec();
         let path = if file { TarPath::root().join(&name).to_string() } else { "/".to_owned() };

@@ -10,9 +10,10 @@ use jiji_store::{Layer, Store};
 use serde_json::{Value, json};
 
 use super::mounts::Planned;
-use super::{Evaluation, Result, State, keys, step_error, urls};
+use super::{Evaluation, Memory, Result, State, keys, step_error, urls};
 use crate::build::BuildRequest;
 use crate::build::archive::{Archive, ArchiveError};
+use crate::build::compare;
 use crate::build::contents::Contents;
 use crate::build::context;
 use crate::build::copy::{self, About, Choice, CopyError, ModeChange, Ownership, Selected, Source};
@@ -27,6 +28,8 @@ use crate::build::write::write_layer;
 
 /// How many of the last lines of a failed step are shown.
 const TAIL: usize = 30;
+/// After which a clock says another second.
+const ANOTHER_SECOND: std::time::Duration = std::time::Duration::from_millis(1100);
 
 pub(super) type Stepped<T> = std::result::Result<T, StepError>;
 
@@ -53,9 +56,8 @@ impl Evaluation<'_> {
         state.draft.config.insert("WorkingDir".to_owned(), json!(path.to_string()));
         let user = state.draft.text("User").to_owned();
         let key = keys::workdir(&state.draft.layers, self.request.epoch, &path, &user);
-        if let Some(layer) = keys::recall(&key, self.builder.store)? {
-            self.done(instruction, true, layer.as_ref());
-            return Ok(layer);
+        if let Some(layer) = self.recall(&key)? {
+            return Ok(self.done(instruction, true, layer));
         }
         let below = self.below(&state.draft)?;
         let owner = owner(&user, below.accounts())?;
@@ -66,9 +68,8 @@ impl Evaluation<'_> {
             let open = |_: &Content, _: u64| -> io::Result<Opened> { Ok(Box::new(io::empty())) };
             Some(write_layer(&entries, self.request.epoch, self.request.threads, self.builder.store, &|_| None, &open)?)
         };
-        keys::remember(&key, layer.as_ref(), self.builder.store)?;
-        self.done(instruction, false, layer.as_ref());
-        Ok(layer)
+        self.remember(&key, layer.as_ref())?;
+        Ok(self.done(instruction, false, layer))
     }
 
     pub(super) fn run(
@@ -97,14 +98,14 @@ impl Evaluation<'_> {
             return Err(StepError::NotLocked { what: format!("the step `{}`", first_line(&instruction.text)) });
         }
         // What the lock says is taken wherever it can be had; only then what this machine did before; only then the step is run.
-        let locked = match expected {
+        let locked = match expected.filter(|_| matches!(self.memory, Memory::Use)) {
             Some(diff_id) if diff_id == nothing() => Some(None),
             Some(diff_id) => store.layer(&diff_id, CODEC)?.map(Some),
             None => None,
         };
         let (layer, cached) = match locked {
             Some(layer) => (layer, true),
-            None => match keys::recall(&key, store)? {
+            None => match self.recall(&key)? {
                 Some(layer) => (layer, true),
                 None => {
                     if !planned.key.is_empty() {
@@ -118,15 +119,32 @@ impl Evaluation<'_> {
         let actual = layer.as_ref().map_or_else(nothing, |layer| layer.diff_id);
         if let Some(expected) = expected.filter(|expected| *expected != actual) {
             if self.request.locked {
-                return Err(StepError::Locked { expected, actual });
+                let evidence = if cached { Vec::new() } else { self.varies(instruction, &step, layer.as_ref())? };
+                return Err(StepError::Locked { expected, actual, evidence });
             }
             let text = format!("{} gave another result than jiji.lock says", first_line(&instruction.text));
             self.tell("build.differs", text, json!({"key": key, "expected": expected, "actual": actual}));
         }
-        keys::remember(&key, layer.as_ref(), store)?;
+        self.remember(&key, layer.as_ref())?;
         self.runs.insert(key, actual);
-        self.done(instruction, cached, layer.as_ref());
-        Ok(layer)
+        Ok(self.done(instruction, cached, layer))
+    }
+
+    /// What a step that gave another layer than it should gives differently when it is run once more. The layer that it should give is
+    /// not here, or it would have been taken; but what differs from run to run differs from machine to machine.
+    fn varies(&mut self, instruction: &Instruction, step: &RunStep, first: Option<&Layer>) -> Stepped<Vec<String>> {
+        // Most clocks are read to the second.
+        std::thread::sleep(ANOTHER_SECOND);
+        let second = self.execute(instruction, step)?;
+        let differences = compare::layers(first, second.as_ref(), self.builder.store)?;
+        Ok(match differences.is_empty() {
+            true => vec![
+                "it gave the same when it was run again, so it depends on something else of this machine".to_owned(),
+            ],
+            false => std::iter::once("when it was run again, these differed too:".to_owned())
+                .chain(compare::lines(&differences))
+                .collect(),
+        })
     }
 
     fn execute(&mut self, instruction: &Instruction, step: &RunStep) -> Stepped<Option<Layer>> {
@@ -299,7 +317,7 @@ impl Evaluation<'_> {
         // Only where the layer is not remembered is an archive looked into.
         let mut archives = BTreeMap::new();
         let store = self.builder.store;
-        let selected = match (unpack.context || unpack.fetched) && keys::recall(&key, store)?.is_none() {
+        let selected = match (unpack.context || unpack.fetched) && self.recall(&key)?.is_none() {
             true => unpacked(selected, unpack, &contents, store, &mut archives)?,
             false => selected,
         };
@@ -318,8 +336,7 @@ impl Evaluation<'_> {
         let (layer, cached) =
             self.place(&key, &selected, put, &digest, &|| Ok(()), &|(), content, size| open(content, size))?;
         self.context = Some((tree, contents));
-        self.done(put.instruction, cached, layer.as_ref());
-        Ok(layer)
+        Ok(self.done(put.instruction, cached, layer))
     }
 
     fn copy_layers(&mut self, sources: &[Source], name: &str, from: &Draft, put: &Put<'_>) -> Stepped<Option<Layer>> {
@@ -334,9 +351,8 @@ impl Evaluation<'_> {
             .collect();
         let taken = json!({"layers": diff_ids, "paths": texts});
         let key = keys::copy(&put.state.draft.layers, self.request.epoch, &taken, &put.to);
-        if let Some(layer) = keys::recall(&key, self.builder.store)? {
-            self.done(put.instruction, true, layer.as_ref());
-            return Ok(layer);
+        if let Some(layer) = self.recall(&key)? {
+            return Ok(self.done(put.instruction, true, layer));
         }
         let tree = self.below(from)?;
         let selected = copy::select(sources, &put.choice, &tree, &format!("`{name}`"))?;
@@ -357,8 +373,7 @@ impl Evaluation<'_> {
             }
         };
         let (layer, cached) = self.place(&key, &selected, put, &digest, &unpack, &open)?;
-        self.done(put.instruction, cached, layer.as_ref());
-        Ok(layer)
+        Ok(self.done(put.instruction, cached, layer))
     }
 
     /// The layer of a COPY: remembered under its key, or under its entries, or written now. `prepare` makes ready what `open` needs.
@@ -372,7 +387,7 @@ impl Evaluation<'_> {
         open: &dyn Fn(&P, &Content, u64) -> io::Result<Opened>,
     ) -> Stepped<(Option<Layer>, bool)> {
         let (store, epoch) = (self.builder.store, self.request.epoch);
-        if let Some(layer) = keys::recall(key, store)? {
+        if let Some(layer) = self.recall(key)? {
             return Ok((layer, true));
         }
         let below = self.below(&put.state.draft)?;
@@ -380,7 +395,7 @@ impl Evaluation<'_> {
         let ownership = Ownership { owner: owned, mode: put.mode.clone() };
         let entries = copy::place(selected, &put.destination, &put.state.workdir(), &ownership, &below)?;
         let by_entries = keys::entries(&entries, epoch, digest);
-        let (layer, cached) = match keys::recall(&by_entries, store)? {
+        let (layer, cached) = match self.recall(&by_entries)? {
             Some(layer) => (layer, true),
             None if entries.is_empty() => (None, false),
             None => {
@@ -390,8 +405,8 @@ impl Evaluation<'_> {
                 (Some(layer), false)
             }
         };
-        keys::remember(&by_entries, layer.as_ref(), store)?;
-        keys::remember(key, layer.as_ref(), store)?;
+        self.remember(&by_entries, layer.as_ref())?;
+        self.remember(key, layer.as_ref())?;
         Ok((layer, cached))
     }
 }

@@ -136,6 +136,7 @@ impl Fixture {
             platform: Platform::linux_amd64(),
             epoch: DEFAULT_EPOCH,
             locked: self.locked.get(),
+            renew: false,
             threads: 2,
         };
         let sink = Watching(&self.events);

@@ -134,6 +134,7 @@ impl Project {
             platform: platform(),
             epoch: DEFAULT_EPOCH,
             locked: false,
+            renew: false,
             threads: 2,
         };
         let lock_file = LockFile::of_project(&self.root);
