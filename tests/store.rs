@@ -42,6 +42,7 @@ const VARIANTS: u64 = 3;
 struct Place {
     root: PathBuf,
     home: PathBuf,
+    budget: &'static str,
 }
 
 impl Place {
@@ -58,7 +59,8 @@ impl Place {
         for name in ["sh", "cat", "date", "sha256sum", "sort"] {
             std::os::unix::fs::symlink("busybox", root.join("base/bin").join(name))?;
         }
-        Ok(Self { root, home: home.to_owned() })
+        // So little that every build collects at its end.
+        Ok(Self { root, home: home.to_owned(), budget: "1MiB" })
     }
 
     /// Writes the sources of this number.
@@ -76,8 +78,7 @@ impl Place {
         command.args(args).current_dir(&self.root).env_clear();
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", &self.home).env("CI", "true");
         command.env("XDG_RUNTIME_DIR", &self.home);
-        // So little that every build collects at its end.
-        command.env("JIJI_STORE_BUDGET", "1MiB");
+        command.env("JIJI_STORE_BUDGET", self.budget);
         Ok(command)
     }
 
@@ -204,7 +205,7 @@ CMD ["/bin/cat", "/now"]
 #[test]
 fn a_step_that_reads_the_clock_is_caught_by_check_and_by_locked_and_shown_by_diff() -> Outcome {
     let dir = tempfile::Builder::new().prefix("e2e-").tempdir()?;
-    let place = Place::new(dir.path(), "project", &dir.path().join("home"))?;
+    let place = Place { budget: "none", ..Place::new(dir.path(), "project", &dir.path().join("home"))? };
     place.vary(0)?;
     let careful = place.run(&["build", "--check"])?.expect(0)?;
     assert!(careful.stdout.contains("steps gave the same twice"), "{careful}");
@@ -245,6 +246,120 @@ fn a_step_that_reads_the_clock_is_caught_by_check_and_by_locked_and_shown_by_dif
     let name = second.trim().trim_start_matches("web@");
     let equal = place.run(&["diff", name, "oci:../second"])?.expect(0)?;
     assert_eq!(equal.stdout, format!("equal: {name}\n"));
+    Ok(())
+}
+
+/// Debian's registry on loopback.
+struct Registry {
+    child: std::process::Child,
+    at: String,
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Registry {
+    fn start(dir: &Path) -> Outcome<Self> {
+        let at = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let config = format!(
+            "version: 0.1\nlog: {{level: error}}\nhttp: {{addr: \"{at}\"}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n",
+            dir.join("registry").display()
+        );
+        let path = dir.join("registry.yml");
+        std::fs::write(&path, config)?;
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(&path).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut registry = Self { child: command.spawn()?, at: at.to_string() };
+        for _ in 0..600 {
+            if std::net::TcpStream::connect(at).is_ok() {
+                return Ok(registry);
+            }
+            if registry.child.try_wait()?.is_some() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Err(format!("docker-registry does not listen on {at}").into())
+    }
+
+    /// Gives the image in a layout this name.
+    fn take(&self, layout: &Path, name: &str) -> Outcome {
+        let (from, to) = (format!("oci:{}", layout.display()), format!("docker://{}/{name}", self.at));
+        Run::of(Command::new("skopeo").args(["copy", "--quiet", "--dest-tls-verify=false", &from, &to]))?.expect(0)?;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_tag_that_moved_is_shown_and_followed_only_when_that_is_asked_for() -> Outcome {
+    let dir = tempfile::Builder::new().prefix("e2e-").tempdir()?;
+    let registry = Registry::start(dir.path())?;
+    let base = Place::new(dir.path(), "base", &dir.path().join("home-base"))?;
+    std::fs::write(base.root.join("Dockerfile"), "FROM scratch\nCOPY data /base\n")?;
+    let name = format!("{}/base:1", registry.at);
+    let publish = |variant: u64| -> Outcome {
+        base.vary(variant)?;
+        base.run(&["build", "--output", "oci:../layout"])?.expect(0)?;
+        registry.take(&dir.path().join("layout"), "base:1")
+    };
+    publish(1)?;
+    let place = Place::new(dir.path(), "project", &dir.path().join("home"))?;
+    place.vary(0)?;
+    std::fs::write(place.root.join("Dockerfile"), format!("FROM {name}\nCOPY data /data\n"))?;
+    let first = place.build()?;
+    assert!(place.run(&["pins", "diff"])?.expect(0)?.stdout.starts_with("0 of 1 moved"));
+
+    publish(2)?;
+    assert_eq!(place.build()?, first, "a pin is not followed by itself");
+    let moved = place.run(&["pins", "diff"])?.expect(18)?;
+    assert!(moved.stdout.contains(&name) && moved.stdout.contains("1 of 1 moved"), "{moved}");
+    assert_eq!(place.run(&["build", "--locked"])?.expect(0)?.stdout, first);
+    let updated = place.run(&["pins", "update", &format!("{}/base", registry.at)])?.expect(0)?;
+    assert!(updated.stdout.contains("1 of 1 updated"), "{updated}");
+    let locked = place.run(&["build", "--locked"])?.expect(4)?;
+    assert!(locked.stderr.contains("jiji.lock says"), "{locked}");
+    let second = place.build()?;
+    assert_ne!(second, first);
+    let pinned = place.run(&["pins", "show"])?.expect(0)?.stdout;
+    assert!(pinned.contains(&name), "{pinned}");
+
+    drop(registry);
+    assert_eq!(place.run(&["build", "--offline", "--locked"])?.expect(0)?.stdout, second);
+    place.run(&["store", "gc", "--budget", "0"])?.expect(0)?;
+    let missing = place.run(&["build", "--offline"])?.expect(3)?;
+    assert!(missing.stderr.contains("Dockerfile:1") && missing.stderr.contains(&name), "{missing}");
+    Ok(())
+}
+
+#[test]
+fn offline_asks_nobody_and_names_what_is_missing_and_pins_are_shown() -> Outcome {
+    let dir = tempfile::Builder::new().prefix("e2e-").tempdir()?;
+    let place = Place::new(dir.path(), "project", &dir.path().join("home"))?;
+    place.vary(0)?;
+    let built = place.run(&["build", "--offline"])?.expect(0)?.stdout;
+    let digest = built.trim().trim_start_matches("web@");
+    let shown = place.run(&["pins", "show"])?.expect(0)?.stdout;
+    assert!(shown.lines().any(|line| line.starts_with("image ") && line.ends_with(digest)), "{shown}");
+    assert_eq!(shown.lines().filter(|line| line.starts_with("run ")).count(), 2, "{shown}");
+    let json = place.run(&["pins", "show", "--json"])?.expect(0)?;
+    let pins = &json.events_of("pins.show").next().ok_or("no event")?["data"]["pins"];
+    assert_eq!(pins.as_array().map(Vec::len), Some(shown.lines().count()), "{json}");
+
+    // Nobody listens there; offline it is not even tried.
+    let dockerfile = format!("FROM 127.0.0.1:9/no/such:tag\n{}", "COPY data /data\n");
+    std::fs::write(place.root.join("Dockerfile"), dockerfile)?;
+    let missing = place.run(&["build", "--offline"])?.expect(3)?;
+    for due in ["127.0.0.1:9/no/such:tag", "Dockerfile:1", "--offline"] {
+        assert!(missing.stderr.contains(due), "`{due}` is due: {missing}");
+    }
+    let nothing = place.run(&["pins", "update", "no/such"])?.expect(2)?;
+    assert!(nothing.stderr.contains("no/such"), "{nothing}");
+    assert!(place.run(&["pins", "diff"])?.expect(0)?.stdout.starts_with("0 of 0 moved"));
     Ok(())
 }
 

@@ -79,6 +79,9 @@ pub enum Command {
     /// List, inspect and install plugins.
     #[command(subcommand)]
     Plugin(PluginCommand),
+    /// Show what `jiji.lock` pins, compare it with what its names mean now, and take that.
+    #[command(subcommand)]
+    Pins(PinsCommand),
     /// Look after this machine's store of images, steps and caches.
     #[command(subcommand)]
     Store(StoreCommand),
@@ -107,6 +110,9 @@ pub struct ShipArgs {
     /// Fail if a build gives something else than `jiji.lock` says.
     #[arg(long)]
     pub locked: bool,
+    /// Ask no registry and fetch nothing: what the store and `jiji.lock` have suffices, or what is missing is named.
+    #[arg(long)]
+    pub offline: bool,
     /// Do not push to the registry, even if there is one.
     #[arg(long)]
     pub no_push: bool,
@@ -141,6 +147,9 @@ pub struct BuildArgs {
     /// Fail if a build gives something else than `jiji.lock` says.
     #[arg(long)]
     pub locked: bool,
+    /// Ask no registry and fetch nothing: what the store and `jiji.lock` have suffices, or what is missing is named.
+    #[arg(long)]
+    pub offline: bool,
     /// Do every step again, also those that are remembered.
     #[arg(long)]
     pub no_cache: bool,
@@ -177,6 +186,12 @@ pub struct DeployArgs {
 /// `jiji plan`.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
+    /// Fail if a build gives something else than `jiji.lock` says.
+    #[arg(long)]
+    pub locked: bool,
+    /// Ask no registry and fetch nothing: what the store and `jiji.lock` have suffices, or what is missing is named.
+    #[arg(long)]
+    pub offline: bool,
     /// Keep the plan in this file, for `jiji apply FILE`. What it needs is pushed to the registry, if there is one.
     #[arg(short, long, value_name = "FILE")]
     pub out: Option<PathBuf>,
@@ -272,6 +287,20 @@ pub enum PluginCommand {
         /// Take other bytes than those that are pinned.
         #[arg(long)]
         update: bool,
+    },
+}
+
+/// `jiji pins …`.
+#[derive(Debug, Subcommand)]
+pub enum PinsCommand {
+    /// List all pins: base images, what each RUN gave, images, URLs, plugins.
+    Show,
+    /// Ask registries and servers what pinned tags and URLs mean now, and change nothing: exit code 18 where one moved.
+    Diff,
+    /// Pin what tags and URLs mean now.
+    Update {
+        /// A tag or URL that is pinned; all otherwise. A repository alone means all its tags.
+        name: Option<String>,
     },
 }
 

@@ -31,6 +31,7 @@ pub async fn build(
     let output = args.output.as_deref().map(output).transpose()?;
     let mut ship = ready::ship(&place, environment, "build", report)?;
     ship.locked = args.locked;
+    ship.set_offline(args.offline);
     ship.renew = args.no_cache;
     let tidy = Tidy::prepare(&place.store, environment)?;
     if args.check {

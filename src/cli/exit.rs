@@ -119,7 +119,7 @@ impl Exit {
             Self::Refused => "refused before any effect",
             Self::Reverted => "failed for another cause, all reverted",
             Self::Changes => "`jiji plan --detailed-exitcode`, and something would change",
-            Self::Differs => "`jiji build --check` or `jiji diff`, and something differs",
+            Self::Differs => "`jiji build --check`, `jiji diff` or `jiji pins diff`, and something differs",
         }
     }
 }

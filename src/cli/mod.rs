@@ -14,6 +14,7 @@ pub mod exit;
 pub mod failure;
 mod host;
 pub mod hosts;
+mod pins;
 mod plan;
 mod plugin;
 pub mod ready;
@@ -104,6 +105,7 @@ fn run(cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) -> Result
         Command::Proxy(ProxyCommand::Upgrade(args)) => drive(ship::upgrade_proxy(global, args, environment, report)),
         Command::Server(command) => drive(server::run(global, command, environment)),
         Command::Plugin(command) => plugin::run(global, command, environment, report, &runtime()?),
+        Command::Pins(command) => drive(pins::run(global, command, environment, report)),
         Command::Store(command) => store::run(global, command, environment, report),
         Command::Version => version::run(global),
         Command::Host(args) => host::run(args),

@@ -27,8 +27,9 @@ pub async fn ship(
     let place = Workplace::open(global, environment)?;
     let mut ship = ready::ship(&place, environment, "ship", report)?;
     ship.locked = args.locked;
+    ship.set_offline(args.offline);
     let tidy = Tidy::prepare(&place.store, environment)?;
-    ship.push = !args.no_push;
+    ship.push = !args.no_push && !args.offline;
     ship.apply.wait_lock = args.lock.wait_lock.unwrap_or_default();
     let cancel = ready::on_signals(ship.cancel.clone());
     let shipped = ship.ship(Source::Build).await;

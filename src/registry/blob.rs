@@ -42,6 +42,10 @@ impl Client {
         store: &Store,
     ) -> Result<(), RegistryError> {
         let (last, mirrors) = places.split_last().expect("a reference has a registry");
+        if store.has(&blob.digest)? == Some(blob.size) {
+            return Ok(());
+        }
+        self.online(|| format!("blob `{}` of `{}`", blob.digest, last.name))?;
         for mirror in mirrors {
             match self.fetch_blob(mirror, blob, store, Patience::new(0)).await {
                 Ok(()) => return Ok(()),

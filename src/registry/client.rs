@@ -10,6 +10,7 @@ use jiji_model::project::RegistryServer;
 use jiji_model::reference::Reference;
 use jiji_model::secret::Secret;
 
+use super::error::RegistryError;
 use super::wire::Wire;
 
 /// A user name and its password or token.
@@ -63,6 +64,7 @@ pub struct Repository {
 #[derive(Debug, Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    offline: bool,
 }
 
 struct Inner {
@@ -82,7 +84,18 @@ impl Client {
     /// A client that has not spoken to anybody yet.
     pub fn new(setup: Setup) -> Self {
         let Setup { credentials, mirrors, servers, sink } = setup;
-        Self { inner: Arc::new(Inner { wire: Wire::new(credentials), mirrors, servers, sink }) }
+        Self { inner: Arc::new(Inner { wire: Wire::new(credentials), mirrors, servers, sink }), offline: false }
+    }
+
+    /// The same client, which asks nobody: what the store lacks is an error that names it.
+    #[must_use]
+    pub fn offline(self, offline: bool) -> Self {
+        Self { offline, ..self }
+    }
+
+    /// Whether somebody may be asked for this.
+    pub(super) fn online(&self, what: impl FnOnce() -> String) -> Result<(), RegistryError> {
+        if self.offline { Err(RegistryError::Offline { what: what() }) } else { Ok(()) }
     }
 
     /// The repository that a reference names, without mirrors.

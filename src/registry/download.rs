@@ -20,6 +20,7 @@ impl Client {
     /// # Errors
     /// [`RegistryError`], with the URL's host as the registry.
     pub async fn download(&self, url: &str, store: &Store) -> Result<(Digest, u64), RegistryError> {
+        self.online(|| format!("`{url}`"))?;
         let (registry, what) = (host(url).to_owned(), format!("`{url}`"));
         let unreachable = |error: reqwest::Error| RegistryError::Unreachable {
             registry: registry.clone(),

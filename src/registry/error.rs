@@ -157,6 +157,12 @@ pub enum RegistryError {
         /// The blob.
         digest: Digest,
     },
+    /// It is not in the store, and nobody may be asked.
+    #[error("find {what} without asking anybody: the store does not have it")]
+    Offline {
+        /// What is missing.
+        what: String,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -188,6 +194,7 @@ impl RegistryError {
                 Some("the registry or something before it changed the content; nothing of it was kept")
             }
             Self::Interrupted { .. } => Some("run the command again: what came is kept and the rest is asked for"),
+            Self::Offline { .. } => Some("run once without `--offline`: what is fetched stays in the store"),
             Self::NothingToPush { .. } => Some("build again with the base's layers in the store"),
             Self::Refused { .. }
             | Self::TooLarge { .. }

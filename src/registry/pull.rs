@@ -122,6 +122,7 @@ impl Client {
         version: &str,
         expected: Option<&Digest>,
     ) -> Result<(Vec<Repository>, Fetched), RegistryError> {
+        self.online(|| format!("`{reference}`"))?;
         let mut places = self.places(reference);
         while places.len() > 1 {
             match self.wire().manifest(&places[0], version, expected).await {

@@ -73,6 +73,7 @@ impl Client {
     pub async fn push(&self, push: Push<'_>, store: &Store) -> Result<PushReport, RegistryError> {
         let Push { image, to, tag, .. } = push;
         let manifest = image.manifest.digest;
+        self.online(|| format!("repository `{}` on `{}`", to.name, to.server.authority))?;
         let version = tag.map_or_else(|| manifest.to_string(), TagName::to_string);
         let mut report = PushReport { manifest, sent: 0, sent_bytes: 0, mounted: 0, present: 0, unchanged: false };
         let mut patience = Patience::new(ATTEMPTS);

@@ -129,6 +129,13 @@ pub struct Planned {
     pub saved: Option<Saved>,
 }
 
+impl Ship {
+    /// Keeps registries and servers that files are fetched from out of it, or does not.
+    pub fn set_offline(&mut self, offline: bool) {
+        self.client = self.client.clone().offline(offline);
+    }
+}
+
 /// The platform of this machine.
 pub fn native() -> Platform {
     match std::env::consts::ARCH {

@@ -151,11 +151,15 @@ fn is_of_our_time(seconds: u32) -> bool {
     (1_500_000_000..3_000_000_000).contains(&seconds)
 }
 
-/// Four bytes that both say a time, not a year apart.
+/// Four bytes that are no text and both say a time, not a year apart.
 fn is_binary_time(one: &[u8], other: &[u8], at: usize) -> bool {
     (at.saturating_sub(3)..=at).any(|from| {
         let number = |bytes: &[u8]| bytes.get(from..from + 4).and_then(|four| four.try_into().ok());
         let (Some(one), Some(other)) = (number(one), number(other)) else { return false };
+        let is_text = |four: &[u8; 4]| four.iter().all(u8::is_ascii_graphic);
+        if is_text(&one) || is_text(&other) {
+            return false;
+        }
         [u32::from_le_bytes, u32::from_be_bytes].into_iter().any(|read: fn([u8; 4]) -> u32| {
             let (one, other) = (read(one), read(other));
             is_of_our_time(one) && is_of_our_time(other) && one.abs_diff(other) < 31_536_000

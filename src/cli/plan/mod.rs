@@ -32,7 +32,9 @@ pub async fn run(
 ) -> Result<Exit, Failure> {
     let place = Workplace::open(global, environment)?;
     let mut ship = ready::ship(&place, environment, "plan", report)?;
-    ship.push = !args.no_push;
+    ship.locked = args.locked;
+    ship.set_offline(args.offline);
+    ship.push = !args.no_push && !args.offline;
     let keep = args.out.is_some().then(|| Origin {
         jiji: env!("CARGO_PKG_VERSION").to_owned(),
         who: environment.who.clone(),

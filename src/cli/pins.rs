@@ -1,0 +1,232 @@
+//! `jiji pins …`: what `jiji.lock` holds fast, whether it still is what its names mean, and taking what they mean now.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::sync::Arc;
+
+use jiji_model::digest::Digest;
+use jiji_model::event::Record;
+use jiji_model::reference::Reference;
+use serde_json::{Value, json};
+
+use super::args::{Global, PinsCommand};
+use super::environment::Environment;
+use super::exit::Exit;
+use super::failure::Failure;
+use super::ready;
+use super::workplace::Workplace;
+use crate::lockfile::{BaseKey, Lock, LockfileError, Target};
+use crate::registry::{Client, RegistryError};
+use crate::report::{Report, Summary};
+
+/// Runs one of the commands.
+pub async fn run(
+    global: &Global,
+    command: &PinsCommand,
+    environment: &Environment,
+    report: &Arc<dyn Report>,
+) -> Result<Exit, Failure> {
+    let place = Workplace::open(global, environment)?;
+    let lock = place.lock.read().map_err(|error| unreadable(&error))?;
+    if let PinsCommand::Show = command {
+        return show(global, &lock, report);
+    }
+    // A project without its secrets can still ask registries that want no password.
+    let client = ready::client(&place, &ready::secrets(&place).unwrap_or_default(), report);
+    let name = match command {
+        PinsCommand::Update { name } => name.as_deref(),
+        PinsCommand::Show | PinsCommand::Diff => None,
+    };
+    let changes = changes(&lock, name, &client, &place).await?;
+    let moved: Vec<&Change> = changes.iter().filter(|change| change.pinned != change.found).collect();
+    let update = matches!(command, PinsCommand::Update { .. });
+    if update && !moved.is_empty() {
+        let written = place.lock.update_build(|section| {
+            for Change { what, found, .. } in &changes {
+                match what {
+                    Pin::Base(key) => section.bases.insert(key.clone(), *found),
+                    Pin::Url(url) => section.urls.insert(url.clone(), *found),
+                };
+            }
+        });
+        written.map_err(|error| unreadable(&error))?;
+    }
+    let exit = if update || moved.is_empty() { Exit::Done } else { Exit::Differs };
+    let verb = if update { "updated" } else { "moved" };
+    let text = format!("{} of {} {verb}", moved.len(), changes.len());
+    if global.json {
+        let list: Vec<Value> = moved.iter().map(|change| change.fields()).collect();
+        let event = if update { "pins.updated" } else { "pins.diff" };
+        report.emit(Record::new(event, text).with(json!({"asked": changes.len(), "changes": list})));
+        report.summary(&summary(exit));
+        return Ok(exit);
+    }
+    let mut out = String::new();
+    for change in &moved {
+        // Writing to a String does not fail.
+        let _ = writeln!(out, "{} {} → {}", change.what.name(), change.pinned, change.found);
+    }
+    let _ = writeln!(
+        out,
+        "{text}{}",
+        if update && !moved.is_empty() { "; `jiji build` makes what depends on it" } else { "" }
+    );
+    print(&out)?;
+    Ok(exit)
+}
+
+/// Something that a registry or a server can be asked again.
+enum Pin {
+    Base(BaseKey),
+    Url(String),
+}
+
+impl Pin {
+    fn name(&self) -> String {
+        match self {
+            Self::Base(BaseKey { reference, platform }) => format!("{reference} ({platform})"),
+            Self::Url(url) => url.clone(),
+        }
+    }
+
+    /// Whether a person means this one: by the whole name, or by a reference that says the same.
+    fn is_meant(&self, name: &str) -> bool {
+        match self {
+            Self::Url(url) => url == name,
+            Self::Base(BaseKey { reference, .. }) => {
+                let meant = |text: &str| text.parse::<Reference>().ok();
+                let same = |one: Reference, other: Reference| {
+                    (&one.registry, &one.repository) == (&other.registry, &other.repository)
+                        && (other.tag.is_none() || one.version() == other.version())
+                };
+                reference == name || meant(reference).zip(meant(name)).is_some_and(|(one, other)| same(one, other))
+            }
+        }
+    }
+}
+
+struct Change {
+    what: Pin,
+    pinned: Digest,
+    found: Digest,
+}
+
+impl Change {
+    fn fields(&self) -> Value {
+        match &self.what {
+            Pin::Base(BaseKey { reference, platform }) => json!({
+                "kind": "base", "reference": reference, "platform": platform.to_string(),
+                "pinned": self.pinned, "found": self.found,
+            }),
+            Pin::Url(url) => json!({"kind": "url", "url": url, "pinned": self.pinned, "found": self.found}),
+        }
+    }
+}
+
+/// Asks what everything that is meant has now.
+async fn changes(lock: &Lock, name: Option<&str>, client: &Client, place: &Workplace) -> Result<Vec<Change>, Failure> {
+    let bases = lock.build.bases.iter().map(|(key, digest)| (Pin::Base(key.clone()), *digest));
+    let urls = lock.build.urls.iter().map(|(url, digest)| (Pin::Url(url.clone()), *digest));
+    let all: Vec<(Pin, Digest)> = bases.chain(urls).collect();
+    let known: Vec<String> = all.iter().map(|(pin, _)| format!("`{}`", pin.name())).collect();
+    let wanted: Vec<_> = all.into_iter().filter(|(pin, _)| name.is_none_or(|name| pin.is_meant(name))).collect();
+    if let (Some(name), true) = (name, wanted.is_empty()) {
+        let hint = match known.is_empty() {
+            true => "jiji.lock pins no image and no URL".to_owned(),
+            false => format!("there are {}", known.join(", ")),
+        };
+        return Err(Failure::text(Exit::Usage, format!("find `{name}` in jiji.lock")).hint(hint));
+    }
+    let mut changes = Vec::with_capacity(wanted.len());
+    for (what, pinned) in wanted {
+        let found = match &what {
+            Pin::Base(BaseKey { reference, platform }) => {
+                let reference: Reference = reference.parse().map_err(|error| Failure::new(Exit::Usage, &error))?;
+                client.resolve(&reference, platform).await.map_err(refused)?
+            }
+            Pin::Url(url) => client.download(url, &place.store).await.map_err(refused)?.0,
+        };
+        changes.push(Change { what, pinned, found });
+    }
+    Ok(changes)
+}
+
+fn refused(error: RegistryError) -> Failure {
+    let failure = Failure::new(Exit::Registry, &error);
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+fn show(global: &Global, lock: &Lock, report: &Arc<dyn Report>) -> Result<Exit, Failure> {
+    if global.json {
+        let pins = list(lock);
+        let text = format!("{} pins", pins.len());
+        report.emit(Record::new("pins.show", text).with(json!({"pins": pins})));
+        report.summary(&summary(Exit::Done));
+        return Ok(Exit::Done);
+    }
+    let mut out = String::new();
+    let mut line = |kind: &str, name: &str, digest: &Digest| {
+        let _ = writeln!(out, "{kind:<7} {name:<50} {digest}");
+    };
+    for (BaseKey { reference, platform }, digest) in &lock.build.bases {
+        line("base", &format!("{reference} {platform}"), digest);
+    }
+    for (target, digest) in &lock.build.images {
+        line("image", &target.to_string(), digest);
+    }
+    for (key, diff_id) in &lock.build.runs {
+        line("run", &format!("{} {}", key.target, key.step.short()), diff_id);
+    }
+    for (url, digest) in &lock.build.urls {
+        line("url", url, digest);
+    }
+    for (name, pin) in &lock.plugins {
+        line("plugin", name.as_str(), &pin.digest);
+        for (BaseKey { reference, platform }, digest) in &pin.images {
+            line("base", &format!("{reference} {platform}"), digest);
+        }
+    }
+    print(&out)?;
+    Ok(Exit::Done)
+}
+
+fn list(lock: &Lock) -> Vec<Value> {
+    let base = |(BaseKey { reference, platform }, digest): (&BaseKey, &Digest)| json!({"kind": "base", "reference": reference, "platform": platform.to_string(), "digest": digest});
+    let target = |Target { service, environment, platform }: &Target| json!({"service": service, "environment": environment, "platform": platform.to_string()});
+    let image = |(of, digest): (&Target, &Digest)| json!({"kind": "image", "of": target(of), "digest": digest});
+    let build = &lock.build;
+    let mut pins: Vec<Value> = build.bases.iter().map(base).collect();
+    pins.extend(build.images.iter().map(image));
+    pins.extend(
+        build.runs.iter().map(
+            |(key, diff_id)| json!({"kind": "run", "of": target(&key.target), "key": key.step, "diff_id": diff_id}),
+        ),
+    );
+    pins.extend(build.urls.iter().map(|(url, digest)| json!({"kind": "url", "url": url, "digest": digest})));
+    for (name, pin) in &lock.plugins {
+        pins.push(json!({"kind": "plugin", "name": name, "digest": pin.digest}));
+        pins.extend(pin.images.iter().map(base));
+    }
+    pins
+}
+
+fn unreadable(error: &LockfileError) -> Failure {
+    let failure = Failure::new(Exit::Usage, error);
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+fn summary(exit: Exit) -> Summary {
+    Summary { result: exit.name().to_owned(), exit: exit.code(), ..Summary::default() }
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| Failure::text(Exit::Internal, format!("write to standard output: {error}")))
+}
