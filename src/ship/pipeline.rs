@@ -7,6 +7,7 @@ use jiji_model::event::Record;
 use jiji_model::name::{HostName, SecretName};
 use jiji_model::observation::Observation;
 use jiji_model::probe::Verdict;
+use jiji_model::transaction::{HostRecords, Transaction};
 
 use super::look::{Ready, Wants, platforms};
 use super::talk::Wish;
@@ -15,6 +16,9 @@ use crate::apply::{self, ApplyError, Settled, settle_open, wait_until_free};
 use crate::deploy::{self, Answers, Assembled, Desired, Images};
 use crate::fleet::{Fleet, Target};
 use crate::plugin::{Judge, Probes};
+
+/// How often what others leave open is settled, where they go on leaving something.
+const SETTLED_AT_MOST: usize = 5;
 
 /// Milliseconds by stage.
 pub(super) type Durations = BTreeMap<&'static str, u64>;
@@ -208,12 +212,8 @@ impl Ship {
         let mut now = self.now();
         let mut settled = Vec::new();
         if settle {
-            settled = self.settle(fleet, &observation).await?;
-            if !settled.is_empty() {
-                observation = Observation::default();
-                self.ask(fleet, &wants, &mut observation).await?;
-                now = self.now();
-            }
+            settled = self.settle_and_look(fleet, &wants, &mut observation).await?;
+            now = self.now();
         }
         let desired = deploy::desired(&self.project, images, &observation)
             .map_err(|refused| self.unfit(images, &observation, refused, now))?;
@@ -222,6 +222,27 @@ impl Ship {
         let mut assembled = deploy::assemble(&desired, &ready.seeds, &answers, &observation)?;
         self.fit(fleet, &desired, &mut assembled, &mut observation, now).await?;
         Ok(Looked { observation, desired, answers, assembled, settled })
+    }
+
+    /// Settles what others left open, and looks again: also where there was nothing left to settle, because whoever had begun it was at
+    /// its end just then.
+    pub(super) async fn settle_and_look(
+        &self,
+        fleet: &Fleet,
+        wants: &Wants,
+        observation: &mut Observation,
+    ) -> Result<Vec<Settled>, ShipError> {
+        let mut all_settled = Vec::new();
+        for _ in 0..SETTLED_AT_MOST {
+            let is_open = |records: &HostRecords| records.transaction.as_ref().is_some_and(Transaction::is_open);
+            if !deploy::records(observation).values().any(is_open) {
+                break;
+            }
+            all_settled.extend(self.settle(fleet, observation).await?);
+            *observation = Observation::default();
+            self.ask(fleet, wants, observation).await?;
+        }
+        Ok(all_settled)
     }
 
     pub(super) async fn settle(&self, fleet: &Fleet, observation: &Observation) -> Result<Vec<Settled>, ShipError> {

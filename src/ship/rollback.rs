@@ -126,11 +126,7 @@ impl Ship {
             .filter_map(|records| records.transaction.filter(|transaction| transaction.is_open()))
             .map(|transaction| (transaction.begin.transaction, transaction.begin.command))
             .collect();
-        let settled = self.settle(fleet, &observation).await?;
-        if !settled.is_empty() {
-            observation = Observation::default();
-            self.ask(fleet, &wants, &mut observation).await?;
-        }
+        let settled = self.settle_and_look(fleet, &wants, &mut observation).await?;
         let taken_back = settled.iter().any(|settled| {
             let command = interrupted.get(&settled.transaction);
             settled.decision == Decision::Revert && command.is_some_and(|command| command != "rollback")

@@ -10,7 +10,10 @@ use crate::{Outcome, Site};
 /// Asked of a host in one command. Arguments: the engine's command, the project's scope.
 const SCRIPT: &str = r#"
 d=/var/lib/jiji/projects/$2
-if [ -e "$d/lease.json" ]; then echo "lease $(cut -d . -f 1 /proc/uptime) $(cat "$d/lease.json")"; fi
+if [ -e "$d/lease.json" ]; then
+    pid=$(sed 's/.*"session":\([0-9]*\).*/\1/' "$d/lease.json")
+    echo "lease $(cut -d . -f 1 /proc/uptime) $(cut -d ' ' -f 22 "/proc/$pid/stat" 2>/dev/null || echo 0) $(cat "$d/lease.json")"
+fi
 echo "journal $(tail -n 1 "$d/journal" | cut -c 1-200)"
 echo "fencing $(cat "$d/fencing")"
 newest=$(ls "$d/releases" 2>/dev/null | sort -n | tail -n 1)
@@ -81,12 +84,16 @@ fn ask(host: &Host, scope: &str) -> Outcome<Said> {
     Ok(said)
 }
 
-/// Whether a lease keeps anybody out: not when it expired by the host's time since boot, which stands before it in seconds.
+/// Whether a lease keeps anybody out. What stands before it: the host's time since boot in seconds, and when the process of the lease's
+/// session started in the kernel's ticks, 0 where there is none. One that expired does not, nor one whose session is gone: nobody holds it,
+/// and its record goes with the next lease.
 fn stands(said: &str) -> bool {
-    let (up, lease) = said.split_once(' ').unwrap_or_default();
-    let lease: serde_json::Value = serde_json::from_str(lease).unwrap_or_default();
-    let (up, expires) = (up.parse::<u64>().unwrap_or_default(), lease["expires_ms"].as_u64().unwrap_or(u64::MAX));
-    up * 1000 < expires
+    let mut parts = said.splitn(3, ' ');
+    let mut number = || parts.next().and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
+    let (up, started) = (number(), number());
+    let lease: serde_json::Value = serde_json::from_str(parts.next().unwrap_or_default()).unwrap_or_default();
+    let expires = lease["expires_ms"].as_u64().unwrap_or(u64::MAX);
+    up * 1000 < expires && lease["session_start"].as_u64() == Some(started)
 }
 
 /// Which version a host's proxy answers with.
@@ -132,4 +139,19 @@ fn once(site: &Site, hosts: &[Host], scope: &str) -> Outcome<String> {
         wrong.push(format!("hosts answer differently: {answered:?}"));
     }
     if wrong.is_empty() { Ok(answered.into_iter().next().unwrap_or_default()) } else { Err(wrong.join("\n").into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_stands_while_it_has_not_expired_and_its_session_lives() {
+        let lease = r#"{"expires_ms":5000,"session":7,"session_start":99}"#;
+        assert!(stands(&format!("4 99 {lease}")));
+        assert!(!stands(&format!("5 99 {lease}")), "it expired");
+        assert!(!stands(&format!("4 0 {lease}")), "its session is gone");
+        assert!(!stands(&format!("4 100 {lease}")), "another process has its number");
+        assert!(!stands("4 0 torn"), "it says nothing");
+    }
 }
