@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use jiji_model::digest::Digest;
+use jiji_model::digest::{CanonicalJson, Digest};
 use jiji_model::image::{CONFIG, Descriptor, Image, LAYER_GZIP, MANIFEST, Platform};
 use jiji_model::name::{ContainerName, HostName, ProjectName, SecretName, ServiceName};
 use jiji_model::observation::{
@@ -18,6 +18,8 @@ use jiji_model::project::{
     Build, Builder, Check, Engine, Environment, HealthCheck, Plugins, Project, Proxy, Rollout, Server, Service, Source,
     Ssh,
 };
+use jiji_model::route::Route;
+use jiji_model::shared::Shared;
 use jiji_model::transaction::{HostRecords, Release, Roster, roster};
 
 /// Images of services or of plugins, by name.
@@ -174,15 +176,17 @@ pub struct Fleet {
     services: BTreeMap<ServiceName, Running>,
     proxy: ContainerFacts,
     images: BTreeSet<jiji_model::image::ImageId>,
-    roster: Roster,
+    roster: Shared<Roster>,
 }
 
 /// A service as it runs on a host, but for names and addresses.
 struct Running {
-    planned: PlannedService,
+    planned: Shared<PlannedService>,
+    /// How it is routed.
+    route: Option<Route>,
     facts: ContainerFacts,
-    /// Its entry in the proxy's state file.
-    state: serde_json::Value,
+    /// Its entry in the proxy's state file, before and after the address that it is routed to.
+    state: [String; 2],
 }
 
 impl Fleet {
@@ -204,7 +208,12 @@ impl Fleet {
                 }
                 Action::ContainerExec { argv, .. } => {
                     if let Some(service) = &step.service {
-                        states.insert(service.clone(), state(argv));
+                        let mut entry = state(argv);
+                        entry["name"] = format!("bench-{service}").into();
+                        entry["active_targets"] = serde_json::json!(["ADDRESS"]);
+                        let text = entry.to_string();
+                        let (before, after) = text.split_once("ADDRESS").expect("it was just put there");
+                        states.insert(service.clone(), [before.to_owned(), after.to_owned()]);
                     }
                 }
                 _ => {}
@@ -217,7 +226,8 @@ impl Fleet {
             let mut facts = facts(planned.container.as_str(), labels, Ipv4Addr::LOCALHOST);
             (facts.manifest, facts.config) = (Some(planned.image.manifest.digest), Some(planned.image.config.digest));
             let state = states.get(name).cloned().expect("every service is routed");
-            (name.clone(), Running { planned: planned.clone(), facts, state })
+            let route = planned.route.as_ref().map(|route| route.read().expect("a route"));
+            (name.clone(), Running { planned: planned.clone(), route, facts, state })
         });
         let mut roster = Roster::default();
         roster.give(project.servers.keys()).expect("there are as many numbers");
@@ -231,7 +241,7 @@ impl Fleet {
             services: services.collect(),
             proxy: proxy.expect("the proxy is run"),
             images,
-            roster,
+            roster: roster.into(),
         }
     }
 
@@ -320,16 +330,19 @@ impl OfHost<'_> {
 
     fn records(&self) -> HostRecords {
         let services = self.services().map(|(name, running, address)| {
-            let mut planned = running.planned.clone();
+            let mut planned = PlannedService::clone(&running.planned);
             planned.container = self.container(name);
             planned.address = Some(address);
             planned.container_spec.name = planned.container.clone();
             planned.container_spec.address = Some(address);
-            if let Some(target) = planned.route.as_mut().and_then(|route| route.pointer_mut("/targets/0")) {
-                target["container"] = planned.container.as_str().into();
-                target["address"] = address.to_string().into();
-            }
-            (name.clone(), planned)
+            planned.route = running.route.as_ref().map(|route| {
+                let mut route = route.clone();
+                for target in &mut route.targets {
+                    (target.container, target.address) = (planned.container.clone(), address);
+                }
+                CanonicalJson::of(&route)
+            });
+            (name.clone(), Shared::new(planned))
         });
         let services: BTreeMap<_, _> = services.collect();
         let mut records = HostRecords {
@@ -364,16 +377,11 @@ impl OfHost<'_> {
     }
 
     fn state_file(&self) -> String {
-        let entries: Vec<serde_json::Value> = self
-            .services()
-            .map(|(name, running, address)| {
-                let mut entry = running.state.clone();
-                entry["name"] = format!("bench-{name}").into();
-                entry["active_targets"] = serde_json::json!([format!("{address}:8080")]);
-                entry
-            })
-            .collect();
-        serde_json::to_string(&entries).expect("entries are JSON")
+        let entry = |(_, running, address): (&ServiceName, &Running, Ipv4Addr)| {
+            let [before, after] = &running.state;
+            format!("{before}{address}:8080{after}")
+        };
+        format!("[{}]", self.services().map(entry).collect::<Vec<_>>().join(","))
     }
 }
 
@@ -420,7 +428,8 @@ fn state(argv: &[Word]) -> serde_json::Value {
         "options": {
             "hosts": texts("host"), "path_prefixes": texts("path-prefix"), "strip_prefix": yes("strip-path-prefix"),
             "tls_enabled": yes("tls"), "tls_redirect": true, "tls_certificate_path": "", "tls_private_key_path": "",
-            "acme_directory": "", "acme_cache_path": "", "canonical_host": text("canonical-host"),
+            "acme_directory": "", "acme_cache_path": "/home/kamal-proxy/.config/kamal-proxy/certs",
+            "canonical_host": text("canonical-host"),
             "error_page_path": text("error-pages"), "writer_affinity_timeout": time("writer-affinity-timeout"),
             "read_targets_accept_websockets": yes("read-target-websockets"),
         },

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 
 use jiji_model::name::ServiceName;
 use jiji_model::plan::PlannedService;
+use jiji_model::shared::Shared;
 
 pub use jiji_model::transaction::audit::verify;
 
 /// One line per service: its name and the digest of the manifest it runs.
-pub fn service_lines(services: &BTreeMap<ServiceName, PlannedService>) -> Vec<String> {
+pub fn service_lines(services: &BTreeMap<ServiceName, Shared<PlannedService>>) -> Vec<String> {
     let services = services.iter();
     services.map(|(name, service)| format!("{name} {}", service.image.manifest.digest)).collect()
 }

@@ -12,6 +12,7 @@ use jiji_model::plan::{
     Step, Word,
 };
 use jiji_model::probe::ProbeSpec;
+use jiji_model::shared::Shared;
 use jiji_model::transaction::roster;
 
 use super::desired::{Change, Desired, HostDesired, Old};
@@ -166,14 +167,15 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     /// What the host runs once all is done, with what the plugins say of each.
-    fn services(&self) -> BTreeMap<ServiceName, PlannedService> {
+    fn services(&self) -> BTreeMap<ServiceName, Shared<PlannedService>> {
         let services = self.wanted.services.iter().filter_map(|(name, service)| {
             let mut serving = service.change.serving()?.clone();
-            if let Some(probe) = self.answers.probes.get(name) {
-                serving.probe = Some(probe.clone());
+            // Nearly always they say what is recorded.
+            if let Some(probe) = self.answers.probes.get(name).filter(|probe| serving.probe.as_ref() != Some(probe)) {
+                serving.to_mut().probe = Some(probe.clone());
             }
-            if let Some(route) = self.answers.routes.get(name) {
-                serving.route = Some(route.clone());
+            if let Some(route) = self.answers.routes.get(name).filter(|route| serving.route.as_ref() != Some(route)) {
+                serving.to_mut().route = Some(route.clone());
             }
             Some((name.clone(), serving))
         });
@@ -220,7 +222,7 @@ impl Builder<'_> {
     }
 
     /// Candidates: brought, run, and healthy before anything is routed to them.
-    fn prepare(&mut self, services: &BTreeMap<ServiceName, PlannedService>) {
+    fn prepare(&mut self, services: &BTreeMap<ServiceName, Shared<PlannedService>>) {
         for (name, service) in &self.wanted.services {
             if !matches!(service.change, Change::Replace { .. }) {
                 continue;
@@ -250,7 +252,7 @@ impl Builder<'_> {
     }
 
     /// Candidates are watched while they serve and the old ones still stand by.
-    fn hold(&mut self, services: &BTreeMap<ServiceName, PlannedService>) {
+    fn hold(&mut self, services: &BTreeMap<ServiceName, Shared<PlannedService>>) {
         let for_ms = self.desired.rollout.hold_ms;
         if for_ms == 0 {
             return;
@@ -289,7 +291,7 @@ impl Builder<'_> {
         }
     }
 
-    fn finalize(&mut self, services: &BTreeMap<ServiceName, PlannedService>) {
+    fn finalize(&mut self, services: &BTreeMap<ServiceName, Shared<PlannedService>>) {
         self.plugins(Phase::Finalize);
         for (service, old) in self.old() {
             let title = format!("remove {}", old.name);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiji_model::digest::CanonicalJson;
 use jiji_model::image::ImageId;
 use jiji_model::name::{ContainerName, HostName, ServiceName};
 use jiji_model::plan::{ContainerSpec, Phase, Plan, Word};
@@ -123,7 +124,7 @@ pub fn changes(desired: &Desired, plan: &Plan, bytes: BTreeMap<HostName, u64>) -
     changes
 }
 
-fn of_service(name: &ServiceName, change: &Change, route: Option<&serde_json::Value>) -> ServiceChange {
+fn of_service(name: &ServiceName, change: &Change, route: Option<&CanonicalJson>) -> ServiceChange {
     let (before, after) = (change.previous(), change.serving());
     let (old, new) = (before.map(|before| &before.container_spec), after.map(|after| &after.container_spec));
     let why = match change {
@@ -147,11 +148,11 @@ fn of_service(name: &ServiceName, change: &Change, route: Option<&serde_json::Va
 }
 
 /// What a route that cannot be read says is not told: it is another version's.
-fn route_change(before: Option<&serde_json::Value>, after: Option<&serde_json::Value>) -> Option<RouteChange> {
+fn route_change(before: Option<&CanonicalJson>, after: Option<&CanonicalJson>) -> Option<RouteChange> {
     if before == after {
         return None;
     }
-    let read = |route: &serde_json::Value| serde_json::from_value::<Route>(route.clone()).ok();
+    let read = |route: &CanonicalJson| route.read::<Route>().ok();
     let (before, after) = (before.and_then(read), after.and_then(read));
     let kind = match (&before, &after) {
         (None, None) => return None,

@@ -11,6 +11,7 @@ use jiji_model::plan::{
     ContainerImage, ContainerSpec, LABEL_SCOPE, LABEL_SECRETS, LABEL_SERVICE, LABEL_SPEC, NETWORK, PlannedService, Word,
 };
 use jiji_model::project::{Project, Rollout, Service};
+use jiji_model::shared::Shared;
 use jiji_model::transaction::{Roster, roster};
 
 use super::Images;
@@ -23,7 +24,7 @@ pub struct Desired {
     /// The project's scope.
     pub scope: String,
     /// The servers' numbers, as every host should have them stored.
-    pub roster: Roster,
+    pub roster: Shared<Roster>,
     /// Each host.
     pub hosts: BTreeMap<HostName, HostDesired>,
     /// How the change goes over them.
@@ -58,16 +59,16 @@ pub enum Change {
     /// It runs as it should.
     Unchanged {
         /// What runs, as recorded.
-        running: Box<PlannedService>,
+        running: Shared<PlannedService>,
         /// Other containers of the service, which should be gone.
         stale: Vec<Old>,
     },
     /// A new container takes over.
     Replace {
         /// The new one. Its probe and route are put in by [`super::assemble`].
-        candidate: Box<PlannedService>,
+        candidate: Shared<PlannedService>,
         /// What was decided last, if there was something.
-        previous: Option<Box<PlannedService>>,
+        previous: Option<Shared<PlannedService>>,
         /// Containers that it takes over from.
         old: Vec<Old>,
         /// Why.
@@ -76,7 +77,7 @@ pub enum Change {
     /// It should not run here any more.
     Remove {
         /// What was decided last, if there was something.
-        previous: Option<Box<PlannedService>>,
+        previous: Option<Shared<PlannedService>>,
         /// Its containers.
         old: Vec<Old>,
     },
@@ -84,7 +85,7 @@ pub enum Change {
 
 impl Change {
     /// What serves once the change is made.
-    pub fn serving(&self) -> Option<&PlannedService> {
+    pub fn serving(&self) -> Option<&Shared<PlannedService>> {
         match self {
             Self::Unchanged { running, .. } => Some(running),
             Self::Replace { candidate, .. } => Some(candidate),
@@ -93,10 +94,10 @@ impl Change {
     }
 
     /// What serves before it.
-    pub fn previous(&self) -> Option<&PlannedService> {
+    pub fn previous(&self) -> Option<&Shared<PlannedService>> {
         match self {
             Self::Unchanged { running, .. } => Some(running),
-            Self::Replace { previous, .. } | Self::Remove { previous, .. } => previous.as_deref(),
+            Self::Replace { previous, .. } | Self::Remove { previous, .. } => previous.as_ref(),
         }
     }
 
@@ -145,15 +146,36 @@ pub enum Reason {
 const STOP_TIMEOUT_S: u32 = 10;
 
 /// What a service wants on a host, apart from its container's name and address.
+#[derive(Debug, Clone)]
 pub(super) struct Wish {
-    pub(super) image: Image,
-    pub(super) spec: ContainerSpec,
+    pub(super) image: Shared<Image>,
+    pub(super) spec: Spec,
     pub(super) retain: u32,
     /// Where it is what an earlier release ran: that.
-    pub(super) earlier: Option<PlannedService>,
+    pub(super) earlier: Option<Shared<PlannedService>>,
     /// Whether what runs is judged.
     pub(super) trust: Trust,
 }
+
+/// A specification with what containers are compared by.
+#[derive(Debug, Clone)]
+pub(super) struct Spec {
+    container: ContainerSpec,
+    digest: Digest,
+    /// The digest as it stands in a container's label.
+    label: String,
+    has_secrets: bool,
+}
+
+impl Spec {
+    pub(super) fn of(container: ContainerSpec) -> Self {
+        let digest = container.digest();
+        Self { digest, label: digest.to_string(), has_secrets: !container.secrets().is_empty(), container }
+    }
+}
+
+/// What is wished for on a host. Most hosts wish for the same, so that each wish is made once.
+type Wishes = BTreeMap<ServiceName, Shared<Wish>>;
 
 /// How a container that runs is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,8 +194,14 @@ pub enum Trust {
 /// Every reason why there is no plan.
 pub fn desired(project: &Project, images: &Images, observation: &Observation) -> Result<Desired, Refused> {
     let mut errors = Vec::new();
-    let mut wishes: BTreeMap<HostName, BTreeMap<ServiceName, Wish>> = BTreeMap::new();
+    let mut wishes: BTreeMap<HostName, Wishes> = BTreeMap::new();
     let placement = project.placement();
+    let of_service = |(name, service): (&'_ ServiceName, &Service)| -> Vec<Shared<Wish>> {
+        let images = images.get(name).into_iter().flatten();
+        images.map(|image| Shared::new(wish(project, name, service, image))).collect()
+    };
+    let all: BTreeMap<&ServiceName, Vec<Shared<Wish>>> =
+        project.services.iter().map(|(name, service)| (name, of_service((name, service)))).collect();
     for host in observation.hosts.keys() {
         let services = placement.on(host);
         let wished = wishes.entry(host.clone()).or_default();
@@ -182,12 +210,11 @@ pub fn desired(project: &Project, images: &Images, observation: &Observation) ->
             // Said by `compare`.
             continue;
         };
-        for &(name, service) in services {
-            let architecture = &look.facts.architecture;
-            let of_service = images.get(name).into_iter().flatten();
-            match of_service.into_iter().find(|image| image.platform.architecture == *architecture) {
-                Some(image) => {
-                    wished.insert(name.clone(), wish(project, name, service, image));
+        let architecture = &look.facts.architecture;
+        for &(name, _) in services {
+            match all[name].iter().find(|wish| wish.image.platform.architecture == *architecture) {
+                Some(wish) => {
+                    wished.insert(name.clone(), wish.clone());
                 }
                 None => errors.push(PlanError::NoImage {
                     host: host.clone(),
@@ -209,8 +236,8 @@ fn wish(project: &Project, name: &ServiceName, service: &Service, image: &Image)
         .chain(secrets.map(|name| (name.to_string(), Word::Secret(name.clone()))))
         .collect();
     Wish {
-        image: image.clone(),
-        spec: ContainerSpec {
+        image: Shared::new(image.clone()),
+        spec: Spec::of(ContainerSpec {
             name: unnamed(),
             image: ContainerImage::Seeded { id: image.id(), repository: image.repository.clone() },
             network: NETWORK.to_owned(),
@@ -227,7 +254,7 @@ fn wish(project: &Project, name: &ServiceName, service: &Service, image: &Image)
             user: None,
             restart: true,
             stop_timeout_s: service.stop_timeout,
-        },
+        }),
         retain: service.retain.max(1),
         earlier: None,
         trust: Trust::Looks,
@@ -267,7 +294,7 @@ fn route_conflicts(services: &[(&ServiceName, &Service)], host: &HostName) -> Ve
 /// Compares wishes with what runs, and gives names and addresses to what is new.
 pub(super) fn compare(
     scope: &str,
-    wishes: BTreeMap<HostName, BTreeMap<ServiceName, Wish>>,
+    wishes: BTreeMap<HostName, Wishes>,
     observation: &Observation,
     mut errors: Vec<PlanError>,
 ) -> Result<Desired, Refused> {
@@ -281,13 +308,15 @@ pub(super) fn compare(
         }
     }
     let roster = numbers(&looks, &mut errors);
+    let known = looks.values().find_map(|look| look.records.roster.as_ref());
+    let roster = known.filter(|known| **known == roster).cloned().unwrap_or_else(|| Shared::new(roster));
     let mut hosts = BTreeMap::new();
     for (host, look) in &looks {
         let Some(entry) = roster.servers.get(host) else { continue };
-        let mut addresses = Addresses::of(entry.number, look);
+        let mut here = Here { look, ran: Ran::of(look), addresses: None, number: entry.number };
         let mut services = BTreeMap::new();
         for (name, wish) in &wishes[host] {
-            match service(scope, host, name, wish, look, &mut addresses) {
+            match service(scope, host, name, wish, &mut here) {
                 Ok(change) => {
                     let retain = wish.retain;
                     services.insert(name.clone(), ServiceDesired { change, retain });
@@ -295,13 +324,12 @@ pub(super) fn compare(
                 Err(error) => errors.push(error),
             }
         }
-        for name in running_services(look) {
-            if !wishes[host].contains_key(&name) {
-                let previous = decided(look, &name).cloned().map(Box::new);
-                let old = others(look, &name, None);
-                let change = Change::Remove { previous, old };
-                services.insert(name, ServiceDesired { change, retain: 1 });
-            }
+        for name in here.ran.by_service.keys().filter(|name| !wishes[host].contains_key(**name)) {
+            let Ok(name) = ServiceName::new(*name) else { continue };
+            let previous = decided(look, &name).cloned();
+            let old = here.others(&name, None);
+            let change = Change::Remove { previous, old };
+            services.insert(name, ServiceDesired { change, retain: 1 });
         }
         hosts.insert(
             host.clone(),
@@ -374,9 +402,10 @@ impl Addresses {
     }
 
     fn lease(&mut self) -> Option<Ipv4Addr> {
-        let (before, after): (Vec<_>, Vec<_>) =
-            roster::addresses(self.number).partition(|address| *address <= self.last);
-        let free = after.into_iter().chain(before).find(|address| !self.used.contains(address))?;
+        let all = || roster::addresses(self.number);
+        let (after, before) =
+            (all().filter(|address| *address > self.last), all().filter(|address| *address <= self.last));
+        let free = after.chain(before).find(|address| !self.used.contains(address))?;
         self.used.insert(free);
         self.last = free;
         Some(free)
@@ -384,37 +413,60 @@ impl Addresses {
 }
 
 /// What was decided for a service here last.
-fn decided<'a>(look: &'a Look<'_>, name: &ServiceName) -> Option<&'a PlannedService> {
+fn decided<'a>(look: &'a Look<'_>, name: &ServiceName) -> Option<&'a Shared<PlannedService>> {
     look.records.releases.first()?.services.get(name)
 }
 
-fn running_services(look: &Look<'_>) -> BTreeSet<ServiceName> {
-    let labels = look.ours.iter().filter_map(|facts| facts.labels.get(LABEL_SERVICE));
-    labels.filter_map(|name| ServiceName::new(name.clone()).ok()).collect()
+/// A host's containers of the project, where they are looked for service by service.
+struct Ran<'a> {
+    by_name: BTreeMap<&'a str, &'a ContainerFacts>,
+    by_service: BTreeMap<&'a str, Vec<&'a ContainerFacts>>,
 }
 
-/// Containers of a service but for the one of this name.
-fn others(look: &Look<'_>, name: &ServiceName, but: Option<&ContainerName>) -> Vec<Old> {
-    let of_service = look.ours.iter().filter(|facts| {
-        facts.labels.get(LABEL_SERVICE).map(String::as_str) == Some(name.as_str())
-            && but.is_none_or(|but| but.as_str() != facts.name)
-    });
-    let mut old: Vec<_> = of_service
-        .filter_map(|facts| {
-            let timeouts = look.records.releases.iter().filter_map(|release| {
-                let service = release.services.get(name)?;
-                (service.container.as_str() == facts.name).then_some(service.container_spec.stop_timeout_s)
-            });
-            Some(Old {
-                name: ContainerName::new(facts.name.clone()).ok()?,
-                address: facts.addresses.get(NETWORK).copied(),
-                running: facts.running(),
-                stop_timeout_s: timeouts.into_iter().next().unwrap_or(STOP_TIMEOUT_S),
+impl<'a> Ran<'a> {
+    fn of(look: &Look<'a>) -> Self {
+        let by_name = look.ours.iter().map(|facts| (facts.name.as_str(), facts)).collect();
+        let mut by_service: BTreeMap<&str, Vec<&ContainerFacts>> = BTreeMap::new();
+        for facts in look.ours {
+            if let Some(service) = facts.labels.get(LABEL_SERVICE) {
+                by_service.entry(service).or_default().push(facts);
+            }
+        }
+        Self { by_name, by_service }
+    }
+}
+
+/// A host whose services are compared.
+struct Here<'a> {
+    look: &'a Look<'a>,
+    ran: Ran<'a>,
+    number: u16,
+    /// What is free; looked at once something needs an address.
+    addresses: Option<Addresses>,
+}
+
+impl Here<'_> {
+    /// Containers of a service but for the one of this name.
+    fn others(&self, name: &ServiceName, but: Option<&ContainerName>) -> Vec<Old> {
+        let of_service = self.ran.by_service.get(name.as_str()).into_iter().flatten();
+        let mut old: Vec<_> = of_service
+            .filter(|facts| but.is_none_or(|but| but.as_str() != facts.name))
+            .filter_map(|facts| {
+                let timeouts = self.look.records.releases.iter().filter_map(|release| {
+                    let service = release.services.get(name)?;
+                    (service.container.as_str() == facts.name).then_some(service.container_spec.stop_timeout_s)
+                });
+                Some(Old {
+                    name: ContainerName::new(facts.name.clone()).ok()?,
+                    address: facts.addresses.get(NETWORK).copied(),
+                    running: facts.running(),
+                    stop_timeout_s: timeouts.into_iter().next().unwrap_or(STOP_TIMEOUT_S),
+                })
             })
-        })
-        .collect();
-    old.sort_by(|a, b| a.name.cmp(&b.name));
-    old
+            .collect();
+        old.sort_by(|a, b| a.name.cmp(&b.name));
+        old
+    }
 }
 
 /// Whether a container runs this image, as far as its engine can tell. One that can tell nothing contradicts nothing.
@@ -424,20 +476,14 @@ fn runs(facts: &ContainerFacts, image: ImageId) -> bool {
 }
 
 /// Why what was decided does not do; empty where it does.
-fn reasons(
-    name: &ServiceName,
-    wish: &Wish,
-    spec: Digest,
-    decided: Option<&PlannedService>,
-    look: &Look<'_>,
-) -> Vec<Reason> {
+fn reasons(name: &ServiceName, wish: &Wish, decided: Option<&PlannedService>, here: &Here<'_>) -> Vec<Reason> {
     let Some(decided) = decided else {
         return vec![Reason::First];
     };
     if wish.trust == Trust::Blind {
         return Vec::new();
     }
-    let facts = look.ours.iter().find(|facts| facts.name == decided.container.as_str());
+    let facts = here.ran.by_name.get(decided.container.as_str());
     let Some(facts) = facts.filter(|facts| facts.running()) else {
         return vec![Reason::NotRunning];
     };
@@ -445,11 +491,11 @@ fn reasons(
     let image = wish.image.id();
     if decided.image.id() != image || !runs(facts, image) {
         why.push(Reason::Image);
-    } else if facts.labels.get(LABEL_SPEC) != Some(&spec.to_string()) {
+    } else if facts.labels.get(LABEL_SPEC) != Some(&wish.spec.label) {
         why.push(Reason::Specification);
     }
-    if !wish.spec.secrets().is_empty() {
-        let now = look.secrets(name);
+    if wish.spec.has_secrets {
+        let now = here.look.secrets(name);
         if now.is_none() || facts.labels.get(LABEL_SECRETS).map(String::as_str) != now {
             why.push(Reason::Secrets);
         }
@@ -468,28 +514,27 @@ fn service(
     host: &HostName,
     name: &ServiceName,
     wish: &Wish,
-    look: &Look<'_>,
-    addresses: &mut Addresses,
+    here: &mut Here<'_>,
 ) -> Result<Change, PlanError> {
-    let spec = wish.spec.digest();
+    let (look, spec) = (here.look, wish.spec.digest);
     let decided = decided(look, name);
-    let why = reasons(name, wish, spec, decided, look);
+    let why = reasons(name, wish, decided.map(|decided| &**decided), here);
     if why.is_empty()
         && let Some(running) = decided
     {
-        return Ok(Change::Unchanged {
-            stale: others(look, name, Some(&running.container)),
-            running: Box::new(running.clone()),
-        });
+        return Ok(Change::Unchanged { stale: here.others(name, Some(&running.container)), running: running.clone() });
     }
+    let number = here.number;
+    let addresses = here.addresses.get_or_insert_with(|| Addresses::of(number, look));
     let last = addresses.last;
     let address =
         addresses.lease().ok_or_else(|| PlanError::NoAddress { host: host.clone(), service: name.clone(), last })?;
-    let container = container_name(scope, host, name, spec, address, look)?;
-    let container_spec = ContainerSpec { name: container.clone(), address: Some(address), ..wish.spec.clone() };
+    let container = container_name(scope, host, name, spec, address, here)?;
+    let container_spec =
+        ContainerSpec { name: container.clone(), address: Some(address), ..wish.spec.container.clone() };
     let earlier = wish.earlier.as_ref();
     Ok(Change::Replace {
-        candidate: Box::new(PlannedService {
+        candidate: Shared::new(PlannedService {
             image: wish.image.clone(),
             container,
             address: Some(address),
@@ -498,8 +543,8 @@ fn service(
             probe: earlier.and_then(|earlier| earlier.probe.clone()),
             route: earlier.and_then(|earlier| earlier.route.clone()),
         }),
-        previous: decided.cloned().map(Box::new),
-        old: others(look, name, None),
+        previous: decided.cloned(),
+        old: here.others(name, None),
         why,
     })
 }
@@ -511,12 +556,12 @@ fn container_name(
     service: &ServiceName,
     spec: Digest,
     address: Ipv4Addr,
-    look: &Look<'_>,
+    here: &Here<'_>,
 ) -> Result<ContainerName, PlanError> {
-    let taken = |name: &str| look.ours.iter().any(|facts| facts.name == name);
+    let taken = |name: &str| here.ran.by_name.contains_key(name);
     let numbers = 0u32..;
     let names = numbers.map(|attempt| {
-        let content = Digest::of_json(&(scope, host, service, spec, address, look.records.fencing, attempt));
+        let content = Digest::of_json(&(scope, host, service, spec, address, here.look.records.fencing, attempt));
         format!("{scope}-{service}-{}", &content.hex()[..8])
     });
     let name = names.into_iter().find(|name| !taken(name)).expect("a host has fewer containers than there are numbers");

@@ -16,6 +16,7 @@ use jiji_model::observation::{
 use jiji_model::plan::{Action, LABEL_ADDRESS, LABEL_SERVICE, LABEL_SPEC, NETWORK, Phase, PlannedService, Step};
 use jiji_model::project::Project;
 use jiji_model::route::Route;
+use jiji_model::shared::Shared;
 use jiji_model::transaction::{Decision, Release, Transaction, roster};
 
 use super::assemble::Extra;
@@ -280,7 +281,7 @@ pub fn compare_wants(
     let none = Ran::default();
     let ran = expected.target.hosts.get(host).unwrap_or(&none);
     let compare = ran.services.iter().map(|(name, service)| {
-        let query = Query::Compare { service: Box::new(service.clone()), secrets: ran.secrets.get(name).cloned() };
+        let query = Query::Compare { service: service.clone(), secrets: ran.secrets.get(name).cloned() };
         want(format!("{COMPARE}{name}"), query)
     });
     let mut wants: Vec<Want> = compare.collect();
@@ -294,7 +295,7 @@ pub fn compare_wants(
 }
 
 /// The images of the releases that a host keeps, with the newest release that ran each.
-fn kept_images(observation: &Observation, host: &HostName) -> BTreeMap<ImageId, (Image, u64)> {
+fn kept_images(observation: &Observation, host: &HostName) -> BTreeMap<ImageId, (Shared<Image>, u64)> {
     let mut kept = BTreeMap::new();
     let Ok(facts) = integrity(observation, host) else { return kept };
     for release in &facts.records.releases {
@@ -322,7 +323,7 @@ pub fn recorded(scope: &str, expected: &Expected, observation: &Observation) -> 
     for (host, wanted) in &mut desired.hosts {
         for (name, service) in &mut wanted.services {
             if let Some(running) = expected.target.hosts.get(host).and_then(|ran| ran.services.get(name)) {
-                service.change = Change::Unchanged { running: Box::new(running.clone()), stale: Vec::new() };
+                service.change = Change::Unchanged { running: running.clone(), stale: Vec::new() };
             }
         }
         wanted.services.retain(|_, service| matches!(service.change, Change::Unchanged { .. }));
@@ -459,7 +460,7 @@ pub fn findings(
             _ => {}
         }
         let damaged = facts.damaged.iter().any(|damage| damage.file == RecordFile::Roster);
-        if !damaged && look.records.roster.as_ref() != Some(&roster) {
+        if !damaged && look.records.roster.as_ref().is_none_or(|known| *known != roster) {
             let found = match &look.records.roster {
                 None => "none",
                 Some(_) => "other numbers",
@@ -568,8 +569,8 @@ fn proxy(finder: &mut Finder<'_>, scope: &str, ran: &Ran, proxied: &Proxied, loo
     }
     for step in steps.iter().filter(|step| step.phase != Phase::Boot) {
         let service = step.service.clone();
-        let route = service.as_ref().and_then(|name| ran.services.get(name)?.route.clone());
-        let route = route.and_then(|route| serde_json::from_value::<Route>(route).ok());
+        let route = service.as_ref().and_then(|name| ran.services.get(name)?.route.as_ref());
+        let route = route.and_then(|route| route.read::<Route>().ok());
         let what = service.as_ref().map_or_else(|| "proxy".to_owned(), |name| Route::key(scope, name));
         let found = step.labels.get("found").cloned().unwrap_or_else(|| "another route, or none".to_owned());
         let finding = finder.add(Kind::Route, what, route.as_ref().map_or_else(String::new, shown), found);
@@ -631,7 +632,7 @@ pub fn mend(findings: &[Finding], observation: &Observation, desired: &Desired) 
         let mut add = |phase, title: String, action| steps.push(Step::new(host, phase, title, action));
         match finding.kind {
             Kind::ImageMissing => {
-                let kept = kept_images(observation, host).into_values().map(|(image, _)| image);
+                let kept = kept_images(observation, host).into_values().map(|(image, _)| Image::clone(&image));
                 let named =
                     |image: &Image| format!("{}@{}", image.repository, image.manifest.digest.short()) == finding.what;
                 extra.images.entry(host.clone()).or_default().extend(kept.filter(named));

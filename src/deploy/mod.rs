@@ -24,6 +24,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+use jiji_model::digest::CanonicalJson;
 use jiji_model::image::Image;
 use jiji_model::name::{HostName, ServiceName};
 use jiji_model::plan::Step;
@@ -61,8 +62,8 @@ pub struct HostAnswers {
     pub steps: Vec<Step>,
     /// How the health of each service is told.
     pub probes: BTreeMap<ServiceName, ProbeSpec>,
-    /// What the proxy plugin was asked to route for each service, as canonical JSON.
-    pub routes: BTreeMap<ServiceName, serde_json::Value>,
+    /// What the proxy plugin was asked to route for each service, as canonical JSON; none for one that is routed as it is recorded.
+    pub routes: BTreeMap<ServiceName, CanonicalJson>,
     /// Whether the plugins' steps may replace containers of theirs that serve: a person asked for it.
     pub replaces: bool,
 }

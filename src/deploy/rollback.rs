@@ -12,9 +12,10 @@ use jiji_model::observation::{Answer, Observation, Query, Want};
 use jiji_model::plan::PlannedService;
 use jiji_model::project::Project;
 use jiji_model::route::Route;
+use jiji_model::shared::Shared;
 use jiji_model::transaction::{Release, ReleaseLine};
 
-use super::desired::{Desired, Trust, Wish, compare};
+use super::desired::{Desired, Spec, Trust, Wish, compare};
 use super::error::{PlanError, Refused};
 use super::look::{architecture, images_want, mac, secrets_want, want};
 
@@ -155,7 +156,7 @@ pub fn release_wants(scope: &str, choice: &Choice, host: &HostName) -> Vec<Want>
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ran {
     /// Its services.
-    pub services: BTreeMap<ServiceName, PlannedService>,
+    pub services: BTreeMap<ServiceName, Shared<PlannedService>>,
     /// The keyed digests of their secrets under the host's own key, as far as it recorded them.
     pub secrets: BTreeMap<ServiceName, String>,
 }
@@ -181,7 +182,7 @@ impl Target {
     /// The secrets that `host` needs to run it, in order.
     pub fn secrets(&self, host: &HostName) -> BTreeSet<SecretName> {
         let services = self.hosts.get(host).into_iter().flat_map(|ran| ran.services.values());
-        services.flat_map(secrets).collect()
+        services.flat_map(|service| secrets(service)).collect()
     }
 }
 
@@ -192,7 +193,7 @@ pub fn secrets(service: &PlannedService) -> Vec<SecretName> {
 
 /// The secrets that hold the certificate of a service's route, where it has one.
 pub fn certificate(service: &PlannedService) -> Vec<SecretName> {
-    let route = service.route.clone().and_then(|route| serde_json::from_value::<Route>(route).ok());
+    let route = service.route.as_ref().and_then(|route| route.read::<Route>().ok());
     let certificate = route.and_then(|route| route.options.certificate);
     certificate.into_iter().flat_map(|certificate| [certificate.chain, certificate.key]).collect()
 }
@@ -336,12 +337,12 @@ pub fn rollback(
                 .map(|(name, service)| {
                     let wish = Wish {
                         image: service.image.clone(),
-                        spec: service.container_spec.clone(),
+                        spec: Spec::of(service.container_spec.clone()),
                         retain: retain.max(1),
                         earlier: Some(service.clone()),
                         trust: trust(host, name),
                     };
-                    (name.clone(), wish)
+                    (name.clone(), Shared::new(wish))
                 })
                 .collect();
             (host.clone(), services)

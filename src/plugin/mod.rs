@@ -35,12 +35,12 @@ use std::sync::Arc;
 use jiji_model::digest::Digest;
 use jiji_model::name::{ContainerName, HostName, PluginName, ServiceName};
 use jiji_model::observation::{Answer, Want};
-use jiji_model::plan::vet::{Refusal, vet, vet_wants};
+use jiji_model::plan::vet::{Refusal, json_length, vet, vet_wants};
 use jiji_model::plan::{Grants, NETWORK, Step};
 use jiji_model::probe::{ProbeSpec, Timeline, Verdict};
 use jiji_model::project::{HealthCheck, PluginChoice};
 use jiji_model::reference::Reference;
-use jiji_model::route::{Instance, Route};
+use jiji_model::route::Route;
 use jiji_model::transaction::roster;
 use jiji_store::Store;
 use wasmtime::component::Component;
@@ -148,14 +148,38 @@ impl Loader<'_> {
     }
 }
 
-/// What a plugin answers.
+/// What a plugin answers: steps, or a list of steps for each service where it was asked about several.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Turn {
+pub enum Turn<T = Vec<Step>> {
     /// It must know this first. The same question of several calls has the same id, so it needs to be asked of a host once. To be called
     /// again with an answer to each.
     Observe(Vec<Want>),
     /// What is to be done, vetted. Empty where all is as it should be.
-    Done(Vec<Step>),
+    Done(T),
+}
+
+/// What a guest said, before anything of it was looked at.
+enum Said<T> {
+    Wants(Vec<types::Want>),
+    Done(T),
+}
+
+impl From<types::Turn> for Said<Vec<types::Step>> {
+    fn from(turn: types::Turn) -> Self {
+        match turn {
+            types::Turn::Observe(wants) => Self::Wants(wants),
+            types::Turn::Done(steps) => Self::Done(steps),
+        }
+    }
+}
+
+impl From<proxy_wit::Turns> for Said<Vec<Vec<types::Step>>> {
+    fn from(turns: proxy_wit::Turns) -> Self {
+        match turns {
+            proxy_wit::Turns::Observe(wants) => Self::Wants(wants),
+            proxy_wit::Turns::Done(lists) => Self::Done(lists),
+        }
+    }
 }
 
 /// What a plugin is told of the host that it plans for.
@@ -227,10 +251,12 @@ impl Proxy {
     /// # Errors
     /// [`PluginError`].
     pub fn boot(&self, host: &HostContext, facts: &BTreeMap<String, Answer>) -> Result<Turn, PluginError> {
-        self.converse("boot", host, None, facts, |store, plugin, facts| {
-            let context = self.context(host);
-            plugin.jiji_proxy_proxy().call_boot(store, &context, facts)
-        })
+        let context = self.context(host);
+        let talk = Conversation { proxy: self, call: "boot", host, facts, services: 0 };
+        talk.hold(
+            |store, plugin, facts| plugin.jiji_proxy_proxy().call_boot(store, &context, facts),
+            |steps: Vec<types::Step>| self.vetted(host, None, &steps),
+        )
     }
 
     /// Steps that put a proxy with these settings in the place of one that runs with others on a host, while connections go on. Empty
@@ -239,66 +265,69 @@ impl Proxy {
     /// # Errors
     /// [`PluginError`], also where the plugin cannot do it.
     pub fn upgrade(&self, host: &HostContext, facts: &BTreeMap<String, Answer>) -> Result<Turn, PluginError> {
-        self.converse("upgrade", host, None, facts, |store, plugin, facts| {
-            let context = self.context(host);
-            plugin.jiji_proxy_proxy().call_upgrade(store, &context, facts)
-        })
+        let context = self.context(host);
+        let talk = Conversation { proxy: self, call: "upgrade", host, facts, services: 0 };
+        talk.hold(
+            |store, plugin, facts| plugin.jiji_proxy_proxy().call_upgrade(store, &context, facts),
+            |steps: Vec<types::Step>| self.vetted(host, None, &steps),
+        )
     }
 
-    /// Steps that move a service's requests on a host, with their undo. While targets are not known yet, `route.targets` is empty: then
-    /// only the questions count.
+    /// Steps that move the requests of services on a host, with their undo: a list for each route, in their order. While targets are not
+    /// known yet, `targets` of the routes are empty: then only the questions count.
     ///
     /// # Errors
     /// [`PluginError`].
     pub fn route(
         &self,
         host: &HostContext,
-        route: &Route,
+        routes: &[Route],
         facts: &BTreeMap<String, Answer>,
-    ) -> Result<Turn, PluginError> {
+    ) -> Result<Turn<Vec<Vec<Step>>>, PluginError> {
         let input = proxy_wit::RouteInput {
             context: self.context(host),
-            service: route.key.clone(),
-            options: proxy_wit::RouteOptions {
-                hosts: route.options.hosts.clone(),
-                path_prefix: route.options.path_prefix.clone(),
-                ssl: route.options.ssl,
-                certificate: route.options.certificate.as_ref().map(|certificate| proxy_wit::Certificate {
-                    chain: certificate.chain.to_string(),
-                    key: certificate.key.to_string(),
-                    digest: certificate.digest.map(|digest| digest.hex()),
-                }),
-                drain_timeout_ms: route.options.drain_timeout_ms,
-                health: route
-                    .options
-                    .health
-                    .as_ref()
-                    .map(|(port, path)| proxy_wit::HealthPath { port: *port, path: path.clone() }),
-                labels: route.options.labels.clone().into_iter().collect(),
-            },
-            targets: route.targets.iter().map(instance).collect(),
-            previous: route.previous.iter().map(instance).collect(),
+            routes: routes.iter().map(translate::route).collect(),
         };
-        self.converse("route", host, Some(route), facts, |store, plugin, facts| {
-            plugin.jiji_proxy_proxy().call_route(store, &input, facts)
-        })
+        let talk = Conversation { proxy: self, call: "route", host, facts, services: routes.len() };
+        talk.hold(
+            |store, plugin, facts| plugin.jiji_proxy_proxy().call_route(store, &input, facts),
+            |lists: Vec<Vec<types::Step>>| {
+                self.each(&lists, routes.len(), |at, steps| self.vetted(host, routes.get(at), steps))
+            },
+        )
     }
 
-    /// Steps of `withdraw` after which no request on a host goes to the service that the proxy knows as `key`
-    /// ([`Route::key`]).
+    /// Steps of `withdraw` after which no request on a host goes to the services that the proxy knows by these keys ([`Route::key`]): a
+    /// list for each, in their order.
     ///
     /// # Errors
     /// [`PluginError`].
     pub fn unroute(
         &self,
         host: &HostContext,
-        key: &str,
+        keys: &[String],
         facts: &BTreeMap<String, Answer>,
-    ) -> Result<Turn, PluginError> {
-        let input = proxy_wit::UnrouteInput { context: self.context(host), service: key.to_owned() };
-        self.converse("unroute", host, None, facts, |store, plugin, facts| {
-            plugin.jiji_proxy_proxy().call_unroute(store, &input, facts)
-        })
+    ) -> Result<Turn<Vec<Vec<Step>>>, PluginError> {
+        let input = proxy_wit::UnrouteInput { context: self.context(host), services: keys.to_vec() };
+        let talk = Conversation { proxy: self, call: "unroute", host, facts, services: keys.len() };
+        talk.hold(
+            |store, plugin, facts| plugin.jiji_proxy_proxy().call_unroute(store, &input, facts),
+            |lists: Vec<Vec<types::Step>>| self.each(&lists, keys.len(), |_, steps| self.vetted(host, None, steps)),
+        )
+    }
+
+    /// Vets the lists of an answer about several services: there must be one for each.
+    fn each(
+        &self,
+        lists: &[Vec<types::Step>],
+        asked: usize,
+        vetted: impl Fn(usize, &[types::Step]) -> Result<Vec<Step>, Vec<Refusal>>,
+    ) -> Result<Vec<Vec<Step>>, Vec<Refusal>> {
+        if lists.len() != asked {
+            let reason = format!("{} lists of steps for {asked} services", lists.len());
+            return Err(vec![Refusal { step: "answer".to_owned(), reason, grantable: false }]);
+        }
+        lists.iter().enumerate().map(|(at, steps)| vetted(at, steps)).collect()
     }
 
     fn context(&self, host: &HostContext) -> types::Context {
@@ -324,67 +353,6 @@ impl Proxy {
         }
     }
 
-    /// Calls the plugin anew with ever more facts, until it answers or wants something that is not known.
-    fn converse(
-        &self,
-        call: &'static str,
-        host: &HostContext,
-        route: Option<&Route>,
-        facts: &BTreeMap<String, Answer>,
-        ask: impl Fn(
-            &mut wasmtime::Store<Call>,
-            &proxy_bindings::Plugin,
-            &[types::Fact],
-        ) -> wasmtime::Result<Result<types::Turn, types::Fault>>,
-    ) -> Result<Turn, PluginError> {
-        self.check_images(host)?;
-        let refused = |refusals| PluginError::Refused { plugin: self.name.clone(), call, refusals };
-        let mut known: Vec<types::Fact> = Vec::new();
-        let mut size = 0;
-        for round in 1..=MAX_ROUNDS {
-            let turn = self.runtime.call(self.name.as_str(), call, |store| {
-                let plugin = self.pre.instantiate(&mut *store)?;
-                ask(store, &plugin, &known)
-            })?;
-            let wants = match turn {
-                Ok(types::Turn::Done(steps)) => {
-                    return self.vetted(host, route, &steps).map(Turn::Done).map_err(refused);
-                }
-                Ok(types::Turn::Observe(wants)) => wants,
-                Err(fault) => {
-                    return Err(PluginError::Fault { plugin: self.name.clone(), call, fault: translate::fault(fault) });
-                }
-            };
-            if round == MAX_ROUNDS {
-                break;
-            }
-            let wants = self.wants(&wants, &known).map_err(refused)?;
-            let mut missing: Vec<Want> = Vec::new();
-            for (id, want) in wants {
-                match facts.get(&want.id) {
-                    Some(answer) => {
-                        size += json_length(answer);
-                        if size > MAX_FACTS {
-                            return Err(PluginError::TooManyFacts {
-                                plugin: self.name.clone(),
-                                call,
-                                size,
-                                limit: MAX_FACTS,
-                            });
-                        }
-                        known.push(types::Fact { id, answer: translate::answer(answer) });
-                    }
-                    None if missing.contains(&want) => {}
-                    None => missing.push(want),
-                }
-            }
-            if !missing.is_empty() {
-                return Ok(Turn::Observe(missing));
-            }
-        }
-        Err(PluginError::TooManyRounds { plugin: self.name.clone(), call, rounds: MAX_ROUNDS })
-    }
-
     fn check_images(&self, host: &HostContext) -> Result<(), PluginError> {
         for (name, wanted) in &self.needs.images {
             let pinned = host.images.get(name).is_some_and(|image| {
@@ -398,7 +366,12 @@ impl Proxy {
     }
 
     /// Questions with the plugin's id and the host's: `PLUGIN/` and the beginning of the question's digest.
-    fn wants(&self, asked: &[types::Want], known: &[types::Fact]) -> Result<Vec<(String, Want)>, Vec<Refusal>> {
+    fn wants(
+        &self,
+        asked: &[types::Want],
+        known: &[types::Fact],
+        services: usize,
+    ) -> Result<Vec<(String, Want)>, Vec<Refusal>> {
         let refuse = |step: &str, reason: &str| {
             vec![Refusal { step: text::sentence(step), reason: reason.to_owned(), grantable: false }]
         };
@@ -416,7 +389,7 @@ impl Proxy {
             out.push((want.id.clone(), Want { id, query }));
         }
         let wants: Vec<Want> = out.iter().map(|(_, want)| want.clone()).collect();
-        vet_wants(&wants, &self.needs.grants)?;
+        vet_wants(&wants, &self.needs.grants, services)?;
         Ok(out)
     }
 
@@ -426,6 +399,9 @@ impl Proxy {
         route: Option<&Route>,
         steps: &[types::Step],
     ) -> Result<Vec<Step>, Vec<Refusal>> {
+        if steps.is_empty() {
+            return Ok(Vec::new());
+        }
         let containers: Vec<ContainerName> = route
             .iter()
             .flat_map(|route| route.targets.iter().chain(&route.previous))
@@ -448,42 +424,80 @@ impl Proxy {
     }
 }
 
-/// How many bytes an answer is as JSON, without writing it anywhere.
-fn json_length(answer: &Answer) -> usize {
-    struct Count(usize);
-    impl std::io::Write for Count {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0 += bytes.len();
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut count = Count(0);
-    serde_json::to_writer(&mut count, answer).expect("an answer is JSON");
-    count.0
+/// A function of a role that is asked about one host.
+struct Conversation<'a> {
+    proxy: &'a Proxy,
+    call: &'static str,
+    host: &'a HostContext,
+    /// What is known of the host.
+    facts: &'a BTreeMap<String, Answer>,
+    /// About how many services it is asked.
+    services: usize,
 }
 
-fn instance(instance: &Instance) -> types::Instance {
-    types::Instance {
-        container: instance.container.to_string(),
-        address: instance.address.to_string(),
-        port: instance.port,
+impl Conversation<'_> {
+    /// Calls the plugin anew with ever more facts, until it answers or wants something that is not known.
+    fn hold<A, S: Into<Said<A>>, T>(
+        &self,
+        ask: impl Fn(
+            &mut wasmtime::Store<Call>,
+            &proxy_bindings::Plugin,
+            &[types::Fact],
+        ) -> wasmtime::Result<Result<S, types::Fault>>,
+        vet: impl FnOnce(A) -> Result<T, Vec<Refusal>>,
+    ) -> Result<Turn<T>, PluginError> {
+        let Self { proxy, call, .. } = *self;
+        proxy.check_images(self.host)?;
+        let refused = |refusals| PluginError::Refused { plugin: proxy.name.clone(), call, refusals };
+        let mut known: Vec<types::Fact> = Vec::new();
+        let mut size = 0;
+        for round in 1..=MAX_ROUNDS {
+            let turn = proxy.runtime.call(proxy.name.as_str(), call, |store| {
+                let plugin = proxy.pre.instantiate(&mut *store)?;
+                ask(store, &plugin, &known)
+            })?;
+            let wants = match turn.map(Into::into) {
+                Ok(Said::Done(answer)) => return vet(answer).map(Turn::Done).map_err(refused),
+                Ok(Said::Wants(wants)) => wants,
+                Err(fault) => {
+                    let fault = translate::fault(fault);
+                    return Err(PluginError::Fault { plugin: proxy.name.clone(), call, fault });
+                }
+            };
+            if round == MAX_ROUNDS {
+                break;
+            }
+            let wants = proxy.wants(&wants, &known, self.services).map_err(refused)?;
+            let mut missing: Vec<Want> = Vec::new();
+            for (id, want) in wants {
+                match self.facts.get(&want.id) {
+                    Some(answer) => {
+                        size += json_length(answer).expect("an answer is JSON");
+                        if size > MAX_FACTS {
+                            let (plugin, limit) = (proxy.name.clone(), MAX_FACTS);
+                            return Err(PluginError::TooManyFacts { plugin, call, size, limit });
+                        }
+                        known.push(types::Fact { id, answer: translate::answer(answer) });
+                    }
+                    None if missing.contains(&want) => {}
+                    None => missing.push(want),
+                }
+            }
+            if !missing.is_empty() {
+                return Ok(Turn::Observe(missing));
+            }
+        }
+        Err(PluginError::TooManyRounds { plugin: proxy.name.clone(), call, rounds: MAX_ROUNDS })
     }
 }
 
-/// What the health judge is asked about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Probes {
-    /// The host.
-    pub host: HostName,
-    /// Its architecture in Go's words.
-    pub architecture: String,
+/// A service whose health is to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subject<'a> {
     /// The service.
-    pub service: ServiceName,
+    pub service: &'a ServiceName,
     /// What the service's configuration says, if anything.
-    pub healthcheck: Option<HealthCheck>,
+    pub healthcheck: Option<&'a HealthCheck>,
     /// The port that the proxy sends requests to, if the service has a proxy.
     pub app_port: Option<u16>,
 }
@@ -491,8 +505,12 @@ pub struct Probes {
 /// A finished loop to be judged.
 #[derive(Debug, Clone, Copy)]
 pub struct Judge<'a> {
+    /// Where it ran.
+    pub host: &'a HostName,
+    /// The host's architecture in Go's words.
+    pub architecture: &'a str,
     /// What the loop was made for.
-    pub input: &'a Probes,
+    pub subject: &'a Subject<'a>,
     /// The loop.
     pub spec: &'a ProbeSpec,
     /// What it left.
@@ -522,29 +540,36 @@ impl Health {
         &self.name
     }
 
-    /// The loop that tells the health of a service's container. None: running is healthy.
+    /// The loops that tell the health of services' containers on a host, in the order of the subjects. None: running is healthy.
     ///
     /// # Errors
     /// [`PluginError`].
-    pub fn probes(&self, input: &Probes) -> Result<Option<ProbeSpec>, PluginError> {
+    pub fn probes(
+        &self,
+        host: &HostName,
+        architecture: &str,
+        subjects: &[Subject<'_>],
+    ) -> Result<Vec<Option<ProbeSpec>>, PluginError> {
         let call = "probes";
-        let question = translate::probes_input(input, &self.settings);
+        let question = translate::probes_input(host, architecture, subjects, &self.settings);
         let answer = self.runtime.call(self.name.as_str(), call, |store| {
             let plugin = self.pre.instantiate(&mut *store)?;
             plugin.jiji_health_health().call_probes(&mut *store, &question)
         })?;
-        let Some(spec) = answer.map_err(|fault| self.fault(call, fault))? else {
-            return Ok(None);
+        let specs = answer.map_err(|fault| self.fault(call, fault))?;
+        let refused = |step: String, reason: &str| {
+            let refusals = vec![Refusal { step, reason: text::sentence(reason), grantable: false }];
+            PluginError::Refused { plugin: self.name.clone(), call, refusals }
         };
-        translate::probe(&spec).map(Some).map_err(|reason| PluginError::Refused {
-            plugin: self.name.clone(),
-            call,
-            refusals: vec![Refusal {
-                step: input.service.to_string(),
-                reason: text::sentence(&reason),
-                grantable: false,
-            }],
-        })
+        if specs.len() != subjects.len() {
+            let reason = format!("{} probes for {} services", specs.len(), subjects.len());
+            return Err(refused("answer".to_owned(), &reason));
+        }
+        let probe = |(subject, spec): (&Subject<'_>, &Option<types::ProbeSpec>)| {
+            let spec = spec.as_ref().map(translate::probe).transpose();
+            spec.map_err(|reason| refused(subject.service.to_string(), &reason))
+        };
+        subjects.iter().zip(&specs).map(probe).collect()
     }
 
     /// What a finished loop means. A plugin can call a loop unhealthy that the host found healthy, and not the other way round: what was

@@ -116,6 +116,27 @@ fn settle(
     panic!("no answer");
 }
 
+/// The same about a single route.
+fn settle_route(
+    plugins: &Plugins,
+    context: &HostContext,
+    wish: &Route,
+    world: impl Fn(&Query) -> Answer,
+) -> Result<Vec<Step>, PluginError> {
+    settle(|facts| one_list(plugins.proxy.route(context, std::slice::from_ref(wish), facts)?), world)
+        .map(|(steps, _)| steps)
+}
+
+fn one_list(turn: Turn<Vec<Vec<Step>>>) -> Result<Turn, PluginError> {
+    Ok(match turn {
+        Turn::Observe(wants) => Turn::Observe(wants),
+        Turn::Done(mut lists) => {
+            assert_eq!(lists.len(), 1, "{lists:?}");
+            Turn::Done(lists.remove(0))
+        }
+    })
+}
+
 fn command(exit: i32, stdout: &str) -> Answer {
     Answer::Command(CommandFacts {
         exit: Some(exit),
@@ -192,7 +213,7 @@ fn a_first_route_is_a_deploy_whose_undo_removes_it() {
     let plugins = defaults(json!({})).expect("loaded");
     let context = context(&plugins);
     let wish = route(&["10.210.3.140"], &[]);
-    let (steps, _) = settle(|facts| plugins.proxy.route(&context, &wish, facts), nothing).expect("an answer");
+    let steps = settle_route(&plugins, &context, &wish, nothing).expect("an answer");
     let [step] = &steps[..] else { panic!("{steps:#?}") };
     assert_eq!((step.phase, step.service.as_ref()), (Phase::Cutover, Some(&wish.service)));
     assert!(step.quiet_ms >= 3_000, "the proxy may still move requests until its deploy timeout is over");
@@ -216,12 +237,12 @@ fn questions_of_several_services_are_the_same_and_need_asking_once() {
     let (web, mut api) = (route(&[], &[]), route(&[], &[]));
     api.key = "shop-api".to_owned();
     let none = BTreeMap::new();
-    let one = plugins.proxy.route(&context, &web, &none).expect("questions");
-    assert_eq!(one, plugins.proxy.route(&context, &api, &none).expect("questions"));
+    let one = plugins.proxy.route(&context, std::slice::from_ref(&web), &none).expect("questions");
+    assert_eq!(one, plugins.proxy.route(&context, &[web.clone(), api], &none).expect("questions"));
     let Turn::Observe(wants) = one else { panic!("{one:?}") };
     assert!(wants.iter().all(|want| want.id.starts_with("proxy-kamal/")));
-    let answered = settle(|facts| plugins.proxy.route(&context, &web, facts), nothing).expect("an answer");
-    assert_eq!(answered.0, [], "without targets only the questions count");
+    let answered = settle_route(&plugins, &context, &web, nothing).expect("an answer");
+    assert_eq!(answered, [], "without targets only the questions count");
 }
 
 #[test]
@@ -248,24 +269,19 @@ fn an_image_setting_is_what_must_be_pinned_and_is_granted() {
 #[test]
 fn a_service_without_a_check_is_probed_where_requests_go() {
     let plugins = defaults(json!({})).expect("loaded");
-    let mut input = Probes {
-        host: host(),
-        architecture: "amd64".to_owned(),
-        service: ServiceName::new("web").expect("a name"),
-        healthcheck: None,
-        app_port: Some(8000),
-    };
-    let spec = plugins.health.probes(&input).expect("an answer").expect("a probe");
-    assert_eq!(spec.check, Check::Tcp { port: 8000 });
-    input.app_port = None;
-    assert_eq!(plugins.health.probes(&input).expect("an answer"), None);
-    input.healthcheck = Some(HealthCheck {
+    let healthcheck = HealthCheck {
         check: Check::Http { port: 8000, path: "/up".to_owned() },
         interval_ms: 100,
         timeout_ms: 1_000,
         deadline_ms: 5_000,
-    });
-    let spec = plugins.health.probes(&input).expect("an answer").expect("a probe");
+    };
+    let (host, service) = (host(), ServiceName::new("web").expect("a name"));
+    let bare = Subject { service: &service, healthcheck: None, app_port: Some(8000) };
+    let silent = Subject { app_port: None, ..bare };
+    let subject = Subject { healthcheck: Some(&healthcheck), ..silent };
+    let specs = plugins.health.probes(&host, "amd64", &[bare, silent, subject]).expect("an answer");
+    let [Some(tcp), None, Some(spec)] = &specs[..] else { panic!("{specs:?}") };
+    assert_eq!(tcp.check, Check::Tcp { port: 8000 });
     assert_eq!((spec.interval_ms, spec.deadline_ms), (100, 5_000));
 
     let timeline = Timeline {
@@ -280,7 +296,7 @@ fn a_service_without_a_check_is_probed_where_requests_go() {
         }],
         findings: None,
     };
-    let judge = Judge { input: &input, spec: &spec, timeline: &timeline, log: "" };
+    let judge = Judge { host: &host, architecture: "amd64", subject: &subject, spec, timeline: &timeline, log: "" };
     let verdict = plugins.health.judge(judge).expect("a verdict");
     assert_eq!(verdict.explanation, "`GET /up` on port 8000 answers 500: `no database`");
     assert!(!verdict.healthy);
@@ -343,6 +359,35 @@ fn what_no_grant_allows_and_endless_questions_are_refused() {
 }
 
 #[test]
+fn an_answer_about_several_services_has_a_list_for_each_and_each_its_own_secrets() {
+    let place = Place::new();
+    let wishes = |plugins: &Plugins| {
+        let mut certified = route(&["10.210.3.140"], &[]);
+        certified.options.certificate = Some(jiji_model::route::RouteCertificate {
+            chain: "CHAIN".parse().expect("a name"),
+            key: "KEY".parse().expect("a name"),
+            digest: None,
+        });
+        let other = route(&["10.210.3.141"], &[]);
+        let routes = [certified.clone(), other];
+        let one = plugins.proxy.route(&context(plugins), &[certified], &BTreeMap::new());
+        (one, plugins.proxy.route(&context(plugins), &routes, &BTreeMap::new()))
+    };
+    let fewer = hostile(&place, "fewer").expect("loaded");
+    let error = wishes(&fewer).1.expect_err("no list for a route");
+    let PluginError::Refused { refusals, .. } = &error else { panic!("{error}") };
+    assert_eq!(refusals[0].reason, "0 lists of steps for 2 services");
+    // A secret that one route names is that route's alone.
+    let secret = hostile(&place, "secret").expect("loaded");
+    let (own, others) = wishes(&secret);
+    let Ok(Turn::Done(lists)) = own else { panic!("{own:?}") };
+    assert_eq!(lists[0].len(), 1);
+    let error = others.expect_err("a secret of another route");
+    let PluginError::Refused { refusals, .. } = &error else { panic!("{error}") };
+    assert_eq!(refusals[0].reason, "not granted: use secret `KEY`");
+}
+
+#[test]
 fn a_plugins_words_reach_people_without_control_characters() {
     let error = boot_hostile("colours").expect_err("a fault");
     assert_eq!(error.to_string(), "call `boot` of plugin `hostile`: red line");
@@ -355,7 +400,7 @@ fn the_same_call_stops_at_the_same_place_and_gives_the_same_bytes() {
     let plugins = defaults(json!({})).expect("loaded");
     let context = context(&plugins);
     let wish = route(&["10.210.3.140"], &["10.210.3.141"]);
-    let once = || settle(|facts| plugins.proxy.route(&context, &wish, facts), nothing).expect("an answer");
+    let once = || settle_route(&plugins, &context, &wish, nothing).expect("an answer");
     assert_eq!(once(), once());
 }
 
@@ -373,7 +418,7 @@ fn facts_beyond_a_mebibyte_are_refused() {
         _ => command(0, ""),
     };
     let wish = route(&["10.210.3.140"], &[]);
-    let error = settle(|facts| plugins.proxy.route(&context, &wish, facts), big).expect_err("too much");
+    let error = settle_route(&plugins, &context, &wish, big).expect_err("too much");
     assert!(matches!(error, PluginError::TooManyFacts { .. }), "{error}");
 }
 
@@ -532,7 +577,7 @@ fn a_plugin_by_somebody_else_is_installed_from_a_file_and_fills_the_role() {
     let (boot, _) = settle(|facts| plugins.proxy.boot(&context, facts), nothing).expect("an answer");
     assert!(boot.iter().any(|step| matches!(step.action, Action::ContainerRun(_))));
     let wish = route(&["10.210.3.140"], &[]);
-    let (steps, _) = settle(|facts| plugins.proxy.route(&context, &wish, facts), nothing).expect("an answer");
+    let steps = settle_route(&plugins, &context, &wish, nothing).expect("an answer");
     assert_eq!(steps.iter().filter(|step| step.undo.is_some()).count(), 3);
 
     // With a port that was not accepted it is not used.

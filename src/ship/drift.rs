@@ -277,11 +277,17 @@ fn secrets(target: &Target, replaced: &Replaced, findings: &[Finding]) -> BTreeM
     let mut needed: BTreeMap<HostName, BTreeSet<SecretName>> = BTreeMap::new();
     for (host, service) in replaced {
         let planned = target.hosts.get(host).and_then(|ran| ran.services.get(service));
-        needed.entry(host.clone()).or_default().extend(planned.into_iter().flat_map(deploy::secrets));
+        needed
+            .entry(host.clone())
+            .or_default()
+            .extend(planned.into_iter().flat_map(|service| deploy::secrets(service)));
     }
     for finding in findings.iter().filter(|finding| matches!(finding.kind, Kind::Proxy | Kind::Route)) {
         let services = target.hosts.get(&finding.host).into_iter().flat_map(|ran| ran.services.values());
-        needed.entry(finding.host.clone()).or_default().extend(services.flat_map(deploy::certificate));
+        needed
+            .entry(finding.host.clone())
+            .or_default()
+            .extend(services.flat_map(|service| deploy::certificate(service)));
     }
     needed
 }

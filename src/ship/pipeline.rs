@@ -15,7 +15,7 @@ use super::{Ship, ShipError, Shipped, Source, native};
 use crate::apply::{self, ApplyError, Settled, settle_open, wait_until_free};
 use crate::deploy::{self, Answers, Assembled, Desired, Images};
 use crate::fleet::{Fleet, Target};
-use crate::plugin::{Judge, Probes};
+use crate::plugin::{Judge, Subject};
 
 /// How often what others leave open is settled, where they go on leaving something.
 const SETTLED_AT_MOST: usize = 5;
@@ -294,16 +294,16 @@ impl Ship {
             let timeline = failure.found.timeline.as_ref()?;
             let service = failure.service.as_ref()?;
             let configured = self.project.services.get(service)?;
-            let input = Probes {
-                host: failure.host.clone(),
-                architecture: desired.hosts.get(&failure.host)?.architecture.clone(),
-                service: service.clone(),
-                healthcheck: configured.healthcheck.clone(),
+            let (host, architecture) = (&failure.host, desired.hosts.get(&failure.host)?.architecture.as_str());
+            let subject = Subject {
+                service,
+                healthcheck: configured.healthcheck.as_ref(),
                 app_port: configured.proxy.as_ref().map(|proxy| proxy.app_port),
             };
-            let spec = ready.plugins.health.probes(&input).ok().flatten()?;
+            let specs = ready.plugins.health.probes(host, architecture, &[subject]).ok()?;
+            let spec = specs.into_iter().next().flatten()?;
             let log = failure.found.evidence.first().map_or("", |evidence| evidence.log.as_str());
-            let judge = Judge { input: &input, spec: &spec, timeline, log };
+            let judge = Judge { host, architecture, subject: &subject, spec: &spec, timeline, log };
             Some((failure.host.clone(), ready.plugins.health.judge(judge).ok()?))
         };
         error.failures().into_iter().filter_map(of_failure).collect()

@@ -13,7 +13,7 @@ use jiji_model::reference::Reference;
 
 use super::images::Pins;
 use super::look::{Ready, Wants};
-use super::talk::{Talk, Wish, too_many_rounds};
+use super::talk::{Talk, Wish, side_by_side, too_many_rounds};
 use super::{Planned, ShipError};
 use crate::deploy::{self, Assembled, Images, Seeds};
 use crate::plugin::{MAX_ROUNDS, Plugins, Proxy};
@@ -45,32 +45,35 @@ impl<'a> Rehearsal<'a> {
         Self { project, images, ready: Ready { plugins, pins, seeds }, threads: threads.max(1) }
     }
 
-    /// Plans for hosts of the given architectures. `ask` answers for a host.
+    /// Plans for hosts of the given architectures. `ask` answers for a host, for several at once.
     ///
     /// # Errors
     /// As a ship's plan.
     pub fn plan(
         &self,
         hosts: &BTreeMap<HostName, String>,
-        mut ask: impl FnMut(&HostName, &[Want]) -> Vec<Fact>,
+        ask: impl Fn(&HostName, &[Want]) -> Vec<Fact> + Sync,
     ) -> Result<Rehearsed, ShipError> {
         let calls = self.ready.plugins.calls();
         let none = Secrets::default();
         let talk = Talk { project: self.project, secrets: &none, ready: &self.ready, threads: self.threads };
         let mut observation = Observation::default();
-        let mut wants = Wants::new();
         let placement = self.project.placement();
-        for (host, architecture) in hosts {
+        let hosts: Vec<(&HostName, &String)> = hosts.iter().collect();
+        let wanted = side_by_side(self.threads, &hosts, |&(host, architecture)| {
             let services = placement.on(host);
             let mut of_host = deploy::wants_for(self.project, services, self.images, &self.ready.seeds);
             of_host.extend(talk.first_wants(host, architecture, services.iter().copied())?);
-            wants.insert(host.clone(), of_host);
-        }
+            Ok::<_, ShipError>((host.clone(), of_host))
+        });
+        let wants: Wants = wanted.into_iter().collect::<Result<_, _>>()?;
         let mut rounds = 0;
         let mut look = |wants: &Wants, observation: &mut Observation| {
             rounds += 1;
-            for (host, wants) in wants {
-                observation.add(host, ask(host, wants));
+            let wants: Vec<_> = wants.iter().collect();
+            let said = side_by_side(self.threads, &wants, |(host, wants)| ask(host, wants));
+            for ((host, _), facts) in wants.into_iter().zip(said) {
+                observation.add(host, facts);
             }
         };
         look(&wants, &mut observation);

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use jiji_model::event::Record;
+use jiji_model::image::Image;
 use jiji_model::name::{HostName, SecretName, ServiceName};
 use jiji_model::observation::Observation;
 use jiji_model::transaction::Decision;
@@ -200,7 +201,7 @@ pub(super) fn images(desired: &Desired) -> Images {
     for (name, serving) in services.filter_map(|(name, service)| Some((name, service.change.serving()?))) {
         let known = images.entry(name.clone()).or_default();
         if known.iter().all(|image| image.id() != serving.image.id()) {
-            known.push(serving.image.clone());
+            known.push(Image::clone(&serving.image));
         }
     }
     images

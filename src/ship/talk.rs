@@ -5,17 +5,18 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use jiji_model::digest::Digest;
+use jiji_model::digest::{CanonicalJson, Digest};
 use jiji_model::name::{HostName, ServiceName};
 use jiji_model::observation::{Observation, Want};
 use jiji_model::plan::{PlannedService, Step};
+use jiji_model::probe::ProbeSpec;
 use jiji_model::project::{Project, Service};
 use jiji_model::route::{Instance, Route, RouteOptions};
 
 use super::ShipError;
 use super::look::{Ready, Wants};
-use crate::deploy::{Answers, Change, Desired, HostAnswers, Old};
-use crate::plugin::{HostContext, MAX_ROUNDS, Probes, Turn};
+use crate::deploy::{Answers, Change, Desired, HostAnswers, HostDesired, Old};
+use crate::plugin::{HostContext, MAX_ROUNDS, Subject, Turn};
 use crate::secrets::Secrets;
 
 /// Fewer hosts than this are not worth a thread.
@@ -32,27 +33,31 @@ pub(super) struct Talk<'a> {
 }
 
 impl Talk<'_> {
-    /// What plugins want to know before anything of the host is known. The first route speaks for all: what another one wants besides is
-    /// asked in the next round.
+    /// What plugins want to know before anything of the host is known.
     pub(super) fn first_wants<'s>(
         &self,
         host: &HostName,
         architecture: &str,
         services: impl IntoIterator<Item = (&'s ServiceName, &'s Service)>,
     ) -> Result<Vec<Want>, ShipError> {
-        let mut routed = services.into_iter().filter_map(|(name, service)| {
+        let scope = self.project.scope();
+        let routed = services.into_iter().filter_map(|(name, service)| {
             let options = self.with_digest(RouteOptions::of(service)?);
-            Some(route(&self.project.scope(), name, options, None, Vec::new()))
+            Some(route(&scope, name, options, None, Vec::new()))
         });
-        let Some(route) = routed.next() else { return Ok(Vec::new()) };
+        let routes: Vec<Route> = routed.collect();
+        if routes.is_empty() {
+            return Ok(Vec::new());
+        }
         let context = self.context(host, architecture, 0);
         let nothing = BTreeMap::new();
         let proxy = &self.ready.plugins.proxy;
         let mut wants = Vec::new();
-        for turn in [proxy.boot(&context, &nothing)?, proxy.route(&context, &route, &nothing)?] {
-            if let Turn::Observe(more) = turn {
-                wants.extend(more);
-            }
+        if let Turn::Observe(more) = proxy.boot(&context, &nothing)? {
+            wants.extend(more);
+        }
+        if let Turn::Observe(more) = proxy.route(&context, &routes, &nothing)? {
+            wants.extend(more);
         }
         Ok(once(wants))
     }
@@ -113,70 +118,89 @@ impl Talk<'_> {
         let nothing = BTreeMap::new();
         let facts = observation.hosts.get(host).unwrap_or(&nothing);
         let mut answer = HostAnswers::default();
-        let mut routes = Vec::new();
-        let mut steps: Vec<Step> = Vec::new();
-        let mut take = |turn: Turn| match turn {
-            Turn::Observe(wants) => open.extend(wants),
-            Turn::Done(done) => steps.extend(done),
-        };
+        let (mut gone, mut routes) = (Vec::new(), Vec::new());
         for (name, service) in &wanted.services {
             let change = &service.change;
-            let before = change.previous();
-            let Some(after) = change.serving() else {
-                if let Some(route) = before.and_then(|before| before.route.as_ref()) {
-                    let route = parse_route(route, host, name)?;
-                    take(self.ready.plugins.proxy.unroute(&context, &route.key, facts)?);
-                }
-                continue;
+            let options = match change.serving() {
+                Some(after) => options(name, after, host, wish)?,
+                None => None,
             };
-            if let Some(probe) = self.probe(host, &wanted.architecture, name, after, wish)? {
-                answer.probes.insert(name.clone(), probe);
-            }
-            match options(name, after, host, wish)?.map(|options| self.with_digest(options)) {
-                Some(options) => {
+            match (change.serving(), options) {
+                (Some(after), Some(options)) => {
+                    let options = self.with_digest(options);
                     let port = options.app_port;
-                    let previous = serving_before(change, port);
-                    routes.push(route(&desired.scope, name, options, instance(after, port), previous));
+                    let recorded = change.previous().and_then(|before| before.route.as_ref()?.read::<Route>().ok());
+                    let previous = serving_before(change, port, recorded.as_ref());
+                    let route = route(&desired.scope, name, options, instance(after, port), previous);
+                    // What runs on and is routed on keeps its record.
+                    let kept = matches!(change, Change::Unchanged { .. })
+                        && recorded.is_some_and(|recorded| recorded.leads_as(&route));
+                    if !kept {
+                        answer.routes.insert(name.clone(), CanonicalJson::of(&route));
+                    }
+                    routes.push(route);
                 }
-                None => {
-                    // It had a route, and has none any more.
-                    if let Some(route) = before.and_then(|before| before.route.as_ref()) {
-                        let route = parse_route(route, host, name)?;
-                        take(self.ready.plugins.proxy.unroute(&context, &route.key, facts)?);
+                // It goes, or had a route and has none any more.
+                _ => {
+                    if let Some(route) = change.previous().and_then(|before| before.route.as_ref()) {
+                        gone.push(parse_route(route, host, name)?.key);
                     }
                 }
             }
         }
+        let proxy = &self.ready.plugins.proxy;
+        let mut steps: Vec<Step> = Vec::new();
+        if !gone.is_empty() {
+            match proxy.unroute(&context, &gone, facts)? {
+                Turn::Observe(wants) => open.extend(wants),
+                Turn::Done(lists) => steps.extend(lists.into_iter().flatten()),
+            }
+        }
         if !routes.is_empty() {
-            take(self.ready.plugins.proxy.boot(&context, facts)?);
+            match proxy.boot(&context, facts)? {
+                Turn::Observe(wants) => open.extend(wants),
+                Turn::Done(done) => steps.extend(done),
+            }
+            match proxy.route(&context, &routes, facts)? {
+                Turn::Observe(wants) => open.extend(wants),
+                Turn::Done(lists) => steps.extend(lists.into_iter().flatten()),
+            }
         }
-        for route in routes {
-            take(self.ready.plugins.proxy.route(&context, &route, facts)?);
-            let json = serde_json::to_value(&route).expect("a route is JSON");
-            answer.routes.insert(route.service, json);
-        }
+        answer.probes = self.probes(host, wanted, wish)?;
         answer.steps = steps;
         Ok(answer)
     }
 
-    fn probe(
+    /// How the health of what will serve is told: as the project says now, or as it was when a release is wanted again.
+    fn probes(
         &self,
         host: &HostName,
-        architecture: &str,
-        name: &ServiceName,
-        after: &PlannedService,
+        wanted: &HostDesired,
         wish: Wish<'_>,
-    ) -> Result<Option<jiji_model::probe::ProbeSpec>, ShipError> {
-        let Wish::Project(project) = wish else { return Ok(after.probe.clone()) };
-        let Some(service) = project.services.get(name) else { return Ok(after.probe.clone()) };
-        let probes = Probes {
-            host: host.clone(),
-            architecture: architecture.to_owned(),
-            service: name.clone(),
-            healthcheck: service.healthcheck.clone(),
-            app_port: service.proxy.as_ref().map(|proxy| proxy.app_port),
-        };
-        Ok(self.ready.plugins.health.probes(&probes)?)
+    ) -> Result<BTreeMap<ServiceName, ProbeSpec>, ShipError> {
+        let mut probes = BTreeMap::new();
+        let mut subjects = Vec::new();
+        for (name, service) in &wanted.services {
+            let Some(after) = service.change.serving() else { continue };
+            let configured = match wish {
+                Wish::Project(project) => project.services.get(name),
+                Wish::Release => None,
+            };
+            match configured {
+                Some(configured) => subjects.push(Subject {
+                    service: name,
+                    healthcheck: configured.healthcheck.as_ref(),
+                    app_port: configured.proxy.as_ref().map(|proxy| proxy.app_port),
+                }),
+                None => probes.extend(after.probe.clone().map(|probe| (name.clone(), probe))),
+            }
+        }
+        if !subjects.is_empty() {
+            let specs = self.ready.plugins.health.probes(host, &wanted.architecture, &subjects)?;
+            let told = subjects.iter().zip(specs);
+            probes.extend(told.filter_map(|(subject, spec)| Some((subject.service.clone(), spec?))));
+        }
+        Ok(probes)
     }
 }
 
@@ -195,7 +219,7 @@ pub(super) fn too_many_rounds(desired: &Desired) -> ShipError {
 }
 
 /// Does the same with all items on some threads. Results come in the order of the items.
-fn side_by_side<T: Sync, R: Send>(threads: usize, items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+pub(super) fn side_by_side<T: Sync, R: Send>(threads: usize, items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = threads.min(items.len().div_ceil(HOSTS_PER_THREAD));
     if threads < 2 {
         return items.iter().map(work).collect();
@@ -248,29 +272,25 @@ fn options(
     }
 }
 
-fn parse_route(route: &serde_json::Value, host: &HostName, service: &ServiceName) -> Result<Route, ShipError> {
-    serde_json::from_value(route.clone())
-        .map_err(|_| ShipError::Release { host: host.clone(), service: service.clone() })
+fn parse_route(route: &CanonicalJson, host: &HostName, service: &ServiceName) -> Result<Route, ShipError> {
+    route.read().map_err(|_| ShipError::Release { host: host.clone(), service: service.clone() })
 }
 
-/// The instances that serve before a change. One that went away cannot be routed back to; one of which nothing is recorded can.
-fn serving_before(change: &Change, port: u16) -> Vec<Instance> {
+/// The instances that serve before a change, `route` being how they were. One that went away cannot be routed back to; one of which nothing is recorded can.
+fn serving_before(change: &Change, port: u16, route: Option<&Route>) -> Vec<Instance> {
     let recorded = change.previous();
-    let port_of = |before: &PlannedService| {
-        let route = before.route.clone().and_then(|route| serde_json::from_value::<Route>(route).ok());
-        route.map_or(port, |route| route.options.app_port)
-    };
+    let port_then = route.map_or(port, |route| route.options.app_port);
     match change {
         Change::Replace { old, .. } => {
             let running = old.iter().filter(|old| old.running);
             let instance = |old: &Old| {
                 let recorded = recorded.filter(|before| before.container == old.name);
                 let address = old.address.or_else(|| recorded?.address)?;
-                Some(Instance { container: old.name.clone(), address, port: recorded.map_or(port, port_of) })
+                Some(Instance { container: old.name.clone(), address, port: recorded.map_or(port, |_| port_then) })
             };
             running.filter_map(instance).collect()
         }
-        Change::Unchanged { running, .. } => instance(running, port_of(running)).into_iter().collect(),
+        Change::Unchanged { running, .. } => instance(running, port_then).into_iter().collect(),
         Change::Remove { .. } => Vec::new(),
     }
 }

@@ -262,7 +262,7 @@ mod tests {
     fn planned() -> PlannedService {
         let bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/v2/release.json")).expect("read");
         let release: jiji_model::transaction::Release = serde_json::from_slice(&bytes).expect("a release");
-        release.services.into_values().next().expect("a service")
+        release.services.values().next().map(|service| PlannedService::clone(service)).expect("a service")
     }
 
     /// What an engine says of its container as it was made.

@@ -3,6 +3,8 @@
 //! A [`Digest`] is always SHA-256 and always printed as `sha256:` and 64 lower-case hexadecimal digits, the form of the OCI image
 //! specification (descriptor.md, "Digests"). Other algorithms are refused, so that one content has one name.
 
+mod canonical;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -39,11 +41,8 @@ impl Digest {
 
     /// The 64 hexadecimal digits, without the algorithm: a safe file name.
     pub fn hex(&self) -> String {
-        use fmt::Write;
-        self.0.iter().fold(String::with_capacity(64), |mut out, byte| {
-            write!(out, "{byte:02x}").expect("writing to a String does not fail");
-            out
-        })
+        let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half)]);
+        self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
     }
 
     /// The first 12 hexadecimal digits: enough for a person, never for a machine.
@@ -57,9 +56,56 @@ impl Digest {
 /// # Panics
 /// As [`Digest::of_json`].
 pub fn canonical_json<T: Serialize>(value: &T) -> Vec<u8> {
-    // `serde_json::Value` keeps its maps in a BTreeMap, so passing through it sorts the keys.
-    let value = serde_json::to_value(value).expect("the type has string keys");
-    serde_json::to_vec(&value).expect("a JSON value can be written")
+    let mut out = Vec::with_capacity(256);
+    canonical::write(&mut out, value).expect("the type has string keys");
+    out
+}
+
+/// Canonical JSON that is kept as its text: a record that is carried along whole, and read by those alone who need what is in it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CanonicalJson(Box<str>);
+
+impl CanonicalJson {
+    /// A value's canonical JSON.
+    ///
+    /// # Panics
+    /// As [`Digest::of_json`].
+    pub fn of<T: Serialize>(value: &T) -> Self {
+        let text = String::from_utf8(canonical_json(value)).expect("JSON is UTF-8");
+        Self(text.into_boxed_str())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Reads it as a value of some type.
+    ///
+    /// # Errors
+    /// When it is none of that type.
+    pub fn read<'de, T: Deserialize<'de>>(&'de self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(&self.0)
+    }
+}
+
+impl fmt::Debug for CanonicalJson {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for CanonicalJson {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let value: serde_json::Value = self.read().map_err(serde::ser::Error::custom)?;
+        value.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for CanonicalJson {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        serde_json::Value::deserialize(deserializer).map(|value| Self::of(&value))
+    }
 }
 
 impl fmt::Display for Digest {
@@ -138,6 +184,14 @@ mod tests {
         for text in ["sha512:00", "sha256:00", &format!("sha256:{}", "A".repeat(64)), "", "sha256:", &"a".repeat(64)] {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn canonical_json_that_is_kept_as_text_is_written_as_what_it_says() {
+        let kept: CanonicalJson = serde_json::from_str(r#"{ "b": [1], "a": {"d": null, "c": "x"} }"#).expect("JSON");
+        assert_eq!(kept.as_str(), r#"{"a":{"c":"x","d":null},"b":[1]}"#);
+        assert_eq!(serde_json::to_string(&kept).expect("JSON"), kept.as_str());
+        assert_eq!(kept.read::<serde_json::Value>().expect("JSON")["b"], serde_json::json!([1]));
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! | [`plan`] | steps, phases, words, and what a plugin is allowed to ask for |
 //! | [`probe`] | health probes as data, and the timeline they leave |
 //! | [`route`] | how requests reach a service: what a proxy plugin is asked for |
+//! | [`shared`] | values that many records hold and that lie in memory once |
 //! | [`transaction`] | lease, journal, settlement, release and audit records, and their transitions |
 //! | [`protocol`] | the frames between the operator and `jiji-host` |
 //! | [`log`] | logs made short, for evidence |
@@ -33,4 +34,5 @@ pub mod protocol;
 pub mod reference;
 pub mod route;
 pub mod secret;
+pub mod shared;
 pub mod transaction;

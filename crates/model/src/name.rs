@@ -3,6 +3,7 @@
 //! Each type has one grammar, tight enough that a value is safe as a file name, a container name and a DNS label wherever the type
 //! is used for one. Nothing is repaired: a text that does not fit is an error that says what would.
 
+use std::borrow::Borrow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,13 @@ macro_rules! name {
         impl fmt::Debug for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 write!(f, "{:?}", self.0)
+            }
+        }
+
+        // A name is ordered and hashed as its text is.
+        impl Borrow<str> for $type {
+            fn borrow(&self) -> &str {
+                &self.0
             }
         }
 

@@ -10,11 +10,12 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
-use crate::image::ImageId;
+use crate::image::{Image, ImageId};
 use crate::name::{AbsPath, ContainerName, HostName, SecretName};
 use crate::plan::PlannedService;
 use crate::project::Engine;
-use crate::transaction::{HostRecords, Lease, Release, ReleaseLine};
+use crate::shared::Shared;
+use crate::transaction::{HostRecords, Lease, Release, ReleaseLine, Roster};
 
 /// A question with an id that its fact repeats.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,7 +131,7 @@ pub enum Query {
     /// Answered by [`Answer::Differences`]; a container that is not there differs in [`Part::Existence`] alone.
     Compare {
         /// What was decided.
-        service: Box<PlannedService>,
+        service: Shared<PlannedService>,
         /// The keyed digest of its secrets as the release recorded it, where it did.
         secrets: Option<String>,
     },
@@ -381,6 +382,43 @@ pub struct HttpFacts {
 pub struct Observation {
     /// Facts by host, by want id.
     pub hosts: BTreeMap<HostName, BTreeMap<String, Answer>>,
+    /// What hosts said alike.
+    #[serde(skip)]
+    alike: Alike,
+}
+
+/// Parts of answers that many hosts give alike, each kept once.
+#[derive(Debug, Clone, Default)]
+struct Alike {
+    images: BTreeMap<ImageId, Shared<Image>>,
+    roster: Option<Shared<Roster>>,
+}
+
+impl PartialEq for Alike {
+    /// How answers are kept is no part of what they say.
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Alike {}
+
+impl Alike {
+    fn share(&mut self, answer: &mut Answer) {
+        let Answer::Records(records) = answer else { return };
+        if let Some(roster) = &mut records.roster {
+            match &self.roster {
+                Some(known) if known == roster => *roster = known.clone(),
+                _ => self.roster = Some(roster.clone()),
+            }
+        }
+        for service in records.releases.iter_mut().flat_map(|release| release.services.values_mut()) {
+            let known = self.images.entry(service.image.id()).or_insert_with(|| service.image.clone());
+            if *known == service.image && !known.is_same(&service.image) {
+                service.to_mut().image = known.clone();
+            }
+        }
+    }
 }
 
 impl Observation {
@@ -391,7 +429,11 @@ impl Observation {
 
     /// Adds facts of one host.
     pub fn add(&mut self, host: &HostName, facts: Vec<Fact>) {
-        self.hosts.entry(host.clone()).or_default().extend(facts.into_iter().map(|fact| (fact.id, fact.answer)));
+        let of_host = self.hosts.entry(host.clone()).or_default();
+        of_host.extend(facts.into_iter().map(|mut fact| {
+            self.alike.share(&mut fact.answer);
+            (fact.id, fact.answer)
+        }));
     }
 }
 

@@ -10,11 +10,12 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Digest;
+use crate::digest::{CanonicalJson, Digest};
 use crate::image::{Image, ImageId};
 use crate::name::{AbsPath, ContainerName, HostName, SecretName, ServiceName};
 use crate::probe::ProbeSpec;
 use crate::project::{Mount, Rollout};
+use crate::shared::Shared;
 
 /// The order in which a fleet changes. Every host ends `Prepare` before any host begins `Publish`; `Publish` and `Cutover` go batch by
 /// batch; once every batch is cut over, `Hold` watches all of them; after `Hold` the transaction is *decided*, and the rest goes forward only.
@@ -92,7 +93,7 @@ pub struct Plan {
     #[serde(default, skip_serializing_if = "Rollout::is_plain")]
     pub rollout: Rollout,
     /// What each host will run once decided, for its release record.
-    pub releases: BTreeMap<HostName, BTreeMap<ServiceName, PlannedService>>,
+    pub releases: BTreeMap<HostName, BTreeMap<ServiceName, Shared<PlannedService>>>,
 }
 
 fn one() -> u32 {
@@ -142,7 +143,7 @@ pub struct PlannedImage {
 #[serde(deny_unknown_fields)]
 pub struct PlannedService {
     /// The whole image, so that a rollback needs no sources and no registry.
-    pub image: Image,
+    pub image: Shared<Image>,
     /// The container.
     pub container: ContainerName,
     /// Its address in the `jiji` network.
@@ -154,7 +155,7 @@ pub struct PlannedService {
     /// How its health is told.
     pub probe: Option<ProbeSpec>,
     /// The proxy plugin's input for its route, as canonical JSON, so that a rollback routes the same way.
-    pub route: Option<serde_json::Value>,
+    pub route: Option<CanonicalJson>,
 }
 
 /// One change on one host.

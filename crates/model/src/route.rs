@@ -33,6 +33,12 @@ impl Route {
     pub fn key(scope: &str, service: &ServiceName) -> String {
         format!("{scope}-{service}")
     }
+
+    /// Whether requests go the same way with both: what served before them is no part of that.
+    pub fn leads_as(&self, other: &Self) -> bool {
+        (&self.service, &self.key, &self.options, &self.targets)
+            == (&other.service, &other.key, &other.options, &other.targets)
+    }
 }
 
 /// How requests are routed to a service.

@@ -37,6 +37,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::observation::LeaseFacts;
+use crate::shared::Shared;
 
 /// What jiji keeps on a host about a project, as an observer sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,5 +54,5 @@ pub struct HostRecords {
     /// before it is used again.
     pub last_address: Option<Ipv4Addr>,
     /// The roster of servers and subnets as stored here.
-    pub roster: Option<Roster>,
+    pub roster: Option<Shared<Roster>>,
 }

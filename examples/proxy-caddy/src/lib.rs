@@ -19,7 +19,7 @@ pub mod bindings {
 }
 
 use bindings::exports::jiji::plan::meta;
-use bindings::exports::jiji::proxy::proxy::{self, RouteInput, UnrouteInput};
+use bindings::exports::jiji::proxy::proxy::{self, RouteInput, Routing, Turns, UnrouteInput};
 use bindings::jiji::plan::types::*;
 use serde_json::Value;
 
@@ -163,60 +163,26 @@ impl proxy::Guest for Plugin {
         Ok(Turn::Done(steps))
     }
 
-    fn route(input: RouteInput, facts: Vec<Fact>) -> Result<Turn, Fault> {
-        let (path, copy) = files(&input.context, &input.service);
-        let (Some(file), Some(applied)) = (answer(&facts, "file"), answer(&facts, "applied")) else {
-            return Ok(Turn::Observe(vec![want_file("file", &path), want_file("applied", &copy)]));
-        };
-        if input.targets.is_empty() {
-            return Ok(Turn::Done(Vec::new()));
+    fn route(input: RouteInput, facts: Vec<Fact>) -> Result<Turns, Fault> {
+        let services = input.routes.iter().map(|route| route.service.as_str());
+        let wants = wants(&input.context, services);
+        if wants.iter().any(|want| answer(&facts, &want.id).is_none()) {
+            return Ok(Turns::Observe(wants));
         }
-        let site = site(&input)?;
-        if content(file) == Some(&site) && content(applied) == Some(&site) {
-            return Ok(Turn::Done(Vec::new()));
-        }
-        let before = match content(file) {
-            Some(before) => write(&path, before),
-            None => Action::Remove(path.clone()),
-        };
-        // Undone from the last to the first: the copy goes, the file comes back, and the first step's undo makes Caddy read it.
-        let first = with_undo(
-            step(
-                Phase::Cutover,
-                "check the configuration".to_owned(),
-                exec(&["caddy", "validate", "--config", &caddyfile()]),
-            ),
-            reload(),
-        );
-        let second = with_undo(step(Phase::Cutover, format!("write `{path}`"), write(&path, &site)), before);
-        let mut third = step(Phase::Cutover, format!("route {}", input.service), reload());
-        // Caddy answers once the old configuration's requests have ended, or its grace period has.
-        third.timeout_ms = GRACE_S * 1_000 + 15_000;
-        third.quiet_ms = 5_000;
-        let last = with_undo(
-            step(Phase::Cutover, format!("note what {} is routed to", input.service), write(&copy, &site)),
-            Action::Remove(copy),
-        );
-        Ok(Turn::Done(vec![first, second, third, last]))
+        let steps: Result<_, Fault> = input.routes.iter().map(|route| move_to(&input.context, route, &facts)).collect();
+        steps.map(Turns::Done)
     }
 
     fn upgrade(_: Context, _: Vec<Fact>) -> Result<Turn, Fault> {
         Err(fault("no-upgrade", "this plugin cannot replace a proxy that runs".to_owned()))
     }
 
-    fn unroute(input: UnrouteInput, facts: Vec<Fact>) -> Result<Turn, Fault> {
-        let (path, copy) = files(&input.context, &input.service);
-        let (Some(file), Some(applied)) = (answer(&facts, "file"), answer(&facts, "applied")) else {
-            return Ok(Turn::Observe(vec![want_file("file", &path), want_file("applied", &copy)]));
-        };
-        if [file, applied].iter().all(|answer| matches!(answer, Answer::Absent)) {
-            return Ok(Turn::Done(Vec::new()));
+    fn unroute(input: UnrouteInput, facts: Vec<Fact>) -> Result<Turns, Fault> {
+        let wants = wants(&input.context, input.services.iter().map(String::as_str));
+        if wants.iter().any(|want| answer(&facts, &want.id).is_none()) {
+            return Ok(Turns::Observe(wants));
         }
-        Ok(Turn::Done(vec![
-            step(Phase::Withdraw, format!("remove `{path}`"), Action::Remove(path)),
-            step(Phase::Withdraw, format!("stop routing {}", input.service), reload()),
-            step(Phase::Withdraw, format!("remove `{copy}`"), Action::Remove(copy)),
-        ]))
+        Ok(Turns::Done(input.services.iter().map(|service| withdraw(&input.context, service, &facts)).collect()))
     }
 }
 
@@ -229,9 +195,73 @@ const GRACE_S: u32 = 30;
 /// Relative imports are relative to the file. Its text is part of the plugin: another text is another boot.
 const CADDYFILE: &str = "{\n\tgrace_period 30s\n}\nimport routes/*.caddy\n";
 
+/// The questions about the files of services.
+fn wants<'a>(context: &Context, services: impl Iterator<Item = &'a str>) -> Vec<Want> {
+    let of_service = |service: &'a str| {
+        let (path, copy) = files(context, service);
+        let [file, applied] = ids(service);
+        [want_file(&file, &path), want_file(&applied, &copy)]
+    };
+    services.flat_map(of_service).collect()
+}
+
+/// The ids of the questions about a service's file and its copy.
+fn ids(service: &str) -> [String; 2] {
+    ["file", "applied"].map(|what| format!("{what} {service}"))
+}
+
+/// Steps that move a service's requests.
+fn move_to(context: &Context, route: &Routing, facts: &[Fact]) -> Result<Vec<Step>, Fault> {
+    let (path, copy) = files(context, &route.service);
+    let [file, applied] = ids(&route.service).map(|id| answer(facts, &id).and_then(content));
+    if route.targets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let site = site(route)?;
+    if file == Some(&site) && applied == Some(&site) {
+        return Ok(Vec::new());
+    }
+    let before = match file {
+        Some(before) => write(&path, before),
+        None => Action::Remove(path.clone()),
+    };
+    // Undone from the last to the first: the copy goes, the file comes back, and the first step's undo makes Caddy read it.
+    let first = with_undo(
+        step(
+            Phase::Cutover,
+            format!("check the configuration before {}", route.service),
+            exec(&["caddy", "validate", "--config", &caddyfile()]),
+        ),
+        reload(),
+    );
+    let second = with_undo(step(Phase::Cutover, format!("write `{path}`"), write(&path, &site)), before);
+    let mut third = step(Phase::Cutover, format!("route {}", route.service), reload());
+    // Caddy answers once the old configuration's requests have ended, or its grace period has.
+    third.timeout_ms = GRACE_S * 1_000 + 15_000;
+    third.quiet_ms = 5_000;
+    let last = with_undo(
+        step(Phase::Cutover, format!("note what {} is routed to", route.service), write(&copy, &site)),
+        Action::Remove(copy),
+    );
+    Ok(vec![first, second, third, last])
+}
+
+/// Steps after which nothing is routed to a service.
+fn withdraw(context: &Context, service: &str, facts: &[Fact]) -> Vec<Step> {
+    let (path, copy) = files(context, service);
+    if ids(service).iter().all(|id| matches!(answer(facts, id), Some(Answer::Absent))) {
+        return Vec::new();
+    }
+    vec![
+        step(Phase::Withdraw, format!("remove `{path}`"), Action::Remove(path)),
+        step(Phase::Withdraw, format!("stop routing {service}"), reload()),
+        step(Phase::Withdraw, format!("remove `{copy}`"), Action::Remove(copy)),
+    ]
+}
+
 /// The site of a service.
-fn site(input: &RouteInput) -> Result<String, Fault> {
-    let options = &input.options;
+fn site(route: &Routing) -> Result<String, Fault> {
+    let options = &route.options;
     if options.path_prefix != "/" {
         return Err(fault("bad-route", "this plugin routes whole hosts, not paths".to_owned()));
     }
@@ -250,7 +280,7 @@ fn site(input: &RouteInput) -> Result<String, Fault> {
         hosts => hosts.iter().map(|host| format!("{scheme}{host}")).collect::<Vec<_>>().join(", "),
     };
     let targets: Vec<String> =
-        input.targets.iter().map(|target| format!("{}:{}", target.address, target.port)).collect();
+        route.targets.iter().map(|target| format!("{}:{}", target.address, target.port)).collect();
     Ok(format!("{addresses} {{\n\treverse_proxy {}\n}}\n", targets.join(" ")))
 }
 

@@ -7,7 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use proxy_caddy::Plugin;
-use proxy_caddy::bindings::exports::jiji::proxy::proxy::{Guest, RouteInput, RouteOptions, UnrouteInput};
+use proxy_caddy::bindings::exports::jiji::proxy::proxy::{
+    Guest, RouteInput, RouteOptions, Routing, Turns, UnrouteInput,
+};
 use proxy_caddy::bindings::jiji::plan::types::*;
 
 struct Caddy {
@@ -157,20 +159,29 @@ fn context() -> Context {
 }
 
 fn input(port: u16) -> RouteInput {
-    RouteInput {
-        context: context(),
+    let route = Routing {
         service: "shop-web".to_owned(),
         options: RouteOptions {
             hosts: vec!["web.example".to_owned()],
             path_prefix: "/".to_owned(),
             ssl: false,
+            certificate: None,
             drain_timeout_ms: 1_000,
             health: None,
             labels: Vec::new(),
         },
         targets: vec![Instance { container: "c".to_owned(), address: "127.0.0.1".to_owned(), port }],
         previous: Vec::new(),
-    }
+    };
+    RouteInput { context: context(), routes: vec![route] }
+}
+
+/// The answer for a single service.
+fn only(turns: Result<Turns, Fault>) -> Result<Turn, Fault> {
+    turns.map(|turns| match turns {
+        Turns::Observe(wants) => Turn::Observe(wants),
+        Turns::Done(mut lists) => Turn::Done(lists.remove(0)),
+    })
 }
 
 fn free_port() -> u16 {
@@ -204,12 +215,12 @@ fn a_service_moves_to_a_new_target_and_back() {
     caddy.all(&boot);
 
     let (old, new) = (application("old"), application("new"));
-    let first = caddy.settle(|facts| Plugin::route(input(old), facts));
+    let first = caddy.settle(|facts| only(Plugin::route(input(old), facts)));
     caddy.all(&first);
     assert_eq!(caddy.get(), "old");
-    assert_eq!(caddy.settle(|facts| Plugin::route(input(old), facts)), []);
+    assert_eq!(caddy.settle(|facts| only(Plugin::route(input(old), facts))), []);
 
-    let second = caddy.settle(|facts| Plugin::route(input(new), facts));
+    let second = caddy.settle(|facts| only(Plugin::route(input(new), facts)));
     caddy.all(&second);
     assert_eq!(caddy.get(), "new");
     for _ in 0..2 {
@@ -218,13 +229,13 @@ fn a_service_moves_to_a_new_target_and_back() {
     }
     // Killed between the file and the reload: the next time does it again.
     assert!(caddy.perform(&second[1].action));
-    let again = caddy.settle(|facts| Plugin::route(input(new), facts));
+    let again = caddy.settle(|facts| only(Plugin::route(input(new), facts)));
     caddy.all(&again);
     assert_eq!(caddy.get(), "new");
 
-    let unroute = || UnrouteInput { context: context(), service: "shop-web".to_owned() };
-    let gone = caddy.settle(|facts| Plugin::unroute(unroute(), facts));
+    let unroute = || UnrouteInput { context: context(), services: vec!["shop-web".to_owned()] };
+    let gone = caddy.settle(|facts| only(Plugin::unroute(unroute(), facts)));
     caddy.all(&gone);
     assert_ne!(caddy.get(), "new");
-    assert_eq!(caddy.settle(|facts| Plugin::unroute(unroute(), facts)), []);
+    assert_eq!(caddy.settle(|facts| only(Plugin::unroute(unroute(), facts))), []);
 }

@@ -11,11 +11,14 @@ wit_bindgen::generate!({
     generate_all,
 });
 
+use std::collections::BTreeMap;
+
 use exports::jiji::plan::meta;
-use exports::jiji::proxy::proxy::{self, RouteInput, UnrouteInput};
+use exports::jiji::proxy::proxy::{self, RouteInput, Routing, Turns, UnrouteInput};
 use jiji::plan::types::{
-    Action, Answer, Check, ContainerExec, ContainerSpec, Context, Description, Evidence, ExecGrant, ExecQuery, Fact, Fault,
-    Grant, ImageRef, Instance, Mount, MountSource, Needs, Phase, ProbeSpec, Publish, Query, Step, Turn, WaitProbe, Want, Word,
+    Action, Answer, Check, ContainerExec, ContainerSpec, Context, Description, Evidence, ExecGrant, ExecQuery, Fact,
+    Fault, Grant, ImageRef, Instance, Mount, MountSource, Needs, Phase, ProbeSpec, Publish, Query, Step, Turn,
+    WaitProbe, Want, Word,
 };
 
 const CONTAINER: &str = "edge";
@@ -42,8 +45,16 @@ impl Settings {
             match (key.as_str(), value.as_str(), port) {
                 ("image", Some(image), _) if !image.is_empty() => settings.image = image.to_owned(),
                 ("port", _, Some(port)) => settings.port = port,
-                ("image" | "port", ..) => return Err(fault("bad-setting", format!("`{key}` has no such value"), place)),
-                _ => return Err(fault("bad-setting", format!("no setting `{key}`; there are `image` and `port`"), place)),
+                ("image" | "port", ..) => {
+                    return Err(fault("bad-setting", format!("`{key}` has no such value"), place));
+                }
+                _ => {
+                    return Err(fault(
+                        "bad-setting",
+                        format!("no setting `{key}`; there are `image` and `port`"),
+                        place,
+                    ));
+                }
             }
         }
         Ok(settings)
@@ -134,58 +145,65 @@ impl proxy::Guest for Edge {
         ]))
     }
 
-    fn route(input: RouteInput, facts: Vec<Fact>) -> Result<Turn, Fault> {
-        if input.options.ssl || input.options.path_prefix != "/" {
+    fn route(input: RouteInput, facts: Vec<Fact>) -> Result<Turns, Fault> {
+        if input.routes.iter().any(|route| route.options.ssl || route.options.path_prefix != "/") {
             return Err(fault("bad-route", "this proxy knows neither TLS nor path prefixes".to_owned(), None));
         }
         let Some(list) = answer(&facts, "list") else {
-            return Ok(Turn::Observe(vec![want_list()]));
+            return Ok(Turns::Observe(vec![want_list()]));
         };
-        let now = addresses(&input.targets);
-        if now.is_empty() || routed(list, &input.service).is_some_and(|live| live == now) {
-            return Ok(Turn::Done(Vec::new()));
-        }
-        let before = addresses(&input.previous);
-        let undo = if before.is_empty() { remove(&input.service) } else { deploy(&input, &before) };
-        let title = format!("route {} to {now}", input.service);
-        let mut step = step(Phase::Cutover, title, deploy(&input, &now), Some(undo));
-        step.timeout_ms = input.options.drain_timeout_ms.saturating_add(10_000);
-        // The proxy goes on with a deploy whose client is gone, until the deploy timeout is over.
-        step.quiet_ms = 5_000;
-        Ok(Turn::Done(vec![step]))
+        let live = live(list);
+        let steps = |route: &Routing| {
+            let now = addresses(&route.targets);
+            if now.is_empty() || live.get(&route.service) == Some(&now) {
+                return Vec::new();
+            }
+            let before = addresses(&route.previous);
+            let undo = if before.is_empty() { remove(&route.service) } else { deploy(route, &before) };
+            let title = format!("route {} to {now}", route.service);
+            let mut step = step(Phase::Cutover, title, deploy(route, &now), Some(undo));
+            step.timeout_ms = route.options.drain_timeout_ms.saturating_add(10_000);
+            // The proxy goes on with a deploy whose client is gone, until the deploy timeout is over.
+            step.quiet_ms = 5_000;
+            vec![step]
+        };
+        Ok(Turns::Done(input.routes.iter().map(steps).collect()))
     }
 
     fn upgrade(_: Context, _: Vec<Fact>) -> Result<Turn, Fault> {
         Err(fault("no-upgrade", "this proxy cannot be replaced while it runs".to_owned(), None))
     }
 
-    fn unroute(input: UnrouteInput, facts: Vec<Fact>) -> Result<Turn, Fault> {
+    fn unroute(input: UnrouteInput, facts: Vec<Fact>) -> Result<Turns, Fault> {
         let Some(list) = answer(&facts, "list") else {
-            return Ok(Turn::Observe(vec![want_list()]));
+            return Ok(Turns::Observe(vec![want_list()]));
         };
-        if routed(list, &input.service).is_none() {
-            return Ok(Turn::Done(Vec::new()));
-        }
-        let title = format!("stop routing {}", input.service);
-        Ok(Turn::Done(vec![step(Phase::Withdraw, title, remove(&input.service), None)]))
+        let live = live(list);
+        let steps = |service: &String| {
+            let title = format!("stop routing {service}");
+            let routed = live.contains_key(service);
+            routed.then(|| step(Phase::Withdraw, title, remove(service), None)).into_iter().collect()
+        };
+        Ok(Turns::Done(input.services.iter().map(steps).collect()))
     }
 }
 
 export!(Edge);
 
-/// Where a service's requests go now, as `kamal-proxy list` says: a table with colours, a line for each service, the target fourth.
-fn routed(list: &Answer, service: &str) -> Option<String> {
-    let Answer::Command(command) = list else { return None };
+/// Where each service's requests go now, as `kamal-proxy list` says: a table with colours, a line for each service, the target fourth.
+fn live(list: &Answer) -> BTreeMap<String, String> {
+    let Answer::Command(command) = list else { return BTreeMap::new() };
     let cell = |cell: &str| {
         // What is left of a colour sequence, whatever became of its escape character on the way.
         let text = cell.rsplit_once("[0m").map_or(cell, |(text, _)| text);
         let text = text.rsplit('m').next().filter(|_| text.contains('[')).unwrap_or(text);
         text.trim_matches(|c: char| !c.is_ascii_graphic()).to_owned()
     };
-    command.stdout.lines().find_map(|line| {
+    let lines = command.stdout.lines().filter_map(|line| {
         let mut cells = line.split_whitespace().map(cell);
-        (cells.next()? == service).then(|| cells.nth(2)).flatten()
-    })
+        Some((cells.next()?, cells.nth(2)?))
+    });
+    lines.collect()
 }
 
 fn addresses(instances: &[Instance]) -> String {
@@ -193,12 +211,12 @@ fn addresses(instances: &[Instance]) -> String {
     all.join(",")
 }
 
-fn deploy(input: &RouteInput, targets: &str) -> Action {
-    let mut argv = vec!["deploy".to_owned(), input.service.clone(), format!("--target={targets}")];
-    argv.extend(input.options.hosts.iter().map(|host| format!("--host={host}")));
+fn deploy(route: &Routing, targets: &str) -> Action {
+    let mut argv = vec!["deploy".to_owned(), route.service.clone(), format!("--target={targets}")];
+    argv.extend(route.options.hosts.iter().map(|host| format!("--host={host}")));
     argv.push("--deploy-timeout=3s".to_owned());
-    argv.push(format!("--drain-timeout={}ms", input.options.drain_timeout_ms));
-    if let Some(health) = &input.options.health {
+    argv.push(format!("--drain-timeout={}ms", route.options.drain_timeout_ms));
+    if let Some(health) = &route.options.health {
         argv.push(format!("--health-check-path={}", health.path));
     }
     exec(argv, &[])

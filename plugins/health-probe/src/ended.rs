@@ -7,7 +7,7 @@ use crate::judge::{short, unhealthy};
 pub fn verdict(state: &ProbeNotRunning, input: &JudgeInput) -> Verdict {
     let engine = input.timeline.findings.as_ref().map_or("", |findings| findings.engine.as_str());
     if [engine, &input.log].iter().any(|said| said.to_ascii_lowercase().contains("exec format error")) {
-        let host = &input.input.host;
+        let host = &input.host;
         return unhealthy(
             format!("the image's command is no program for this host ({}): exec format error", host.architecture),
             &format!(

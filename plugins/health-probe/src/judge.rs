@@ -129,7 +129,7 @@ fn refused(input: &JudgeInput) -> Verdict {
         Check::Tcp(port) => *port,
         Check::Exec(_) => 0,
     };
-    let key = if input.input.app_port == Some(port) { "proxy.app_port" } else { "healthcheck.port" };
+    let key = if input.subject.app_port == Some(port) { "proxy.app_port" } else { "healthcheck.port" };
     let after = time(input.timeline.took_ms);
     let listens = input.timeline.findings.as_ref().and_then(|findings: &Findings| findings.listens.as_ref());
     if let Some(listens) = listens {

@@ -45,9 +45,9 @@ impl meta::Guest for Plugin {
 }
 
 impl health::Guest for Plugin {
-    fn probes(input: health::ProbesInput) -> Result<Option<ProbeSpec>, Fault> {
+    fn probes(input: health::ProbesInput) -> Result<Vec<Option<ProbeSpec>>, Fault> {
         let settings = probes::Settings::read(&input.settings).map_err(|mut faults| faults.remove(0))?;
-        Ok(probes::specification(&input, &settings))
+        Ok(input.subjects.iter().map(|subject| probes::specification(subject, &settings)).collect())
     }
 
     fn judge(input: health::JudgeInput) -> Result<health::Verdict, Fault> {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::bindings::exports::jiji::health::health::ProbesInput;
+use crate::bindings::exports::jiji::health::health::Subject;
 use crate::bindings::jiji::plan::types::{Check, Fault, ProbeSpec};
 
 /// JSON Schema of the settings.
@@ -71,14 +71,14 @@ fn bad(key: &str, reason: String) -> Fault {
 }
 
 /// The loop for a service: its own check; else a TCP connection to the port that requests go to; else none.
-pub fn specification(input: &ProbesInput, settings: &Settings) -> Option<ProbeSpec> {
-    let check = input.check.clone().or(input.app_port.map(Check::Tcp))?;
+pub fn specification(subject: &Subject, settings: &Settings) -> Option<ProbeSpec> {
+    let check = subject.check.clone().or(subject.app_port.map(Check::Tcp))?;
     Some(ProbeSpec {
         check,
-        interval_ms: input.interval_ms.unwrap_or(settings.interval_ms).max(10),
-        timeout_ms: input.timeout_ms.unwrap_or(settings.timeout_ms),
+        interval_ms: subject.interval_ms.unwrap_or(settings.interval_ms).max(10),
+        timeout_ms: subject.timeout_ms.unwrap_or(settings.timeout_ms),
         healthy_after: settings.healthy_after,
-        deadline_ms: input.deadline_ms.unwrap_or(settings.deadline_ms),
+        deadline_ms: subject.deadline_ms.unwrap_or(settings.deadline_ms),
         status_from: 200,
         status_to: 299,
     })

@@ -2,17 +2,19 @@
 
 use crate::Plugin;
 use crate::bindings::exports::jiji::health::health::{
-    Findings, Guest as _, JudgeInput, Listener, Probe, ProbesInput, Timeline, Verdict,
+    Findings, Guest as _, JudgeInput, Listener, Probe, ProbesInput, Subject, Timeline, Verdict,
 };
 use crate::bindings::exports::jiji::plan::meta::Guest as _;
 use crate::bindings::jiji::plan::types::*;
 use crate::probes;
 
-fn input(check: Option<Check>) -> ProbesInput {
-    ProbesInput {
-        host: Server { name: "one".to_owned(), architecture: "amd64".to_owned(), labels: Vec::new() },
+fn host() -> Server {
+    Server { name: "one".to_owned(), architecture: "amd64".to_owned(), labels: Vec::new() }
+}
+
+fn subject(check: Option<Check>) -> Subject {
+    Subject {
         service: "web".to_owned(),
-        settings: "{}".to_owned(),
         check,
         interval_ms: None,
         timeout_ms: None,
@@ -20,6 +22,13 @@ fn input(check: Option<Check>) -> ProbesInput {
         app_port: Some(3000),
         labels: Vec::new(),
     }
+}
+
+fn probe(subject: &Subject, settings: &str) -> Option<ProbeSpec> {
+    let input = ProbesInput { host: host(), settings: settings.to_owned(), subjects: vec![subject.clone()] };
+    let specs = Plugin::probes(input).expect("an answer");
+    let [spec] = &specs[..] else { panic!("{specs:?}") };
+    spec.clone()
 }
 
 fn up() -> Check {
@@ -31,8 +40,8 @@ fn judge_with(check: Check, results: &[(ProbeResult, bool)], log: &str) -> Verdi
 }
 
 fn judge_found(check: Check, results: &[(ProbeResult, bool)], log: &str, findings: Option<Findings>) -> Verdict {
-    let input = input(Some(check));
-    let spec = Plugin::probes(input.clone()).expect("an answer").expect("a probe");
+    let subject = subject(Some(check));
+    let spec = probe(&subject, "{}").expect("a probe");
     let probe = |(at, (result, healthy)): (usize, &(ProbeResult, bool))| Probe {
         at_ms: u32::try_from(at).unwrap_or(0) * 250,
         took_ms: 2_000,
@@ -46,7 +55,9 @@ fn judge_found(check: Check, results: &[(ProbeResult, bool)], log: &str, finding
         probes: results.iter().enumerate().map(probe).collect(),
         findings,
     };
-    Plugin::judge(JudgeInput { input, spec, timeline, log: log.to_owned() }).expect("a verdict")
+    let settings = "{}".to_owned();
+    Plugin::judge(JudgeInput { host: host(), settings, subject, spec, timeline, log: log.to_owned() })
+        .expect("a verdict")
 }
 
 fn judge(result: ProbeResult) -> Verdict {
@@ -240,25 +251,38 @@ fn slow_broken_and_unsteady_are_told_apart() {
 
 #[test]
 fn a_healthy_timeline_is_healthy() {
-    let input = input(Some(up()));
-    let spec = Plugin::probes(input.clone()).expect("an answer").expect("a probe");
+    let subject = subject(Some(up()));
+    let spec = probe(&subject, "{}").expect("a probe");
     let timeline = Timeline { healthy: true, took_ms: 812, made: 4, probes: Vec::new(), findings: None };
-    let verdict = Plugin::judge(JudgeInput { input, spec, timeline, log: String::new() }).expect("a verdict");
+    let settings = "{}".to_owned();
+    let verdict = Plugin::judge(JudgeInput { host: host(), settings, subject, spec, timeline, log: String::new() })
+        .expect("a verdict");
     assert!(verdict.healthy);
     assert_eq!(verdict.explanation, "healthy after 812 ms (4 probes)");
 }
 
 #[test]
 fn a_services_own_numbers_win_over_settings_and_settings_over_defaults() {
-    let mut asked = input(None);
-    let spec = |asked: &ProbesInput| Plugin::probes(asked.clone()).expect("an answer").expect("a probe");
-    assert_eq!((spec(&asked).check, spec(&asked).interval_ms), (Check::Tcp(3000), 250));
-    asked.settings = r#"{"interval_ms":500,"healthy_after":3}"#.to_owned();
-    assert_eq!((spec(&asked).interval_ms, spec(&asked).healthy_after), (500, 3));
+    let mut asked = subject(None);
+    let spec = probe(&asked, "{}").expect("a probe");
+    assert_eq!((spec.check, spec.interval_ms), (Check::Tcp(3000), 250));
+    let settings = r#"{"interval_ms":500,"healthy_after":3}"#;
+    let spec = probe(&asked, settings).expect("a probe");
+    assert_eq!((spec.interval_ms, spec.healthy_after), (500, 3));
     asked.interval_ms = Some(100);
-    assert_eq!(spec(&asked).interval_ms, 100);
+    assert_eq!(probe(&asked, settings).expect("a probe").interval_ms, 100);
     asked.app_port = None;
-    assert_eq!(Plugin::probes(asked), Ok(None));
+    assert_eq!(probe(&asked, settings), None);
+}
+
+#[test]
+fn each_subject_has_its_answer_at_its_place() {
+    let silent = Subject { app_port: None, ..subject(None) };
+    let subjects = vec![subject(Some(up())), silent, subject(None)];
+    let input = ProbesInput { host: host(), settings: "{}".to_owned(), subjects };
+    let checks: Vec<_> =
+        Plugin::probes(input).expect("an answer").into_iter().map(|spec| spec.map(|spec| spec.check)).collect();
+    assert_eq!(checks, [Some(up()), None, Some(Check::Tcp(3000))]);
 }
 
 #[test]

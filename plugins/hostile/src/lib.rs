@@ -1,7 +1,7 @@
 //! A proxy plugin that does what its settings say a plugin must not do, so that jiji's tests can watch it be stopped.
 //!
 //! The settings are one word, as a JSON string or as deploy.yml can say it (`{"do":"loop"}`): `loop`, `memory`, `panic`, `outside`,
-//! `undo-outside`, `want-outside`, `rounds`, `same`, `colours`, `flood`, `more`, `settings`. Anything else: it behaves.
+//! `undo-outside`, `want-outside`, `rounds`, `same`, `colours`, `flood`, `more`, `settings`, `fewer`, `secret`. Anything else: it behaves.
 
 /// The contract's types. Generated: see `wit/next`.
 #[expect(clippy::all, reason = "generated from the WIT, which has the documentation")]
@@ -14,7 +14,7 @@ mod bindings {
 }
 
 use bindings::exports::jiji::plan::meta;
-use bindings::exports::jiji::proxy::proxy;
+use bindings::exports::jiji::proxy::proxy::{self, Turns};
 use bindings::jiji::plan::types::{
     Action, ContainerExec, Context, Description, ExecGrant, Fact, Fault, Grant, Needs, Other, Phase, Query, Step, Turn,
     Want, Word,
@@ -80,16 +80,31 @@ impl proxy::Guest for Hostile {
         }
     }
 
-    fn route(_: proxy::RouteInput, _: Vec<Fact>) -> Result<Turn, Fault> {
-        Ok(Turn::Done(Vec::new()))
+    fn route(input: proxy::RouteInput, _: Vec<Fact>) -> Result<Turns, Fault> {
+        Ok(Turns::Done(match what(&input.context.settings) {
+            "fewer" => Vec::new(),
+            "secret" => {
+                // What the first route names is not the second's to use.
+                let secret = input.routes.iter().find_map(|route| route.options.certificate.as_ref());
+                let words = secret.map(|certificate| Word::Secret(certificate.key.clone()));
+                let mut steps = vec![Vec::new(); input.routes.len()];
+                if let (Some(steps), Some(word)) = (steps.last_mut(), words) {
+                    let argv = vec![Word::Lit("tool".to_owned()), word];
+                    let exec = ContainerExec { container: "tool".to_owned(), argv, tolerate: Vec::new() };
+                    steps.push(step("use a secret", Action::ContainerExec(exec), None));
+                }
+                steps
+            }
+            _ => vec![Vec::new(); input.routes.len()],
+        }))
     }
 
     fn upgrade(_: Context, _: Vec<Fact>) -> Result<Turn, Fault> {
         Ok(Turn::Done(Vec::new()))
     }
 
-    fn unroute(_: proxy::UnrouteInput, _: Vec<Fact>) -> Result<Turn, Fault> {
-        Ok(Turn::Done(Vec::new()))
+    fn unroute(input: proxy::UnrouteInput, _: Vec<Fact>) -> Result<Turns, Fault> {
+        Ok(Turns::Done(vec![Vec::new(); input.services.len()]))
     }
 }
 

@@ -4,7 +4,7 @@
 //! so that a renewed one lies beside the one before until the change is decided: the proxy reads them again whenever it starts
 //! (`loadCertificates` by way of `RestoreLastSavedState` in internal/server), and one that is missing costs it all routes.
 
-use crate::bindings::exports::jiji::proxy::proxy::{Certificate, RouteInput};
+use crate::bindings::exports::jiji::proxy::proxy::{Certificate, Routing};
 use crate::bindings::jiji::plan::types::{
     Action, Answer, Context, Directory, File, FileQuery, Phase, Query, Step, Want, Word,
 };
@@ -25,11 +25,11 @@ pub struct Files<'a> {
 impl<'a> Files<'a> {
     /// The files for a route; none where it has no certificate, or it is not known which, or below the root: there TLS is the root's
     /// service's (internal/server/service_map.go).
-    pub fn of(input: &'a RouteInput) -> Option<Self> {
-        let root = input.options.path_prefix.trim_matches('/').is_empty();
-        let certificate = input.options.certificate.as_ref().filter(|_| input.options.ssl && root)?;
+    pub fn of(context: &'a Context, route: &'a Routing) -> Option<Self> {
+        let root = route.options.path_prefix.trim_matches('/').is_empty();
+        let certificate = route.options.certificate.as_ref().filter(|_| route.options.ssl && root)?;
         let digest = certificate.digest.as_deref()?;
-        Some(Self { context: &input.context, service: &input.service, certificate, digest })
+        Some(Self { context, service: &route.service, certificate, digest })
     }
 
     /// `DIRECTORY/SERVICE/DIGEST.chain.pem` or `.key.pem`.
@@ -49,10 +49,14 @@ impl<'a> Files<'a> {
         format!("{STATE_IN_CONTAINER}/{}", self.name("key"))
     }
 
+    fn want(&self, what: &str) -> String {
+        format!("certificate-{what} {}", self.service)
+    }
+
     /// Whether the files are there.
     pub fn wants(&self) -> Vec<Want> {
         let want = |what: &str| Want {
-            id: format!("certificate-{what}"),
+            id: self.want(what),
             query: Query::File(FileQuery { path: self.on_host(what), limit: 0 }),
         };
         vec![want("chain"), want("key")]
@@ -60,17 +64,16 @@ impl<'a> Files<'a> {
 
     /// Whether they are there as they should be: the chain by its digest, the key for its owner alone.
     pub fn are_there(&self, facts: &Facts<'_>) -> bool {
-        let file = |what: &str| match facts.get(&format!("certificate-{what}")) {
+        let file = |what: &str| match facts.get(&self.want(what)) {
             Some(Answer::File(file)) if file.mode == 0o600 => Some(file),
             _ => None,
         };
         file("chain").is_some_and(|file| file.sha256.ends_with(self.digest)) && file("key").is_some()
     }
 
-    /// Steps that write them before requests move. Taken back where the proxy does not use them already.
+    /// Steps that write them before requests move, below [`directory`]. Taken back where the proxy does not use them already.
     pub fn write(&self, saved: Option<&Saved>) -> Vec<Step> {
         let used = saved.is_some_and(|saved| saved.options.tls_certificate == self.chain_in_container());
-        let directory = |path: String| Action::Directory(Directory { path, mode: 0o700 });
         let file = |what: &str, secret: &str| {
             let path = self.on_host(what);
             let undo = (!used).then(|| Action::Remove(path.clone()));
@@ -78,24 +81,21 @@ impl<'a> Files<'a> {
             let file = File { path, mode: 0o600, content: vec![Word::Secret(secret.to_owned())] };
             step(Phase::Prepare, title, Action::File(file), undo)
         };
-        let state = &self.context.state_dir;
+        let path = format!("{}/{DIRECTORY}/{}", self.context.state_dir, self.service);
+        let own = Action::Directory(Directory { path, mode: 0o700 });
         vec![
-            step(
-                Phase::Prepare,
-                "make the directory of certificates".to_owned(),
-                directory(format!("{state}/{DIRECTORY}")),
-                None,
-            ),
-            step(
-                Phase::Prepare,
-                format!("make the directory of certificates of {}", self.service),
-                directory(format!("{state}/{DIRECTORY}/{}", self.service)),
-                None,
-            ),
+            step(Phase::Prepare, format!("make the directory of certificates of {}", self.service), own, None),
             file("chain", &self.certificate.chain),
             file("key", &self.certificate.key),
         ]
     }
+}
+
+/// The step that makes the directory of all certificates.
+pub fn directory(context: &Context) -> Step {
+    let path = format!("{}/{DIRECTORY}", context.state_dir);
+    let action = Action::Directory(Directory { path, mode: 0o700 });
+    step(Phase::Prepare, "make the directory of certificates".to_owned(), action, None)
 }
 
 /// Steps that remove the files of the certificate that a service had, where it has another now or none.

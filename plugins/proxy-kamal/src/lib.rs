@@ -27,7 +27,7 @@ pub mod bindings {
 }
 
 use bindings::exports::jiji::plan::meta;
-use bindings::exports::jiji::proxy::proxy;
+use bindings::exports::jiji::proxy::proxy::{self, Turns};
 use bindings::jiji::plan::types::{
     Answer, Context, Description, ExecGrant, Fact, Fault, Grant, ImageRef, Needs, Query, Turn, Want,
 };
@@ -72,7 +72,7 @@ impl proxy::Guest for Plugin {
         boot::boot(&input, &Facts(&facts))
     }
 
-    fn route(input: proxy::RouteInput, facts: Vec<Fact>) -> Result<Turn, Fault> {
+    fn route(input: proxy::RouteInput, facts: Vec<Fact>) -> Result<Turns, Fault> {
         route::route(&input, &Facts(&facts))
     }
 
@@ -80,7 +80,7 @@ impl proxy::Guest for Plugin {
         upgrade::upgrade(&input, &Facts(&facts))
     }
 
-    fn unroute(input: proxy::UnrouteInput, facts: Vec<Fact>) -> Result<Turn, Fault> {
+    fn unroute(input: proxy::UnrouteInput, facts: Vec<Fact>) -> Result<Turns, Fault> {
         route::unroute(&input, &Facts(&facts))
     }
 }

@@ -14,9 +14,11 @@
 //! - **Quiet time.** The command's server side goes on when its client is killed, and may move the requests until the deploy timeout is
 //!   over; after that its outcome no longer changes.
 
-use crate::bindings::exports::jiji::proxy::proxy::{RouteInput, RouteOptions, UnrouteInput};
+use std::collections::BTreeMap;
+
+use crate::bindings::exports::jiji::proxy::proxy::{RouteInput, RouteOptions, Routing, Turns, UnrouteInput};
 use crate::bindings::jiji::plan::types::{
-    Action, Answer, ContainerExec, Evidence, Fault, Instance, Phase, Step, Turn, Word,
+    Action, Answer, ContainerExec, Context, Evidence, Fault, Instance, Phase, Step, Word,
 };
 use crate::certificate::{self, Files};
 use crate::live::{self, Live};
@@ -38,69 +40,142 @@ const LABEL_SERVERS: &str = "servers";
 /// What `remove` says when there is nothing to remove (internal/server/router.go).
 const NOT_FOUND: &str = "service not found";
 
-pub fn route(input: &RouteInput, facts: &Facts<'_>) -> Result<Turn, Fault> {
-    let settings = settings_of(&input.context)?;
-    let files = Files::of(input);
-    let mut wants = vec![want_list(), want_state(&input.context), want_mark(&input.context)];
-    wants.extend(files.iter().flat_map(Files::wants));
+pub fn route(input: &RouteInput, facts: &Facts<'_>) -> Result<Turns, Fault> {
+    let context = &input.context;
+    let settings = settings_of(context)?;
+    let files: Vec<Option<Files<'_>>> = input.routes.iter().map(|route| Files::of(context, route)).collect();
+    let mut wants = vec![want_list(), want_state(context), want_mark(context)];
+    wants.extend(files.iter().flatten().flat_map(Files::wants));
     if wants.iter().any(|want| facts.get(&want.id).is_none()) {
-        return Ok(Turn::Observe(wants));
+        return Ok(Turns::Observe(wants));
     }
     let (Some(list), Some(state)) = (facts.get(WANT_LIST), facts.get(WANT_STATE)) else {
-        return Ok(Turn::Observe(wants));
+        return Ok(Turns::Observe(wants));
     };
-    if input.targets.is_empty() {
-        return Ok(Turn::Done(Vec::new()));
-    }
-    if matches!(facts.get(WANT_MARK), Some(Answer::File(_))) {
+    let upgrading = matches!(facts.get(WANT_MARK), Some(Answer::File(_)));
+    if let Some(route) = input.routes.iter().find(|route| upgrading && !route.targets.is_empty()) {
         return Err(fault(
             "upgrading",
-            format!("route {}: the proxy is being replaced", input.service),
+            format!("route {}: the proxy is being replaced", route.service),
             "wait until that is done; if it was interrupted, `jiji proxy upgrade` ends it",
         ));
     }
-    let options = options(input, files.as_ref(), &settings)?;
     let lives = live::read(list).unwrap_or_default();
-    let saved = state::read(state, &input.service);
-    check_free(&lives, &input.service, &options)?;
-
-    let targets = addresses(&input.targets);
-    let live = lives.iter().find(|live| live.service == input.service);
-    let settled = live.is_some_and(|live| same_set(&live.targets, &targets))
-        && saved.as_ref().is_some_and(|saved| saved.options.same(&options))
-        && files.as_ref().is_none_or(|files| files.are_there(facts));
-    if settled {
-        return Ok(Turn::Done(Vec::new()));
+    let host =
+        OfHost { context, settings, taken: taken(&lives), lives: by_service(&lives), saved: state::read(state), facts };
+    let mut written = false;
+    let mut moves = Vec::with_capacity(input.routes.len());
+    for (route, files) in input.routes.iter().zip(&files) {
+        let mut steps = host.route(route, files.as_ref())?;
+        // The directory of all certificates is made once, before the first of them.
+        if !written && files.is_some() && !steps.is_empty() {
+            steps.insert(0, certificate::directory(context));
+            written = true;
+        }
+        moves.push(steps);
     }
-    let dead = live.filter(|live| input.previous.is_empty() && !same_set(&live.targets, &targets));
-    // There is nothing that can be healthy, and nothing better to put back.
-    let back = if dead.is_some() { Gate::Open } else { Gate::Healthy(LAST_RESORT_TIMEOUT_MS) };
-    let undo = undo(input, live, saved.as_ref(), &options, &back);
-    let step = |title, gate: &Gate, drain_ms: u32| Step {
-        phase: Phase::Cutover,
-        title,
-        action: deploy(&input.service, &targets, &options, gate, drain_ms),
-        after: Vec::new(),
-        // Long enough for the undo too, which may be given more time.
-        timeout_ms: input.options.drain_timeout_ms.max(drain_ms).saturating_add(LAST_RESORT_TIMEOUT_MS + 2 * MARGIN_MS),
-        repeatable: true,
-        quiet_ms: gate.timeout_ms() + MARGIN_MS,
-        undo: Some(undo.clone()),
-        evidence: vec![Evidence::Logs((CONTAINER.to_owned(), 20))],
-        labels: Vec::new(),
-    };
-    let route = format!("route {} to {}", input.service, targets.join(", "));
-    let drain_ms = input.options.drain_timeout_ms;
-    let mut steps = files.as_ref().map(|files| files.write(saved.as_ref())).unwrap_or_default();
-    steps.extend(match dead {
-        Some(dead) => vec![
-            step(format!("let go of {}, which is gone", dead.targets.join(", ")), &Gate::Open, DEAD_DRAIN_MS),
-            step(route, &Gate::Healthy(LAST_RESORT_TIMEOUT_MS), drain_ms),
-        ],
-        None => vec![step(route, &Gate::Healthy(DEPLOY_TIMEOUT_MS), drain_ms)],
-    });
-    steps.extend(certificate::forget(&input.context, &input.service, saved.as_ref(), Some(&options)));
-    Ok(Turn::Done(steps))
+    Ok(Turns::Done(moves))
+}
+
+/// What the proxy of a host says about itself, read once for all routes.
+struct OfHost<'a> {
+    context: &'a Context,
+    settings: Settings,
+    /// Live routes, by service.
+    lives: BTreeMap<&'a str, &'a Live>,
+    /// Which service has a host (empty for all) and path.
+    taken: BTreeMap<(&'a str, &'a str), &'a str>,
+    /// Options, by service.
+    saved: BTreeMap<String, Saved>,
+    facts: &'a Facts<'a>,
+}
+
+fn by_service(lives: &[Live]) -> BTreeMap<&str, &Live> {
+    // The first of a name counts.
+    lives.iter().rev().map(|live| (live.service.as_str(), live)).collect()
+}
+
+/// No name of a host stands for all hosts.
+fn hosts_of(hosts: &[String]) -> impl Iterator<Item = &str> {
+    hosts.is_empty().then_some("").into_iter().chain(hosts.iter().map(String::as_str))
+}
+
+fn taken(lives: &[Live]) -> BTreeMap<(&str, &str), &str> {
+    let mut taken = BTreeMap::new();
+    for live in lives {
+        for host in hosts_of(&live.hosts) {
+            taken.extend(live.paths.iter().map(|path| ((host, path.as_str()), live.service.as_str())));
+        }
+    }
+    taken
+}
+
+impl OfHost<'_> {
+    fn route(&self, route: &Routing, files: Option<&Files<'_>>) -> Result<Vec<Step>, Fault> {
+        if route.targets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let options = options(route, files, &self.settings)?;
+        self.check_free(&route.service, &options)?;
+
+        let targets = addresses(&route.targets);
+        let live = self.lives.get(route.service.as_str()).copied();
+        let saved = self.saved.get(&route.service);
+        let settled = live.is_some_and(|live| same_set(&live.targets, &targets))
+            && saved.is_some_and(|saved| saved.options.same(&options))
+            && files.is_none_or(|files| files.are_there(self.facts));
+        if settled {
+            return Ok(Vec::new());
+        }
+        let dead = live.filter(|live| route.previous.is_empty() && !same_set(&live.targets, &targets));
+        // There is nothing that can be healthy, and nothing better to put back.
+        let back = if dead.is_some() { Gate::Open } else { Gate::Healthy(LAST_RESORT_TIMEOUT_MS) };
+        let undo = undo(route, live, saved, &options, &back);
+        let drain_timeout_ms = route.options.drain_timeout_ms;
+        let step = |title, gate: &Gate, drain_ms: u32| Step {
+            phase: Phase::Cutover,
+            title,
+            action: deploy(&route.service, &targets, &options, gate, drain_ms),
+            after: Vec::new(),
+            // Long enough for the undo too, which may be given more time.
+            timeout_ms: drain_timeout_ms.max(drain_ms).saturating_add(LAST_RESORT_TIMEOUT_MS + 2 * MARGIN_MS),
+            repeatable: true,
+            quiet_ms: gate.timeout_ms() + MARGIN_MS,
+            undo: Some(undo.clone()),
+            evidence: vec![Evidence::Logs((CONTAINER.to_owned(), 20))],
+            labels: Vec::new(),
+        };
+        let title = format!("route {} to {}", route.service, targets.join(", "));
+        let mut steps = files.map(|files| files.write(saved)).unwrap_or_default();
+        steps.extend(match dead {
+            Some(dead) => vec![
+                step(format!("let go of {}, which is gone", dead.targets.join(", ")), &Gate::Open, DEAD_DRAIN_MS),
+                step(title, &Gate::Healthy(LAST_RESORT_TIMEOUT_MS), drain_timeout_ms),
+            ],
+            None => vec![step(title, &Gate::Healthy(DEPLOY_TIMEOUT_MS), drain_timeout_ms)],
+        });
+        steps.extend(certificate::forget(self.context, &route.service, saved, Some(&options)));
+        Ok(steps)
+    }
+
+    /// A host and path that another service has is refused by the proxy (`CheckAvailability` in internal/server/service_map.go). It is
+    /// known before anything was done, so nothing is done.
+    fn check_free(&self, service: &str, options: &Options) -> Result<(), Fault> {
+        for host in hosts_of(&options.hosts) {
+            for path in &options.path_prefixes {
+                let Some(other) = self.taken.get(&(host, path.as_str())).filter(|other| **other != service) else {
+                    continue;
+                };
+                let host = if host.is_empty() { "all hosts".to_owned() } else { format!("host `{host}`") };
+                return Err(fault(
+                    "route-taken",
+                    format!("route {service} at {host} and path `{path}`: {other} has them"),
+                    "give one of the two another `proxy.host` or `proxy.path_prefix`",
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What a target must be before requests go to it.
@@ -120,44 +195,49 @@ impl Gate {
     }
 }
 
-pub fn unroute(input: &UnrouteInput, facts: &Facts<'_>) -> Result<Turn, Fault> {
+pub fn unroute(input: &UnrouteInput, facts: &Facts<'_>) -> Result<Turns, Fault> {
     let (Some(list), Some(state)) = (facts.get(WANT_LIST), facts.get(WANT_STATE)) else {
-        return Ok(Turn::Observe(vec![want_list(), want_state(&input.context)]));
+        return Ok(Turns::Observe(vec![want_list(), want_state(&input.context)]));
     };
-    // A proxy that does not answer is asked to remove all the same: nobody knows what it will route when it comes back.
-    if live::read(list).is_some_and(|lives| lives.iter().all(|live| live.service != input.service)) {
-        return Ok(Turn::Done(Vec::new()));
-    }
-    let saved = state::read(state, &input.service);
-    let mut steps = vec![Step {
-        phase: Phase::Withdraw,
-        title: format!("stop routing {}", input.service),
-        action: remove(&input.service),
-        after: Vec::new(),
-        timeout_ms: 30_000,
-        repeatable: true,
-        quiet_ms: MARGIN_MS,
-        undo: None,
-        evidence: vec![Evidence::Logs((CONTAINER.to_owned(), 20))],
-        labels: Vec::new(),
-    }];
-    steps.extend(certificate::forget(&input.context, &input.service, saved.as_ref(), None));
-    Ok(Turn::Done(steps))
+    let lives = live::read(list);
+    let lives = lives.as_deref().map(by_service);
+    let saved = state::read(state);
+    let steps = |service: &String| {
+        // A proxy that does not answer is asked to remove all the same: nobody knows what it will route when it comes back.
+        if lives.as_ref().is_some_and(|lives| !lives.contains_key(service.as_str())) {
+            return Vec::new();
+        }
+        let mut steps = vec![Step {
+            phase: Phase::Withdraw,
+            title: format!("stop routing {service}"),
+            action: remove(service),
+            after: Vec::new(),
+            timeout_ms: 30_000,
+            repeatable: true,
+            quiet_ms: MARGIN_MS,
+            undo: None,
+            evidence: vec![Evidence::Logs((CONTAINER.to_owned(), 20))],
+            labels: Vec::new(),
+        }];
+        steps.extend(certificate::forget(&input.context, service, saved.get(service), None));
+        steps
+    };
+    Ok(Turns::Done(input.services.iter().map(steps).collect()))
 }
 
 /// What puts the requests back: to the targets that were live, with the options they had; where those cannot be read, with the new
 /// ones. A service that was not routed before is removed again.
-fn undo(input: &RouteInput, live: Option<&Live>, saved: Option<&Saved>, options: &Options, gate: &Gate) -> Action {
+fn undo(route: &Routing, live: Option<&Live>, saved: Option<&Saved>, options: &Options, gate: &Gate) -> Action {
     let targets = match (live, saved) {
         (Some(live), _) => live.targets.clone(),
         (None, Some(saved)) if !saved.targets.is_empty() => saved.targets.clone(),
-        (None, _) => addresses(&input.previous),
+        (None, _) => addresses(&route.previous),
     };
     if targets.is_empty() {
-        return remove(&input.service);
+        return remove(&route.service);
     }
     let options = saved.map_or(options, |saved| &saved.options);
-    deploy(&input.service, &targets, options, gate, input.options.drain_timeout_ms)
+    deploy(&route.service, &targets, options, gate, route.options.drain_timeout_ms)
 }
 
 fn deploy(service: &str, targets: &[String], options: &Options, gate: &Gate, drain_ms: u32) -> Action {
@@ -184,8 +264,8 @@ fn exec(argv: Vec<String>, tolerate: Vec<String>) -> Action {
     })
 }
 
-fn options(input: &RouteInput, files: Option<&Files>, settings: &Settings) -> Result<Options, Fault> {
-    let route: &RouteOptions = &input.options;
+fn options(route: &Routing, files: Option<&Files<'_>>, settings: &Settings) -> Result<Options, Fault> {
+    let route: &RouteOptions = &route.options;
     // Lists of hosts and paths are read as CSV (pflag's StringSlice), so what CSV gives a meaning to cannot be sent.
     let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b',' && b != b'"');
     for text in route.hosts.iter().chain([&route.path_prefix]) {
@@ -241,32 +321,14 @@ fn options(input: &RouteInput, files: Option<&Files>, settings: &Settings) -> Re
     Ok(options)
 }
 
-/// A host and path that another service has is refused by the proxy (`CheckAvailability` in internal/server/service_map.go). It is
-/// known before anything was done, so nothing is done.
-fn check_free(lives: &[Live], service: &str, options: &Options) -> Result<(), Fault> {
-    let all = [String::new()];
-    let hosts = |hosts: &'_ [String]| if hosts.is_empty() { all.to_vec() } else { hosts.to_vec() };
-    for live in lives.iter().filter(|live| live.service != service) {
-        let taken = hosts(&live.hosts);
-        let clash = hosts(&options.hosts).into_iter().find(|host| taken.contains(host));
-        let path = options.path_prefixes.iter().find(|path| live.paths.contains(path));
-        if let (Some(host), Some(path)) = (clash, path) {
-            let host = if host.is_empty() { "all hosts".to_owned() } else { format!("host `{host}`") };
-            return Err(fault(
-                "route-taken",
-                format!("route {service} at {host} and path `{path}`: {} has them", live.service),
-                "give one of the two another `proxy.host` or `proxy.path_prefix`",
-            ));
-        }
-    }
-    Ok(())
-}
-
 fn addresses(instances: &[Instance]) -> Vec<String> {
     instances.iter().map(|instance| format!("{}:{}", instance.address, instance.port)).collect()
 }
 
 pub fn same_set(one: &[String], other: &[String]) -> bool {
+    if one == other {
+        return true;
+    }
     let sorted = |list: &[String]| {
         let mut list = list.to_vec();
         list.sort();

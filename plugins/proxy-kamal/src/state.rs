@@ -3,6 +3,9 @@
 //! The proxy replaces all options at every deploy, and a flag left out falls back to its default (internal/cmd/deploy.go), so the full
 //! set is read and the full set is sent.
 
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::bindings::jiji::plan::types::Answer;
@@ -172,7 +175,7 @@ impl Options {
             }
             options
         };
-        level(self) == level(other)
+        self == other || level(self) == level(other)
     }
 }
 
@@ -185,62 +188,123 @@ pub struct Saved {
     pub options: Options,
 }
 
-/// The entry of `service` in the state file. None where the file is not there, has no such entry or is torn: it is truncated and
-/// written in place (`saveStateSnapshot` in internal/server/router.go).
-pub fn read(answer: &Answer, service: &str) -> Option<Saved> {
-    let Answer::File(file) = answer else {
-        return None;
-    };
-    let services: Value = serde_json::from_str(file.content.as_deref()?).ok()?;
-    let entry = services.as_array()?.iter().find(|entry| entry["name"] == service)?;
-    let (options, target, health) =
-        (&entry["options"], &entry["target_options"], &entry["target_options"]["health_check_config"]);
-    Some(Saved {
-        targets: texts(&entry["active_targets"])?,
-        options: Options {
-            // One empty text stands for all hosts (`NormalizeHosts` in internal/server/service_map.go).
-            hosts: texts(&options["hosts"])?.into_iter().filter(|host| !host.is_empty()).collect(),
-            path_prefixes: texts(&options["path_prefixes"])?,
-            strip_prefix: options["strip_prefix"].as_bool()?,
-            tls: options["tls_enabled"].as_bool()?,
-            tls_redirect: options["tls_redirect"].as_bool()?,
-            tls_certificate: text(&options["tls_certificate_path"])?,
-            tls_private_key: text(&options["tls_private_key_path"])?,
-            acme_directory: text(&options["acme_directory"])?,
-            acme_cache: text(&options["acme_cache_path"])?,
-            canonical_host: text(&options["canonical_host"])?,
-            error_pages: text(&options["error_page_path"])?,
-            writer_affinity: options["writer_affinity_timeout"].as_u64()?,
-            read_targets_accept_websockets: options["read_targets_accept_websockets"].as_bool()?,
-            health_path: text(&health["path"])?,
-            health_port: health["port"].as_u64()?,
-            health_interval: health["interval"].as_u64()?,
-            health_timeout: health["timeout"].as_u64()?,
-            health_host: text(&health["host"])?,
-            response_timeout: target["response_timeout"].as_u64()?,
-            buffer_requests: target["buffer_requests"].as_bool()?,
-            buffer_responses: target["buffer_responses"].as_bool()?,
-            buffer_memory: target["max_memory_buffer_size"].as_u64()?,
-            max_request_body: target["max_request_body_size"].as_u64()?,
-            max_response_body: target["max_response_body_size"].as_u64()?,
-            log_request_headers: texts(&target["log_request_headers"])?,
-            log_response_headers: texts(&target["log_response_headers"])?,
-            forward_headers: target["forward_headers"].as_bool()?,
-            scope_cookie_paths: target["scope_cookie_paths"].as_bool()?,
-        },
-    })
+/// The entries of the state file, by service. Empty where the file is not there or is torn: it is truncated and written in place
+/// (`saveStateSnapshot` in internal/server/router.go). An entry that cannot be read is as good as none.
+pub fn read(answer: &Answer) -> BTreeMap<String, Saved> {
+    let Answer::File(file) = answer else { return BTreeMap::new() };
+    let Some(content) = file.content.as_deref() else { return BTreeMap::new() };
+    // Most files are read whole at once; where one entry is odd, each is read for itself.
+    if let Ok(entries) = serde_json::from_str::<Vec<Entry>>(content) {
+        // The first of a name counts.
+        return entries.into_iter().rev().map(|entry| (entry.name.clone(), entry.saved())).collect();
+    }
+    let Ok(Value::Array(entries)) = serde_json::from_str(content) else { return BTreeMap::new() };
+    let mut saved = BTreeMap::new();
+    for value in entries {
+        let Some(name) = value["name"].as_str().map(str::to_owned) else { continue };
+        saved.entry(name).or_insert_with(|| serde_json::from_value::<Entry>(value).ok().map(Entry::saved));
+    }
+    saved.into_iter().filter_map(|(name, saved)| Some((name, saved?))).collect()
 }
 
-fn text(value: &Value) -> Option<String> {
-    value.as_str().map(str::to_owned)
+/// An entry of the state file, as far as it is looked at.
+#[derive(Deserialize)]
+struct Entry {
+    name: String,
+    #[serde(default)]
+    active_targets: Texts,
+    options: EntryOptions,
+    target_options: EntryTarget,
+}
+
+#[derive(Deserialize)]
+struct EntryOptions {
+    #[serde(default)]
+    hosts: Texts,
+    #[serde(default)]
+    path_prefixes: Texts,
+    strip_prefix: bool,
+    tls_enabled: bool,
+    tls_redirect: bool,
+    tls_certificate_path: String,
+    tls_private_key_path: String,
+    acme_directory: String,
+    acme_cache_path: String,
+    canonical_host: String,
+    error_page_path: String,
+    writer_affinity_timeout: u64,
+    read_targets_accept_websockets: bool,
+}
+
+#[derive(Deserialize)]
+struct EntryTarget {
+    health_check_config: EntryHealth,
+    response_timeout: u64,
+    buffer_requests: bool,
+    buffer_responses: bool,
+    max_memory_buffer_size: u64,
+    max_request_body_size: u64,
+    max_response_body_size: u64,
+    #[serde(default)]
+    log_request_headers: Texts,
+    #[serde(default)]
+    log_response_headers: Texts,
+    forward_headers: bool,
+    scope_cookie_paths: bool,
+}
+
+#[derive(Deserialize)]
+struct EntryHealth {
+    path: String,
+    port: u64,
+    interval: u64,
+    timeout: u64,
+    host: String,
 }
 
 /// A list of texts. Go writes an empty one as `null`.
-fn texts(value: &Value) -> Option<Vec<String>> {
-    match value {
-        Value::Null => Some(Vec::new()),
-        Value::Array(items) => items.iter().map(text).collect(),
-        _ => None,
+type Texts = Option<Vec<String>>;
+
+impl Entry {
+    fn saved(self) -> Saved {
+        let Self { options, target_options: target, .. } = self;
+        let health = target.health_check_config;
+        // One empty text stands for all hosts (`NormalizeHosts` in internal/server/service_map.go).
+        let mut hosts = options.hosts.unwrap_or_default();
+        hosts.retain(|host| !host.is_empty());
+        Saved {
+            targets: self.active_targets.unwrap_or_default(),
+            options: Options {
+                hosts,
+                path_prefixes: options.path_prefixes.unwrap_or_default(),
+                strip_prefix: options.strip_prefix,
+                tls: options.tls_enabled,
+                tls_redirect: options.tls_redirect,
+                tls_certificate: options.tls_certificate_path,
+                tls_private_key: options.tls_private_key_path,
+                acme_directory: options.acme_directory,
+                acme_cache: options.acme_cache_path,
+                canonical_host: options.canonical_host,
+                error_pages: options.error_page_path,
+                writer_affinity: options.writer_affinity_timeout,
+                read_targets_accept_websockets: options.read_targets_accept_websockets,
+                health_path: health.path,
+                health_port: health.port,
+                health_interval: health.interval,
+                health_timeout: health.timeout,
+                health_host: health.host,
+                response_timeout: target.response_timeout,
+                buffer_requests: target.buffer_requests,
+                buffer_responses: target.buffer_responses,
+                buffer_memory: target.max_memory_buffer_size,
+                max_request_body: target.max_request_body_size,
+                max_response_body: target.max_response_body_size,
+                log_request_headers: target.log_request_headers.unwrap_or_default(),
+                log_response_headers: target.log_response_headers.unwrap_or_default(),
+                forward_headers: target.forward_headers,
+                scope_cookie_paths: target.scope_cookie_paths,
+            },
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::bindings::exports::jiji::plan::meta::Guest as _;
 use crate::bindings::exports::jiji::proxy::proxy::{
-    Certificate, Guest as _, HealthPath, RouteInput, RouteOptions, UnrouteInput,
+    Certificate, Guest as _, HealthPath, RouteInput, RouteOptions, Routing, Turns, UnrouteInput,
 };
 use crate::bindings::jiji::plan::types::*;
 use crate::{Plugin, boot, live, settings, state};
@@ -29,9 +29,8 @@ fn context(settings: &str) -> Context {
 }
 
 /// `shop-web` as it is in the fixtures, but to another port.
-fn input(port: u16) -> RouteInput {
-    RouteInput {
-        context: context("{}"),
+fn input(port: u16) -> Routing {
+    Routing {
         service: "shop-web".to_owned(),
         options: RouteOptions {
             hosts: vec!["shop-web.example".to_owned()],
@@ -48,9 +47,9 @@ fn input(port: u16) -> RouteInput {
 }
 
 /// The same with an instance that serves now.
-fn serving(port: u16) -> RouteInput {
+fn serving(port: u16) -> Routing {
     let previous = vec![Instance { container: "b".to_owned(), address: "127.0.0.1".to_owned(), port: 18001 }];
-    RouteInput { previous, ..input(port) }
+    Routing { previous, ..input(port) }
 }
 
 fn fact(id: &str, answer: Answer) -> Fact {
@@ -97,11 +96,28 @@ fn steps(turn: Result<Turn, Fault>) -> Vec<Step> {
     }
 }
 
-fn route(input: RouteInput, list: &str, state: &str) -> Vec<Step> {
-    steps(Plugin::route(
-        input,
-        vec![fact("list", command(0, list)), fact("state", file(state)), fact("mark", Answer::Absent)],
-    ))
+/// What the plugin says of all routes of a host.
+fn ask(routes: Vec<Routing>, facts: Vec<Fact>) -> Result<Turns, Fault> {
+    Plugin::route(RouteInput { context: context("{}"), routes }, facts)
+}
+
+/// What it says of a single one.
+fn only(turns: Result<Turns, Fault>) -> Result<Turn, Fault> {
+    turns.map(|turns| match turns {
+        Turns::Observe(wants) => Turn::Observe(wants),
+        Turns::Done(mut lists) => {
+            assert_eq!(lists.len(), 1, "{lists:?}");
+            Turn::Done(lists.remove(0))
+        }
+    })
+}
+
+fn ask_one(route: Routing, facts: Vec<Fact>) -> Result<Turn, Fault> {
+    only(ask(vec![route], facts))
+}
+
+fn route(wish: Routing, list: &str, state: &str) -> Vec<Step> {
+    steps(ask_one(wish, vec![fact("list", command(0, list)), fact("state", file(state)), fact("mark", Answer::Absent)]))
 }
 
 fn argv(action: &Action) -> Vec<String> {
@@ -134,15 +150,25 @@ fn the_list_is_read_with_its_colours_and_without() {
 
 #[test]
 fn every_piece_of_the_state_file_is_read_or_the_whole_is_not() {
-    let saved = state::read(&file(STATE), "api").expect("an entry");
-    assert_eq!(saved.options.hosts, ["a.example", "b.example"]);
-    assert_eq!(state::read(&file(STATE), "rest").expect("an entry").options.hosts, Vec::<String>::new());
-    assert_eq!(state::read(&file(STATE), "nobody"), None);
+    let saved = state::read(&file(STATE));
+    assert_eq!(saved["api"].options.hosts, ["a.example", "b.example"]);
+    assert_eq!(saved["rest"].options.hosts, Vec::<String>::new());
+    assert_eq!(saved.get("nobody"), None);
     for end in 0..STATE.trim_end().len() {
-        assert_eq!(state::read(&file(&STATE[..end]), "shop-web"), None, "torn at {end}");
+        assert!(state::read(&file(&STATE[..end])).is_empty(), "torn at {end}");
     }
     let without = STATE.replace("\"forward_headers\":true", "\"forward_headers\":null");
-    assert_eq!(state::read(&file(&without), "shop-web"), None);
+    assert!(state::read(&file(&without)).is_empty());
+}
+
+#[test]
+fn an_entry_of_the_state_file_that_cannot_be_read_hides_no_other() {
+    let odd = STATE.replacen("\"forward_headers\":true", "\"forward_headers\":null", 1);
+    let (saved, whole) = (state::read(&file(&odd)), state::read(&file(STATE)));
+    assert_eq!(saved.len() + 1, whole.len());
+    assert!(saved.iter().all(|(name, entry)| whole[name] == *entry));
+    let nameless = STATE.replacen("{\"name\":\"shop-web\"", "{\"name\":7", 1);
+    assert_eq!(state::read(&file(&nameless)).len() + 1, whole.len());
 }
 
 #[test]
@@ -247,10 +273,7 @@ fn tls_needs_hosts_and_no_wildcards_and_hosts_need_no_quotes() {
         let mut wish = input(18002);
         wish.options.hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
         wish.options.ssl = ssl;
-        Plugin::route(
-            wish,
-            vec![fact("list", command(0, "")), fact("state", Answer::Absent), fact("mark", Answer::Absent)],
-        )
+        ask_one(wish, vec![fact("list", command(0, "")), fact("state", Answer::Absent), fact("mark", Answer::Absent)])
     };
     for (hosts, ssl) in [
         (&[][..], true),
@@ -277,12 +300,9 @@ fn a_host_that_another_service_has_is_a_fault_before_any_step() {
         let mut wish = input(18002);
         wish.options.hosts = vec![host.to_owned()];
         wish.options.path_prefix = path.to_owned();
-        Plugin::route(
-            wish,
-            vec![fact("list", command(0, LIST)), fact("state", file(STATE)), fact("mark", Answer::Absent)],
-        )
-        .map(|_| ())
-        .map_err(|fault| fault.code)
+        ask_one(wish, vec![fact("list", command(0, LIST)), fact("state", file(STATE)), fact("mark", Answer::Absent)])
+            .map(|_| ())
+            .map_err(|fault| fault.code)
     };
     assert_eq!(ask("b.example", "/api/"), Err("route-taken".to_owned()));
     assert_eq!(ask("b.example", "/"), Ok(()));
@@ -291,7 +311,7 @@ fn a_host_that_another_service_has_is_a_fault_before_any_step() {
 
 #[test]
 fn questions_come_first_and_without_targets_nothing_else() {
-    let Ok(Turn::Observe(wants)) = Plugin::route(input(1), Vec::new()) else { panic!("no questions") };
+    let Ok(Turn::Observe(wants)) = ask_one(input(1), Vec::new()) else { panic!("no questions") };
     assert_eq!(wants.len(), 3);
     let mut empty = input(1);
     empty.targets.clear();
@@ -301,8 +321,8 @@ fn questions_come_first_and_without_targets_nothing_else() {
 #[test]
 fn unroute_asks_the_proxy_only_for_what_it_routes() {
     let ask = |service: &str, list: Answer| {
-        let input = UnrouteInput { context: context("{}"), service: service.to_owned() };
-        steps(Plugin::unroute(input, vec![fact("list", list), fact("state", file(STATE))]))
+        let input = UnrouteInput { context: context("{}"), services: vec![service.to_owned()] };
+        steps(only(Plugin::unroute(input, vec![fact("list", list), fact("state", file(STATE))])))
     };
     assert_eq!(ask("nobody", command(0, LIST)), []);
     let known = ask("api", command(0, LIST));
@@ -380,7 +400,7 @@ fn durations_are_what_go_reads() {
 }
 
 /// A route of `shop-web` with a certificate of this digest.
-fn certified(digest: char) -> RouteInput {
+fn certified(digest: char) -> Routing {
     let mut wish = input(18001);
     wish.options.ssl = true;
     wish.options.certificate = Some(Certificate {
@@ -408,15 +428,15 @@ fn pem(sha256: &str, mode: u32) -> Answer {
     Answer::File(FileFacts { sha256: sha256.to_owned(), mode, size: 1, content: None })
 }
 
-fn certified_steps(wish: RouteInput, state: &str, chain: Answer, key: Answer) -> Vec<Step> {
+fn certified_steps(wish: Routing, state: &str, chain: Answer, key: Answer) -> Vec<Step> {
     let facts = vec![
         fact("list", command(0, LIST)),
         fact("state", file(state)),
         fact("mark", Answer::Absent),
-        fact("certificate-chain", chain),
-        fact("certificate-key", key),
+        fact("certificate-chain shop-web", chain),
+        fact("certificate-key shop-web", key),
     ];
-    steps(Plugin::route(wish, facts))
+    steps(ask_one(wish, facts))
 }
 
 #[test]
@@ -459,6 +479,26 @@ fn a_certificate_that_is_there_needs_nothing_and_a_renewed_or_open_one_is_routed
 }
 
 #[test]
+fn each_route_has_its_steps_at_its_place_and_what_all_need_is_made_once() {
+    let named = |name: &str| Routing {
+        service: name.to_owned(),
+        options: RouteOptions { hosts: vec![format!("{name}.example")], ..certified('a').options },
+        ..certified('a')
+    };
+    let routes = vec![named("one"), input(18001), named("two")];
+    let mut facts = vec![fact("list", command(0, LIST)), fact("state", file(STATE)), fact("mark", Answer::Absent)];
+    let Ok(Turns::Observe(wants)) = ask(routes.clone(), facts.clone()) else { panic!("certificates are looked at") };
+    let ids: std::collections::BTreeSet<_> = wants.iter().map(|want| want.id.clone()).collect();
+    assert_eq!(ids.len(), wants.len(), "each question has an id of its own");
+    facts.extend(wants[3..].iter().map(|want| fact(&want.id, Answer::Absent)));
+    let Ok(Turns::Done(lists)) = ask(routes, facts) else { panic!("an answer") };
+    assert_eq!(lists.iter().map(Vec::len).collect::<Vec<_>>(), [5, 0, 4], "the first makes the directory of all");
+    let all: Vec<_> = lists.iter().flatten().map(|step| format!("{:?}", (&step.title, &step.action))).collect();
+    let different: std::collections::BTreeSet<_> = all.iter().collect();
+    assert_eq!(different.len(), all.len(), "no step stands twice: it would be one step to the core");
+}
+
+#[test]
 fn files_of_others_are_never_removed() {
     for path in ["/etc/ssl/key.pem", "/home/kamal-proxy/.config/kamal-proxy/certificates/shop-web/../../x.pem"] {
         let state = state_with('a')
@@ -478,14 +518,14 @@ fn automatic_certificates_are_for_one_server_and_wildcards_need_one_handed_in() 
             fact("list", command(0, "")),
             fact("state", Answer::Absent),
             fact("mark", Answer::Absent),
-            fact("certificate-chain", Answer::Absent),
-            fact("certificate-key", Answer::Absent),
+            fact("certificate-chain shop-web", Answer::Absent),
+            fact("certificate-key shop-web", Answer::Absent),
         ]
     };
-    assert_eq!(Plugin::route(several, facts()).map_err(|fault| fault.code), Err("bad-route".to_owned()));
+    assert_eq!(ask_one(several, facts()).map_err(|fault| fault.code), Err("bad-route".to_owned()));
     let mut wildcard = certified('a');
     wildcard.options.hosts = vec!["*.shop.example".to_owned()];
-    assert!(Plugin::route(wildcard, facts()).is_ok());
+    assert!(ask_one(wildcard, facts()).is_ok());
 }
 
 fn upgrade_with(settings: &str, container: Answer, list: &str, state: &str, mark: Answer) -> Result<Turn, Fault> {
@@ -551,7 +591,7 @@ fn an_upgrade_that_was_interrupted_is_taken_up_and_others_wait_for_it() {
     let booted = steps(upgrade_with("{}", Answer::Absent, "", "", Answer::Absent));
     assert_eq!(booted.len(), 3, "where nobody serves, nobody is interrupted");
     let facts = vec![fact("list", command(0, LIST)), fact("state", file(STATE)), fact("mark", mark())];
-    assert_eq!(Plugin::route(input(18002), facts).map_err(|fault| fault.code), Err("upgrading".to_owned()));
+    assert_eq!(ask_one(input(18002), facts).map_err(|fault| fault.code), Err("upgrading".to_owned()));
 }
 
 #[test]

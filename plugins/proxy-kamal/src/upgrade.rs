@@ -71,8 +71,9 @@ pub fn upgrade(context: &Context, facts: &Facts<'_>) -> Result<Turn, Fault> {
         let Some(lives) = live::read(list) else {
             return boot::boot(context, facts);
         };
+        let saved = state::read(kept);
         let lost = lives.iter().find(|live| {
-            state::read(kept, &live.service).is_none_or(|saved| !crate::route::same_set(&saved.targets, &live.targets))
+            saved.get(&live.service).is_none_or(|saved| !crate::route::same_set(&saved.targets, &live.targets))
         });
         if let Some(lost) = lost {
             return Err(fault(

@@ -9,7 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use proxy_kamal::Plugin;
-use proxy_kamal::bindings::exports::jiji::proxy::proxy::{Guest, HealthPath, RouteInput, RouteOptions, UnrouteInput};
+use proxy_kamal::bindings::exports::jiji::proxy::proxy::{
+    Guest, HealthPath, RouteInput, RouteOptions, Routing, Turns, UnrouteInput,
+};
 use proxy_kamal::bindings::jiji::plan::types::*;
 
 /// A kamal-proxy that ends with the test.
@@ -140,17 +142,39 @@ impl Proxy {
         }
     }
 
-    fn route(&self, input: &RouteInput) -> Result<Vec<Step>, Fault> {
-        self.settle(|facts| Plugin::route(input.clone(), facts))
+    fn context(&self) -> Context {
+        Context {
+            host: Server { name: "one".to_owned(), architecture: "amd64".to_owned(), labels: Vec::new() },
+            network: Network { name: "jiji".to_owned(), subnet: String::new(), gateway: String::new() },
+            address: String::new(),
+            state_dir: self.state_dir().to_string_lossy().into_owned(),
+            settings: "{}".to_owned(),
+            images: Vec::new(),
+        }
+    }
+
+    fn route(&self, route: &Routing) -> Result<Vec<Step>, Fault> {
+        self.route_with("{}", route)
+    }
+
+    fn route_with(&self, settings: &str, route: &Routing) -> Result<Vec<Step>, Fault> {
+        self.settle(|facts| {
+            let context = Context { settings: settings.to_owned(), ..self.context() };
+            only(Plugin::route(RouteInput { context, routes: vec![route.clone()] }, facts))
+        })
     }
 
     /// Routes and expects that this settles it.
-    fn routed(&self, input: &RouteInput) -> Step {
-        let mut steps = self.route(input).expect("an answer");
+    fn routed(&self, input: &Routing) -> Step {
+        self.routed_with("{}", input)
+    }
+
+    fn routed_with(&self, settings: &str, input: &Routing) -> Step {
+        let mut steps = self.route_with(settings, input).expect("an answer");
         assert_eq!(steps.len(), 1, "{steps:?}");
         self.perform(&steps[0].action).expect("deployed");
         assert_eq!(
-            self.route(input).expect("an answer"),
+            self.route_with(settings, input).expect("an answer"),
             [],
             "what was deployed is what was wanted:\n{}",
             self.state()
@@ -167,16 +191,8 @@ impl Proxy {
         format!("{} {body}", &answer[9..12])
     }
 
-    fn input(&self, service: &str, port: u16) -> RouteInput {
-        RouteInput {
-            context: Context {
-                host: Server { name: "one".to_owned(), architecture: "amd64".to_owned(), labels: Vec::new() },
-                network: Network { name: "jiji".to_owned(), subnet: String::new(), gateway: String::new() },
-                address: String::new(),
-                state_dir: self.state_dir().to_string_lossy().into_owned(),
-                settings: "{}".to_owned(),
-                images: Vec::new(),
-            },
+    fn input(&self, service: &str, port: u16) -> Routing {
+        Routing {
             service: service.to_owned(),
             options: RouteOptions {
                 hosts: vec![format!("{service}.example")],
@@ -252,8 +268,7 @@ fn a_target_that_is_not_healthy_is_refused_and_the_old_one_serves_on() {
     let Some(proxy) = Proxy::start("refused") else { return };
     let (old, new) = (application("old", true), application("new", false));
     proxy.routed(&proxy.input("web", old));
-    let steps =
-        proxy.route(&RouteInput { previous: vec![instance(old)], ..proxy.input("web", new) }).expect("an answer");
+    let steps = proxy.route(&Routing { previous: vec![instance(old)], ..proxy.input("web", new) }).expect("an answer");
     let error = proxy.perform(&steps[0].action).expect_err("refused");
     assert!(error.contains("target failed to become healthy within configured timeout (3s)"), "{error}");
     assert_eq!(proxy.get("web.example", "/"), "200 old /");
@@ -314,7 +329,7 @@ fn an_undo_brings_back_options_that_somebody_set_by_hand() {
     ]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let before = proxy.state();
-    let step = proxy.routed(&RouteInput { previous: vec![instance(old)], ..proxy.input("web", new) });
+    let step = proxy.routed(&Routing { previous: vec![instance(old)], ..proxy.input("web", new) });
     assert_ne!(proxy.state(), before);
     proxy.perform(undo(&step)).expect("put back");
     assert_eq!(proxy.state(), before);
@@ -340,8 +355,7 @@ fn tls_wildcards_and_path_prefixes_settle_like_the_rest() {
     prefix.options.path_prefix = "/p".to_owned();
     proxy.routed(&prefix);
     assert_eq!(proxy.get("p.example", "/p/x"), "200 app /x");
-    prefix.context.settings = r#"{"strip_path_prefix":false}"#.to_owned();
-    proxy.routed(&prefix);
+    proxy.routed_with(r#"{"strip_path_prefix":false}"#, &prefix);
     assert_eq!(proxy.get("p.example", "/p/x"), "200 app /p/x");
     // A service that was there before its neighbours came is still as it should be.
     assert_eq!(proxy.route(&root).expect("an answer"), []);
@@ -384,14 +398,22 @@ fn unroute_removes_and_then_has_nothing_to_do() {
     proxy.routed(&input);
     let unroute = || {
         proxy.settle(|facts| {
-            let input = UnrouteInput { context: input.context.clone(), service: "web".to_owned() };
-            Plugin::unroute(input, facts)
+            let input = UnrouteInput { context: proxy.context(), services: vec!["web".to_owned()] };
+            only(Plugin::unroute(input, facts))
         })
     };
     let steps = unroute().expect("an answer");
     proxy.perform(&steps[0].action).expect("removed");
     assert!(proxy.get("web.example", "/").starts_with("404"));
     assert_eq!(unroute().expect("an answer"), []);
+}
+
+/// The answer for a single service.
+fn only(turns: Result<Turns, Fault>) -> Result<Turn, Fault> {
+    turns.map(|turns| match turns {
+        Turns::Observe(wants) => Turn::Observe(wants),
+        Turns::Done(mut lists) => Turn::Done(lists.remove(0)),
+    })
 }
 
 /// Writes what the real proxy prints and keeps, for the native tests.

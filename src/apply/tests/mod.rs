@@ -110,7 +110,7 @@ fn plan(hosts: &[HostName]) -> Plan {
             step(Phase::Finalize, "remove web-old", Action::ContainerRemove { name: container(OLD) }),
         ]);
         let planned = PlannedService {
-            image: image(),
+            image: image().into(),
             container: container(NEW),
             address: None,
             spec: spec(NEW).digest(),
@@ -118,7 +118,7 @@ fn plan(hosts: &[HostName]) -> Plan {
             probe: None,
             route: None,
         };
-        releases.insert(host.clone(), BTreeMap::from([(service.clone(), planned)]));
+        releases.insert(host.clone(), BTreeMap::from([(service.clone(), planned.into())]));
     }
     Plan {
         version: Plan::VERSION,

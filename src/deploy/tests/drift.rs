@@ -170,7 +170,7 @@ fn records_and_files_are_told_apart_and_their_host_takes_part_in_the_mending() {
     };
     let one = world.machine("one");
     one.records.lease = Some(LeaseFacts { lease, live: false, age_ms: None });
-    one.records.roster.as_mut().expect("stored").servers.clear();
+    one.records.roster.as_mut().expect("stored").to_mut().servers.clear();
     let damage = |file| Damage { file, reason: "changed".to_owned() };
     one.integrity.damaged = [RecordFile::Audit, RecordFile::Fencing].map(damage).to_vec();
     let program = ProgramFacts { name: "0".repeat(64), sha256: Digest::of("other"), mode: 0o700 };

@@ -9,7 +9,7 @@ pub(in crate::deploy) mod world;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use jiji_model::digest::Digest;
+use jiji_model::digest::{CanonicalJson, Digest};
 use jiji_model::name::{ContainerName, SecretName};
 use jiji_model::observation::{NetworkFacts, Query};
 use jiji_model::plan::{
@@ -225,7 +225,7 @@ fn a_hosts_number_is_its_networks_whatever_other_projects_call_it() {
     let mut world = World::of(&["one", "two"]);
     let entry = |number| Entry { number, removed: false };
     world.machine("one").records.roster =
-        Some(Roster { servers: BTreeMap::from([(host("prod"), entry(4))]), ..Roster::default() });
+        Some(Roster { servers: BTreeMap::from([(host("prod"), entry(4))]), ..Roster::default() }.into());
     world.machine("one").network = Some(NetworkFacts {
         name: NETWORK.to_owned(),
         subnet: Some("10.210.4.128/25".to_owned()),
@@ -316,7 +316,7 @@ fn answers(name: &str, to: &str) -> Answers {
     let answers = HostAnswers {
         steps: vec![boot, route],
         probes: BTreeMap::from([(service_name("web"), probe)]),
-        routes: BTreeMap::from([(service_name("web"), serde_json::json!({"to": to}))]),
+        routes: BTreeMap::from([(service_name("web"), CanonicalJson::of(&serde_json::json!({"to": to})))]),
         replaces: false,
     };
     BTreeMap::from([(one, answers)])
@@ -344,7 +344,7 @@ fn a_plugins_pinned_image_is_brought_by_jiji_and_its_steps_keep_their_phases() {
     "#);
     assert_eq!(plan.images.len(), 2);
     let route = plan.releases[&host("one")][&service_name("web")].route.clone();
-    assert_eq!(route, Some(serde_json::json!({"to": "new"})));
+    assert_eq!(route, Some(CanonicalJson::of(&serde_json::json!({"to": "new"}))));
     world.apply(&plan);
 
     // The proxy stands now: nobody takes its image again, and the route does not wait for what is not there.

@@ -107,7 +107,7 @@ fn whoever_is_refused_is_told_what_moved() {
     assert_eq!(network, "the network `jiji` is there otherwise");
     let roster = moved(|world| {
         let roster = world.machine("one").records.roster.as_mut().expect("it is there");
-        roster.servers.insert(host("three"), Entry { number: 7, removed: true });
+        roster.to_mut().servers.insert(host("three"), Entry { number: 7, removed: true });
     });
     assert!(roster.contains("the roster of servers is another"), "{roster}");
     let lease = moved(|world| world.machine("one").records.fencing += 1);

@@ -2,35 +2,49 @@
 
 use std::net::SocketAddr;
 
+use jiji_model::name::HostName;
 use jiji_model::probe::{Timeline, Verdict};
 
 use super::super::bindings::health::exports::jiji::health::health as wit;
 use super::super::bindings::types;
 use super::super::text::sentence;
-use super::super::{Judge, Probes};
+use super::super::{Judge, Subject};
 use super::{check_to_wit, result_to_wit};
 
-pub(in super::super) fn probes_input(input: &Probes, settings: &str) -> wit::ProbesInput {
+pub(in super::super) fn probes_input(
+    host: &HostName,
+    architecture: &str,
+    subjects: &[Subject<'_>],
+    settings: &str,
+) -> wit::ProbesInput {
     wit::ProbesInput {
-        host: types::Server {
-            name: input.host.to_string(),
-            architecture: input.architecture.clone(),
-            labels: Vec::new(),
-        },
-        service: input.service.to_string(),
+        host: server(host, architecture),
         settings: settings.to_owned(),
-        check: input.healthcheck.as_ref().map(|health| check_to_wit(&health.check)),
-        interval_ms: input.healthcheck.as_ref().map(|health| health.interval_ms),
-        timeout_ms: input.healthcheck.as_ref().map(|health| health.timeout_ms),
-        deadline_ms: input.healthcheck.as_ref().map(|health| health.deadline_ms),
-        app_port: input.app_port,
+        subjects: subjects.iter().map(subject).collect(),
+    }
+}
+
+fn server(host: &HostName, architecture: &str) -> types::Server {
+    types::Server { name: host.to_string(), architecture: architecture.to_owned(), labels: Vec::new() }
+}
+
+fn subject(subject: &Subject<'_>) -> wit::Subject {
+    wit::Subject {
+        service: subject.service.to_string(),
+        check: subject.healthcheck.map(|health| check_to_wit(&health.check)),
+        interval_ms: subject.healthcheck.map(|health| health.interval_ms),
+        timeout_ms: subject.healthcheck.map(|health| health.timeout_ms),
+        deadline_ms: subject.healthcheck.map(|health| health.deadline_ms),
+        app_port: subject.app_port,
         labels: Vec::new(),
     }
 }
 
 pub(in super::super) fn judge_input(judge: &Judge<'_>, settings: &str) -> wit::JudgeInput {
     wit::JudgeInput {
-        input: probes_input(judge.input, settings),
+        host: server(judge.host, judge.architecture),
+        settings: settings.to_owned(),
+        subject: subject(judge.subject),
         spec: types::ProbeSpec {
             check: check_to_wit(&judge.spec.check),
             interval_ms: judge.spec.interval_ms,

@@ -3,6 +3,7 @@
 
 mod facts;
 mod health;
+mod route;
 mod steps;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use super::{Fault, PluginError};
 
 pub(super) use facts::{answer, query};
 pub(super) use health::{judge_input, probes_input, verdict};
+pub(super) use route::route;
 pub(super) use steps::{StepsOf, steps};
 
 /// A refusal that no grant would lift.

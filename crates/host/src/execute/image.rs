@@ -133,7 +133,8 @@ impl Executor<'_> {
             let coming = open.into_iter().flat_map(|transaction| transaction.begin.services.into_values());
             let releases = records::kept(&project)?.into_iter();
             let services = releases.flat_map(|release| release.services.into_values()).chain(coming);
-            kept.extend(services.filter(|service| service.image.id() == *id).map(|service| service.image.repository));
+            let kept_here = services.filter(|service| service.image.id() == *id);
+            kept.extend(kept_here.map(|service| service.image.repository.clone()));
         }
         Ok(kept)
     }

@@ -476,7 +476,7 @@ impl<'s> Keeper<'s> {
                 Action::ImageEnsure { image } => Some(image),
                 _ => None,
             });
-            for image in running.map(|service| &service.image).chain(coming) {
+            for image in running.map(|service| &*service.image).chain(coming) {
                 keep.extend(image.blobs().map(|blob| blob.digest));
             }
         }

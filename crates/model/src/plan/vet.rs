@@ -18,7 +18,7 @@ pub const MAX_STEPS: usize = 256;
 pub const MAX_STEP_BYTES: usize = 256 * 1024;
 /// Longest timeout of a step in milliseconds.
 pub const MAX_TIMEOUT_MS: u32 = 15 * 60 * 1000;
-/// Most wants that one plugin may have in one round.
+/// Most wants that one plugin may have in one round, for each service that it is asked about.
 pub const MAX_WANTS: usize = 64;
 
 /// One reason not to run a plan.
@@ -67,14 +67,15 @@ pub fn vet_form(steps: &[Step], hosts: &BTreeSet<HostName>) -> Result<(), Vec<Re
     if refusals.is_empty() { Ok(()) } else { Err(refusals) }
 }
 
-/// Checks what a plugin wants to know.
+/// Checks what a plugin wants to know that is asked about so many services; 0 where it is asked about none.
 ///
 /// # Errors
 /// Every refusal.
-pub fn vet_wants(wants: &[Want], grants: &Grants) -> Result<(), Vec<Refusal>> {
+pub fn vet_wants(wants: &[Want], grants: &Grants, services: usize) -> Result<(), Vec<Refusal>> {
     let mut refusals = Vec::new();
-    if wants.len() > MAX_WANTS {
-        refusals.push(refusal("wants", format!("{} wants in one round, at most {MAX_WANTS}", wants.len()), false));
+    let most = MAX_WANTS.saturating_mul(services.max(1));
+    if wants.len() > most {
+        refusals.push(refusal("wants", format!("{} wants in one round, at most {most}", wants.len()), false));
     }
     for want in wants {
         let allowed = match &want.query {
@@ -138,7 +139,7 @@ fn form(steps: &[Step], hosts: &BTreeSet<HostName>) -> Vec<Refusal> {
         if step.timeout_ms == 0 || step.timeout_ms > MAX_TIMEOUT_MS {
             refuse(format!("timeout of {} ms, expected 1 to {MAX_TIMEOUT_MS}", step.timeout_ms));
         }
-        if serde_json::to_vec(step).map_or(true, |bytes| bytes.len() > MAX_STEP_BYTES) {
+        if json_length(step).is_none_or(|length| length > MAX_STEP_BYTES) {
             refuse(format!("more than {MAX_STEP_BYTES} bytes"));
         }
         if step.title.chars().any(char::is_control) {
@@ -161,6 +162,22 @@ fn form(steps: &[Step], hosts: &BTreeSet<HostName>) -> Vec<Refusal> {
         }
     }
     refusals
+}
+
+/// How many bytes a value is as JSON, without writing it anywhere; none where it is none.
+pub fn json_length<T: serde::Serialize>(value: &T) -> Option<usize> {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, value).ok().map(|()| count.0)
 }
 
 fn exec_granted<'a>(grants: &Grants, container: &str, argv: impl Iterator<Item = &'a str> + Clone) -> bool {
@@ -450,11 +467,11 @@ mod tests {
             },
         };
         assert_eq!(
-            vet_wants(&[want("127.0.0.1"), want("10.210.3.140"), want("10.213.9.140")], &Grants::default()),
+            vet_wants(&[want("127.0.0.1"), want("10.210.3.140"), want("10.213.9.140")], &Grants::default(), 0),
             Ok(())
         );
         for address in ["169.254.169.254", "10.0.0.1", "0.0.0.0", "203.0.113.7"] {
-            assert!(vet_wants(&[want(address)], &Grants::default()).is_err(), "{address}");
+            assert!(vet_wants(&[want(address)], &Grants::default(), 0).is_err(), "{address}");
         }
     }
 
@@ -512,6 +529,6 @@ mod tests {
     #[test]
     fn a_want_for_jijis_own_records_is_refused() {
         let want = Want { id: "x".to_owned(), query: Query::Records { scope: "shop".to_owned() } };
-        assert!(vet_wants(&[want], &Grants::default()).is_err());
+        assert!(vet_wants(&[want], &Grants::default(), 0).is_err());
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::name::{HostName, ServiceName};
 use crate::plan::{Phase, PlannedService, Step};
+use crate::shared::Shared;
 
 /// The beginning of a transaction on a host: everything that settling it may need.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +43,7 @@ pub struct Begin {
     /// This host's steps, in order.
     pub steps: Vec<Step>,
     /// What this host will run once decided.
-    pub services: BTreeMap<ServiceName, PlannedService>,
+    pub services: BTreeMap<ServiceName, Shared<PlannedService>>,
 }
 
 impl Begin {

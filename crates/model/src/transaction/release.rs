@@ -12,6 +12,7 @@ use crate::digest::{Digest, canonical_json};
 use crate::image::ImageId;
 use crate::name::ServiceName;
 use crate::plan::PlannedService;
+use crate::shared::Shared;
 
 /// One release on one host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,7 +33,7 @@ pub struct Release {
     /// Seconds since 1970 by the operator's clock: shown, never trusted.
     pub at_s: u64,
     /// What runs. Clear variables stand in it by value, secret ones by name.
-    pub services: BTreeMap<ServiceName, PlannedService>,
+    pub services: BTreeMap<ServiceName, Shared<PlannedService>>,
     /// How many releases' images the host kept when this one was made, this one counted. None in version 1: those of all it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retain: Option<u32>,
@@ -83,7 +84,7 @@ impl Release {
 
     /// The record in short.
     pub fn line(&self) -> ReleaseLine {
-        let service = |(name, service): (&ServiceName, &PlannedService)| {
+        let service = |(name, service): (&ServiceName, &Shared<PlannedService>)| {
             let line = ServiceLine {
                 image: service.image.id(),
                 repository: service.image.repository.clone(),

@@ -10,6 +10,7 @@ use jiji_model::digest::Digest;
 use jiji_model::image::{Descriptor, Image, ImageId, Platform};
 use jiji_model::name::{ContainerName, HostName, ServiceName};
 use jiji_model::plan::{Action, ContainerImage, ContainerSpec, NETWORK, Phase, PlannedService, Step};
+use jiji_model::shared::Shared;
 use jiji_model::transaction::serving::{self, Standing};
 use jiji_model::transaction::{
     Begin, Course, Decision, Heard, HostRecords, Lease, Outcome, Settlement, StepState, Transaction,
@@ -197,7 +198,7 @@ pub fn steps(host: Id, routed: Id, runs: u8, version: Id, watched: bool) -> Vec<
 }
 
 /// What a host runs once `version` is decided, as far as a rule asks for it.
-fn service(version: Id) -> (ServiceName, PlannedService) {
+fn service(version: Id) -> (ServiceName, Shared<PlannedService>) {
     let blob = || Descriptor { media_type: String::new(), digest: Digest::of(""), size: 0 };
     let image = Image {
         repository: String::new(),
@@ -223,7 +224,7 @@ fn service(version: Id) -> (ServiceName, PlannedService) {
         stop_timeout_s: 0,
     };
     let service = PlannedService {
-        image,
+        image: image.into(),
         container: container(version),
         address: None,
         spec: Digest::of(""),
@@ -231,7 +232,7 @@ fn service(version: Id) -> (ServiceName, PlannedService) {
         probe: None,
         route: None,
     };
-    (ServiceName::new("web").expect("a name"), service)
+    (ServiceName::new("web").expect("a name"), service.into())
 }
 
 pub fn begin(operator: usize, fencing: u64, hosts: &[Id], host: Id, version: Id, steps: Vec<Step>) -> Begin {
