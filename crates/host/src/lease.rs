@@ -22,6 +22,12 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How long the kernel gets to end processes after SIGKILL. One that waits for a disk takes as long as the disk.
 const END: Duration = Duration::from_secs(10);
 
+/// How long the lock of the records may be held by somebody else. Who holds it does nothing that takes longer, unless it froze.
+const LOCKED: Duration = Duration::from_secs(2);
+
+/// Time between two tries to take it.
+const AGAIN: Duration = Duration::from_millis(10);
+
 /// A lease that this session holds.
 #[derive(Debug)]
 pub struct Held {
@@ -42,6 +48,9 @@ pub enum LeaseError {
         /// Its process.
         pid: i32,
     },
+    /// Somebody who is not the lease's holder holds the lock of the records, and does not go on.
+    #[error("take the lock of the records: another process has held it for {} seconds", LOCKED.as_secs())]
+    Locked,
     /// A newer holder has it, or it expired.
     #[error("use the lease: {why}")]
     Lost {
@@ -99,26 +108,43 @@ fn session(lease: &Lease, boot_id: &str) -> Option<Process> {
 /// # Errors
 /// [`LeaseError`].
 pub async fn acquire(project: Project, request: &LeaseRequest) -> Result<Result<Held, LeaseDecision>, LeaseError> {
-    // An asker who is refused leaves nothing behind.
-    let known = project.dir().is_dir();
-    let lock = if known { Some(project.lock()?) } else { None };
     let boot_id = clock::boot_id()?;
     let this = clock::this_process()?;
-    let current = recorded(&project)?;
-    let old = current.as_ref().and_then(|lease| session(lease, &boot_id));
-    let moment = Moment { boot_id: &boot_id, now_ms: clock::boottime_ms(), session: (this.pid, this.start) };
-    let current = current.as_ref().map(|lease| (lease, old.is_some()));
-    let lease = match decide(request, current, fencing(&project)?, &moment) {
-        LeaseDecision::Granted(lease) => lease,
-        refused => return Ok(Err(refused)),
+    let begun = Instant::now();
+    let mut ended = false;
+    let (lease, _lock) = loop {
+        // An asker who is refused leaves nothing behind.
+        let known = project.dir().is_dir();
+        let lock = if known { project.try_lock()? } else { None };
+        let locked = known && lock.is_none();
+        if locked && begun.elapsed() < LOCKED {
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        }
+        // A holder that froze may have the lock. Its lease can be read without it, and whoever may take that may end the holder.
+        let current = recorded(&project)?;
+        let old = current.as_ref().and_then(|lease| session(lease, &boot_id));
+        let moment = Moment { boot_id: &boot_id, now_ms: clock::boottime_ms(), session: (this.pid, this.start) };
+        let current = current.as_ref().map(|lease| (lease, old.is_some()));
+        let lease = match decide(request, current, fencing(&project)?, &moment) {
+            LeaseDecision::Granted(lease) => lease,
+            refused => return Ok(Err(refused)),
+        };
+        let old = old.filter(|old| *old != this);
+        if locked && (ended || old.is_none()) {
+            return Err(LeaseError::Locked);
+        }
+        if let Some(old) = old {
+            end(old).await?;
+            ended = true;
+        }
+        match lock {
+            Some(lock) => break (lease, lock),
+            None if !known => break (lease, project.lock()?),
+            // What the old holder had in hand is read again, now under the lock.
+            None => {}
+        }
     };
-    let _lock = match lock {
-        Some(lock) => lock,
-        None => project.lock()?,
-    };
-    if let Some(old) = old.filter(|old| *old != this) {
-        end(old).await?;
-    }
     place::write(&project.fencing(), format!("{}\n", lease.fencing).as_bytes(), 0o600, Durability::Synced)?;
     place::write(&project.lease(), &canonical_json(&lease), 0o600, Durability::Synced)?;
     Ok(Ok(Held { project, lease, ttl_ms: request.ttl_ms }))
@@ -274,6 +300,49 @@ mod tests {
             assert!(matches!(lost, Err(LeaseError::Lost { .. })));
         }
         new.guard().expect("the newer holder's is untouched");
+    }
+
+    #[tokio::test]
+    async fn a_holder_that_froze_with_the_lock_in_hand_is_ended_all_the_same() {
+        let (_dir, project) = project();
+        project.create().expect("created");
+        let lock = project.dir().join("lock");
+        let mut frozen = std::process::Command::new("sh")
+            .args(["-c", "exec 9>\"$1\"; flock 9; kill -STOP $$", "sh"])
+            .arg(&lock)
+            .process_group(0)
+            .spawn()
+            .expect("started");
+        let pid = i32::try_from(frozen.id()).expect("a number");
+        while project.try_lock().expect("tried").is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let lease = Lease {
+            version: Lease::VERSION,
+            holder: "a".into(),
+            who: "a@b".into(),
+            fencing: 1,
+            boot_id: clock::boot_id().expect("readable"),
+            granted_ms: 0,
+            expires_ms: u64::MAX,
+            session: pid,
+            session_start: clock::process(pid).expect("runs").start,
+        };
+        let write = |lease: &Lease| std::fs::write(project.lease(), canonical_json(lease)).expect("written");
+        write(&lease);
+        let held = acquire(project.clone(), &request("b", 2)).await.expect("asked");
+        assert!(matches!(held, Err(LeaseDecision::Held(_))), "it has not expired");
+        write(&Lease { expires_ms: 0, ..lease.clone() });
+        let reaper = std::thread::spawn(move || frozen.wait());
+        let held = acquire(project.clone(), &request("b", 2)).await.expect("asked").expect("granted");
+        assert_eq!(held.lease().fencing, 2);
+        assert!(!reaper.join().expect("waited").expect("ended").success());
+
+        let other = project.clone();
+        let _lock = other.lock().expect("locked");
+        // Nobody who may be ended holds it: that is told, not waited for.
+        write(&Lease { session_start: 1, ..lease });
+        assert!(matches!(acquire(project, &request("c", 3)).await, Err(LeaseError::Locked)));
     }
 
     #[tokio::test]

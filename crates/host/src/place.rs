@@ -234,6 +234,15 @@ impl Project {
         Ok(())
     }
 
+    /// Holds the lock of the project's records, until the result is dropped; none where somebody else holds it.
+    ///
+    /// # Errors
+    /// [`PlaceError::Io`].
+    pub fn try_lock(&self) -> Result<Option<Lock>, PlaceError> {
+        self.create()?;
+        Lock::try_take(&self.dir.join("lock"))
+    }
+
     /// Waits for and holds the lock of the project's records, until the result is dropped.
     ///
     /// # Errors

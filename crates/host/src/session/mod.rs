@@ -247,7 +247,9 @@ impl From<LeaseError> for Refusal {
         match error {
             LeaseError::Place(error) => error.into(),
             LeaseError::Lost { .. } => Self::new(RefusalKind::NoLease, chain(&error)),
-            LeaseError::Survives { .. } | LeaseError::Proc(_) => Self::new(RefusalKind::Io, chain(&error)),
+            LeaseError::Survives { .. } | LeaseError::Locked | LeaseError::Proc(_) => {
+                Self::new(RefusalKind::Io, chain(&error))
+            }
         }
     }
 }
