@@ -23,6 +23,8 @@ pub const BRIDGE: &str = "kamal-proxy-bridge";
 pub const BRIDGE_PORTS: (u16, u16) = (20_080, 20_443);
 /// The table that leads new connections to it.
 const TABLE: &str = "jiji_proxy";
+/// One that is made and removed to see whether that can be done.
+const TABLE_TRIED: &str = "jiji_proxy_tried";
 /// A file in the plugin's directory that says that an upgrade is under way.
 pub const MARK: &str = "upgrade";
 /// The proxy gives requests under way 10 s (`shutdownTimeout` in internal/server/server.go).
@@ -111,6 +113,9 @@ fn steps(context: &Context, settings: &Settings, spec: ContainerSpec, before: &[
     let lead =
         lead(&address, &[(http.into_iter().flatten().collect(), 80), (https.into_iter().flatten().collect(), 443)]);
     let all = vec![
+        // Without nft, or in a kernel without its tables, nothing is begun that could not be taken back without it. A table of another
+        // name: that of an upgrade that was interrupted leads requests to the bridge.
+        step(Phase::Prepare, "see that connections can be led".to_owned(), nft(&absent(TABLE_TRIED)), None),
         step(
             Phase::Prepare,
             "keep others from routing meanwhile".to_owned(),
@@ -173,9 +178,13 @@ fn lead(address: &str, ports: &[(Vec<u16>, u16)]) -> String {
     )
 }
 
-/// Declared before it is deleted: absent is fine.
 fn lead_back() -> String {
-    format!("table ip {TABLE}\ndelete table ip {TABLE}\n")
+    absent(TABLE)
+}
+
+/// Declared before it is deleted: absent is fine.
+fn absent(table: &str) -> String {
+    format!("table ip {table}\ndelete table ip {table}\n")
 }
 
 fn nft(rules: &str) -> Action {

@@ -56,6 +56,7 @@ const LAB: &[Tool] = &[
     tool("iptables", "iptables"),
     tool("losetup", "mount"),
     tool("mkfs.ext4", "e2fsprogs"),
+    tool("nft", "nftables"),
     tool("nsenter", "util-linux"),
     tool("podman", "podman"),
     tool("skopeo", "skopeo"),
