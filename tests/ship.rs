@@ -147,8 +147,8 @@ fn a_route_that_is_refused_on_the_second_host_is_taken_back_on_the_first() -> Ou
     project.ship()?;
     let old = [look::only(&first, "refused")?, look::only(&second, "refused")?];
 
-    project.edit("\nplugins:\n", "\nrollout:\n  max_parallel: 1\n\nplugins:\n")?;
-    // While the first host is cut over, somebody else takes the new host name on the second host's proxy.
+    project.edit("\nplugins:\n", "\nrollout:\n  max_parallel: 1\n  wait: 3s\n\nplugins:\n")?;
+    // Between the two cutovers, somebody else takes the new host name on the second host's proxy.
     project.set_version("v2")?;
     project.edit("host: refused.test\n", "hosts: [refused.test, taken.test]\n")?;
     let target = format!("{}:8080", old[1].address);
