@@ -53,7 +53,7 @@ fn main() {
 
 fn all() {
     for (number, case) in CASES.into_iter().enumerate() {
-        // The dense case takes minutes at 1,000 hosts on a small machine; `JIJI_BENCH_HOSTS` chooses what is measured.
+        // `JIJI_BENCH_HOSTS` chooses what is measured.
         let sizes = std::env::var("JIJI_BENCH_HOSTS").unwrap_or_else(|_| "10,100,1000".to_owned());
         let mut before: Option<(usize, f64)> = None;
         for hosts in sizes.split(',').filter_map(|hosts| hosts.parse::<usize>().ok()) {
