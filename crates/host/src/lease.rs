@@ -268,6 +268,21 @@ mod tests {
         (dir, project)
     }
 
+    /// The lease of a session that runs and whose time is up.
+    fn expired(pid: i32) -> Lease {
+        Lease {
+            version: Lease::VERSION,
+            holder: "a".into(),
+            who: "a@b".into(),
+            fencing: 1,
+            boot_id: clock::boot_id().expect("readable"),
+            granted_ms: 0,
+            expires_ms: 0,
+            session: pid,
+            session_start: clock::process(pid).expect("runs").start,
+        }
+    }
+
     #[tokio::test]
     async fn a_lease_is_held_renewed_and_given_back_and_its_number_stays() {
         let (_dir, project) = project();
@@ -317,22 +332,12 @@ mod tests {
         while project.try_lock().expect("tried").is_some() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let lease = Lease {
-            version: Lease::VERSION,
-            holder: "a".into(),
-            who: "a@b".into(),
-            fencing: 1,
-            boot_id: clock::boot_id().expect("readable"),
-            granted_ms: 0,
-            expires_ms: u64::MAX,
-            session: pid,
-            session_start: clock::process(pid).expect("runs").start,
-        };
+        let lease = Lease { expires_ms: u64::MAX, ..expired(pid) };
         let write = |lease: &Lease| std::fs::write(project.lease(), canonical_json(lease)).expect("written");
         write(&lease);
         let held = acquire(project.clone(), &request("b", 2)).await.expect("asked");
         assert!(matches!(held, Err(LeaseDecision::Held(_))), "it has not expired");
-        write(&Lease { expires_ms: 0, ..lease.clone() });
+        write(&expired(pid));
         let reaper = std::thread::spawn(move || frozen.wait());
         let held = acquire(project.clone(), &request("b", 2)).await.expect("asked").expect("granted");
         assert_eq!(held.lease().fencing, 2);
@@ -365,18 +370,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let child = children[0];
-        let lease = Lease {
-            version: Lease::VERSION,
-            holder: "a".into(),
-            who: "a@b".into(),
-            fencing: 1,
-            boot_id: clock::boot_id().expect("readable"),
-            granted_ms: 0,
-            expires_ms: 0,
-            session: pid,
-            session_start: clock::process(pid).expect("runs").start,
-        };
-        std::fs::write(project.lease(), canonical_json(&lease)).expect("written");
+        std::fs::write(project.lease(), canonical_json(&expired(pid))).expect("written");
         let reaper = std::thread::spawn(move || old.wait());
         acquire(project, &request("b", 2)).await.expect("asked").expect("granted");
         assert_eq!((clock::process(pid), clock::process(child.pid)), (None, None));
