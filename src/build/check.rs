@@ -20,7 +20,7 @@ use super::error::BuildError;
 use super::execute::Executor;
 use super::layer::Node;
 use super::rootfs::Content;
-use super::stage::{Evaluation, Memory, Traced};
+use super::stage::{Evaluation, Memory, Outcome, Traced};
 use super::{BuildRequest, Builder};
 use crate::lockfile::BuildSection;
 
@@ -75,9 +75,8 @@ impl Builder<'_> {
         let request = &request.at_its_time()?;
         let file = request.read()?;
         let mut section = lock.clone();
-        let mut first = Evaluation::new(self, request, &file, &mut section, Memory::Use)?;
-        let draft = first.target()?;
-        let trace = std::mem::take(&mut first.trace);
+        let first = Evaluation::new(self, request, &file, &mut section, Memory::Use)?.target()?;
+        let Outcome { draft, trace, .. } = first;
         let image = draft.finish(&request.repository, request.epoch, self.store)?;
 
         let room = self.store.new_tree()?;
@@ -88,13 +87,13 @@ impl Builder<'_> {
         let again = BuildRequest { context, threads, locked: false, renew: false, ..request.clone() };
         let builder =
             Builder { store: self.store, sources: self.sources, executor: elsewhere.executor, events: self.events };
-        let mut second = Evaluation::new(&builder, &again, &file, &mut section, Memory::Compare(&trace))?;
-        let draft = second.target()?;
-        let trace_again = std::mem::take(&mut second.trace);
+        let second = Evaluation::new(&builder, &again, &file, &mut section, Memory::Compare(&trace))?.target()?;
+        let Outcome { draft, trace: trace_again, .. } = second;
+        let steps = trace.values().map(Vec::len).sum::<usize>();
 
         let mut findings = Vec::new();
         let place = |step: &Traced| Some(file.text.place(step.at));
-        for (one, other) in trace.iter().zip(&trace_again) {
+        for (one, other) in trace.values().flatten().zip(trace_again.values().flatten()) {
             let instruction = one.text.lines().next().unwrap_or_default().to_owned();
             let diff_id = |step: &Traced| step.layer.as_ref().map(|layer| layer.diff_id);
             let (ours, theirs) = (diff_id(one), diff_id(other));
@@ -130,7 +129,7 @@ impl Builder<'_> {
         if !differences.is_empty() {
             findings.push(Finding { place: None, instruction: String::new(), differences, suspected: false });
         }
-        Ok(Checked { image, steps: u32::try_from(trace.len()).unwrap_or(u32::MAX), findings })
+        Ok(Checked { image, steps: u32::try_from(steps).unwrap_or(u32::MAX), findings })
     }
 }
 

@@ -54,6 +54,12 @@ pub enum BuildError {
         /// The Dockerfile.
         dockerfile: String,
     },
+    /// A stage was not carried on, since another had failed. It is never what a build ends with.
+    #[error("carry on with a stage: another has failed")]
+    Ended,
+    /// Stages cannot be carried out side by side.
+    #[error("begin a stage")]
+    Threads(#[source] std::io::Error),
     /// The argument `SOURCE_DATE_EPOCH` is no time.
     #[error("read the build argument `SOURCE_DATE_EPOCH`: `{text}` is not a number of seconds")]
     Epoch {
@@ -201,7 +207,12 @@ impl BuildError {
             Self::Step { cause, .. } => cause.hint(),
             Self::LockedImage { .. } => Some("build without `--locked` and commit jiji.lock if the change is meant"),
             Self::Epoch { .. } => Some("give the seconds since 1970, such as those of `git log -1 --format=%ct`"),
-            Self::NoDockerfile { .. } | Self::UnknownStage { .. } | Self::Store(_) | Self::Compare(_) => None,
+            Self::NoDockerfile { .. }
+            | Self::UnknownStage { .. }
+            | Self::Ended
+            | Self::Threads(_)
+            | Self::Store(_)
+            | Self::Compare(_) => None,
         }
     }
 

@@ -54,7 +54,7 @@ use crate::lockfile::{BaseKey, BuildSection, Target};
 use crate::registry::Depth;
 use dockerfile::Dockerfile;
 use execute::Executor;
-use stage::{Evaluation, Memory};
+use stage::{Evaluation, Memory, Outcome};
 
 pub use check::{Checked, Elsewhere, Finding};
 pub use error::{BuildError, StepError};
@@ -158,13 +158,12 @@ impl Builder<'_> {
         let request = &request.at_its_time()?;
         let file = request.read()?;
         let memory = if request.renew { Memory::Renew } else { Memory::Use };
-        let mut evaluation = Evaluation::new(self, request, &file, lock, memory)?;
-        let draft = evaluation.target()?;
-        for name in evaluation.undeclared() {
+        let outcome = Evaluation::new(self, request, &file, lock, memory)?.target()?;
+        let Outcome { draft, runs, steps, undeclared, .. } = outcome;
+        for name in undeclared {
             let text = format!("build argument `{name}` is declared by no ARG of {}", request.dockerfile_name);
             self.events.emit(Record::new("build.warning", text).service(&request.target.service));
         }
-        let Evaluation { runs, steps, .. } = evaluation;
         let image = draft.finish(&request.repository, request.epoch, self.store)?;
         let actual = image.manifest.digest;
         let expected = lock.images.get(&request.target).copied();

@@ -7,8 +7,8 @@ use jiji_store::Store;
 
 use crate::registry::{Client, Depth, RegistryError};
 
-/// Gives what a build begins from: base images, and files that ADD names by a URL.
-pub trait Sources {
+/// Gives what a build begins from, to several stages at once: base images, and files that ADD names by a URL.
+pub trait Sources: Sync {
     /// What a tag means for a platform: the digest of one image's manifest. Asked once, and then written to `jiji.lock`.
     ///
     /// # Errors

@@ -4,12 +4,17 @@
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use jiji_model::digest::Digest;
 use jiji_store::{Layer, Store, StoreError, Tree};
 use sha2::{Digest as _, Sha256};
 
 use super::rootfs::{IndexError, Layers};
+use super::stage::turns::Turns;
+
+/// Stages that begin from the same image want the same directory at once: one of them unpacks.
+static UNPACKING: LazyLock<Turns<Digest>> = LazyLock::new(Turns::default);
 
 /// Why a layer could not be unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -56,15 +61,15 @@ impl Trees {
         for (number, layer) in layers.iter().enumerate() {
             let diff_ids: Vec<Digest> = layers[..=number].iter().map(|layer| layer.diff_id).collect();
             let name = Digest::of_json(&serde_json::json!({"tree": 1, "layers": diff_ids}));
-            let tree = match store.tree(&name)? {
-                Some(tree) => tree,
+            let tree = UNPACKING.take(name, || match store.tree(&name)? {
+                Some(tree) => Ok::<_, TreeError>(tree),
                 None => {
                     let writer = store.new_tree()?;
                     let below: Vec<&Path> = trees.iter().map(|(_, tree)| tree.path()).collect();
                     unpack(layer, &writer.path(), &below, store)?;
-                    writer.publish(&name)?
+                    Ok(writer.publish(&name)?)
                 }
-            };
+            })?;
             trees.push((layer.diff_id, tree));
         }
         Ok(Self { trees })

@@ -85,6 +85,12 @@ impl Canceller {
         // Fails only when the counter is full, and then it has been used.
         let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
     }
+
+    /// Waits until it is used, no longer than this. True if it was.
+    pub fn is_cancelled_within(&self, time: Duration) -> bool {
+        let timeout = Timespec::try_from(time).ok();
+        wait([Some(self.event.as_fd())], timeout).is_ok_and(|[used]| used)
+    }
 }
 
 /// How steps are run: by which helper, and who may end them.

@@ -40,6 +40,13 @@ pub struct Instruction {
     pub kind: Kind,
 }
 
+impl Instruction {
+    /// Whether it is a step: it can make a layer.
+    pub fn is_step(&self) -> bool {
+        matches!(self.kind, Kind::Run(_) | Kind::Copy(_) | Kind::Workdir(_))
+    }
+}
+
 /// What an instruction says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {

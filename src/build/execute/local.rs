@@ -49,17 +49,16 @@ impl Local {
         self.elsewhere = true;
         self
     }
-
-    /// Lets `canceller` end the steps.
-    #[must_use]
-    pub fn cancelled_by(mut self, canceller: Canceller) -> Self {
-        self.sandbox = self.sandbox.cancelled_by(canceller);
-        self
-    }
 }
 
 impl Executor for Local {
-    fn run(&self, step: &RunStep, store: &Store, output: &mut dyn FnMut(Stream, &[u8])) -> Result<Ran, ExecuteError> {
+    fn run(
+        &self,
+        step: &RunStep,
+        store: &Store,
+        canceller: &Canceller,
+        output: &mut dyn FnMut(Stream, &[u8]),
+    ) -> Result<Ran, ExecuteError> {
         let here = std::env::consts::ARCH;
         let architecture = match here {
             "x86_64" => "amd64",
@@ -82,7 +81,7 @@ impl Executor for Local {
         let scratch = memory.as_ref().map_or(room.path(), |memory| memory.path().to_owned());
         let scratch = Scratch::new(&scratch).map_err(ExecuteError::Scratch)?;
         let mut held = Held::default();
-        let mounts = step.mounts.iter().map(|mount| held.mount(mount, store)).collect::<Result<_, _>>()?;
+        let mounts = held.mounts(&step.mounts, store)?;
         let secrets = step.secrets.iter().map(|(name, value)| (name.into(), value.reveal().into()));
         let request = Step {
             argv: step.argv.iter().map(Into::into).collect(),
@@ -94,7 +93,7 @@ impl Executor for Local {
             source_date_epoch: step.epoch,
             limits: Limits::default(),
         };
-        let outcome = self.sandbox.run(&request, &scratch, output)?;
+        let outcome = self.sandbox.clone().cancelled_by(canceller.clone()).run(&request, &scratch, output)?;
         if !outcome.exit.success() {
             return Ok(Ran::Failed(outcome.exit));
         }
@@ -121,6 +120,20 @@ struct Held {
 }
 
 impl Held {
+    /// What is mounted, in its order. Caches are taken in the order of their names: two steps that want the same two would otherwise wait for
+    /// each other for ever.
+    fn mounts(&mut self, mounts: &[StepMount], store: &Store) -> Result<Vec<Mount>, ExecuteError> {
+        let mut order: Vec<usize> = (0..mounts.len()).collect();
+        order.sort_by_key(|at| match &mounts[*at].source {
+            StepSource::Cache { id, .. } => Some(id.as_str()),
+            _ => None,
+        });
+        let taken = order.into_iter().map(|at| Ok((at, self.mount(&mounts[at], store)?)));
+        let mut taken = taken.collect::<Result<Vec<_>, ExecuteError>>()?;
+        taken.sort_by_key(|(at, _)| *at);
+        Ok(taken.into_iter().map(|(_, mount)| mount).collect())
+    }
+
     fn mount(&mut self, mount: &StepMount, store: &Store) -> Result<Mount, ExecuteError> {
         let source = match &mount.source {
             StepSource::Layers { layers, path } => {

@@ -10,7 +10,7 @@ use super::layer::LayerError;
 use super::rootfs::IndexError;
 use super::trees::TreeError;
 
-pub use jiji_sandbox::{Exit, Stream};
+pub use jiji_sandbox::{Canceller, Exit, Stream};
 pub use local::Local;
 
 /// A RUN step with everything that its result depends on.
@@ -95,13 +95,19 @@ pub enum Ran {
     Failed(Exit),
 }
 
-/// Runs steps.
-pub trait Executor {
-    /// Runs one step. Lines of its output, without line feeds, are handed on as they come.
+/// Runs steps, several at once where it is asked to.
+pub trait Executor: Sync {
+    /// Runs one step. Lines of its output, without line feeds, are handed on as they come. Where `canceller` is used, it ends soon.
     ///
     /// # Errors
     /// When it could not be run, which is another thing than that it failed.
-    fn run(&self, step: &RunStep, store: &Store, output: &mut dyn FnMut(Stream, &[u8])) -> Result<Ran, ExecuteError>;
+    fn run(
+        &self,
+        step: &RunStep,
+        store: &Store,
+        canceller: &Canceller,
+        output: &mut dyn FnMut(Stream, &[u8]),
+    ) -> Result<Ran, ExecuteError>;
 }
 
 /// Why a step could not be run.

@@ -3,21 +3,26 @@
 //! Only what the wanted stage needs is built. An instruction that makes a layer is a step: it has a key (see `keys`), and it is carried
 //! out only where nothing is remembered under that key. What a step needs (files of the context, headers of layers, unpacked
 //! layers) is looked at as late as possible, so that a build of which everything is remembered looks at the context and at nothing else.
+//!
+//! Stages that do not need each other are carried out side by side (see `schedule`). What they share is behind locks here.
 
 mod keys;
 mod mounts;
+mod schedule;
 mod scope;
 mod steps;
+pub(super) mod turns;
 mod urls;
 
 pub(super) use keys::read as recorded;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 
 use jiji_model::digest::Digest;
 use jiji_model::event::Record;
 use jiji_model::image::Platform;
+use jiji_sandbox::Canceller;
 use jiji_store::Layer;
 use serde_json::{Value, json};
 
@@ -30,7 +35,9 @@ use super::rootfs::Tree;
 use super::{BuildRequest, Builder, Steps};
 use crate::lockfile::BuildSection;
 
+use schedule::{Needs, Schedule};
 use scope::{Globals, PREDEFINED, Scope};
+use turns::{Turns, held};
 
 /// The shell of instructions in shell form, where SHELL says no other.
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
@@ -41,21 +48,22 @@ pub(super) struct Evaluation<'a> {
     request: &'a BuildRequest,
     file: &'a Dockerfile,
     globals: Globals,
-    lock: &'a mut BuildSection,
-    /// Stages that are done.
-    stages: BTreeMap<usize, Rc<Done>>,
+    lock: Mutex<&'a mut BuildSection>,
+    schedule: Schedule,
     /// The context, once something was copied from it.
-    context: Option<(Tree, Contents)>,
-    /// Names that triggers of base images declare.
-    trigger_args: BTreeSet<String>,
-    /// RUN steps gone through, and what they gave.
-    pub(super) runs: BTreeMap<Digest, Digest>,
-    /// Counts.
-    pub(super) steps: Steps,
+    context: Mutex<Option<(Arc<Tree>, Contents)>>,
+    /// Images and URLs that are being looked for.
+    asked: Turns<String>,
+    /// RUN steps under way.
+    running: Turns<Digest>,
+    /// RUN steps that were carried out or taken, by their keys.
+    ran: Mutex<BTreeMap<Digest, Option<Layer>>>,
     /// What is made of what was done before.
     memory: Memory<'a>,
-    /// The steps gone through, in their order.
-    pub(super) trace: Vec<Traced>,
+    /// Steps that are done, over all stages.
+    steps: Mutex<Steps>,
+    /// By stage, once it is done.
+    over: Mutex<BTreeMap<usize, Over>>,
 }
 
 /// What a build makes of what was done before.
@@ -65,8 +73,8 @@ pub(super) enum Memory<'a> {
     Use,
     /// All is done again, and remembered.
     Renew,
-    /// All is done again and compared with these steps, each on top of what was there below them. Nothing is remembered.
-    Compare(&'a [Traced]),
+    /// All is done again and compared with the steps of these stages, each on top of what was there below them. Nothing is remembered.
+    Compare(&'a BTreeMap<usize, Vec<Traced>>),
 }
 
 /// A step that was gone through.
@@ -79,6 +87,26 @@ pub(super) struct Traced {
     pub(super) layer: Option<Layer>,
 }
 
+/// What is left of a stage besides what others take from it.
+#[derive(Debug, Default)]
+struct Over {
+    trace: Vec<Traced>,
+    /// Names that triggers of its base image declare.
+    trigger_args: BTreeSet<String>,
+}
+
+/// What a build came to.
+pub(super) struct Outcome {
+    pub(super) draft: Draft,
+    /// The steps gone through, by stage.
+    pub(super) trace: BTreeMap<usize, Vec<Traced>>,
+    /// RUN steps gone through, and what they gave.
+    pub(super) runs: BTreeMap<Digest, Digest>,
+    pub(super) steps: Steps,
+    /// Names of arguments that were given and that no ARG declares.
+    pub(super) undeclared: Vec<String>,
+}
+
 /// A stage that is done.
 #[derive(Clone)]
 struct Done {
@@ -88,11 +116,24 @@ struct Done {
 }
 
 /// A stage under way.
-struct State {
+struct State<'a> {
+    number: usize,
+    canceller: &'a Canceller,
     draft: Draft,
     scope: Scope,
     /// Whether CMD was set in this stage: an ENTRYPOINT forgets the base image's.
     cmd_here: bool,
+    /// What people call it: its name, or its number where there are several.
+    label: String,
+    /// Steps that it has.
+    of: usize,
+    trace: Vec<Traced>,
+}
+
+/// What a step gave, and whether that was known before.
+struct Given {
+    layer: Option<Layer>,
+    cached: bool,
 }
 
 impl Done {
@@ -101,7 +142,7 @@ impl Done {
     }
 }
 
-impl State {
+impl State<'_> {
     fn shell(&self) -> Vec<String> {
         let own = self.draft.texts("Shell").filter(|shell| !shell.is_empty());
         own.unwrap_or_else(|| SHELL.map(str::to_owned).to_vec())
@@ -117,6 +158,18 @@ impl State {
 
     fn workdir(&self) -> TarPath {
         TarPath::normal(self.draft.text("WorkingDir"))
+    }
+
+    /// Where the build is, for people: stage, step, of how many.
+    fn place(&self) -> String {
+        let step = self.trace.len() + 1;
+        let label = if self.label.is_empty() { String::new() } else { format!("{} ", self.label) };
+        format!("[{label}{step}/{}]", self.of)
+    }
+
+    /// The same for programs.
+    fn whereabouts(&self, instruction: &Instruction) -> Value {
+        json!({"stage": self.label, "step": self.trace.len() + 1, "of": self.of, "line": instruction.at.line})
     }
 }
 
@@ -137,40 +190,50 @@ impl<'a> Evaluation<'a> {
                 globals.declare(declaration, file.escape).map_err(|problem| error(file, declaration.at, problem))?;
             }
         }
+        let needs = (0..file.stages.len()).map(|number| needs(file, &globals, number)).collect();
         Ok(Self {
             builder,
             request,
             file,
             globals,
-            lock,
-            stages: BTreeMap::new(),
-            context: None,
-            trigger_args: BTreeSet::new(),
-            runs: BTreeMap::new(),
-            steps: Steps::default(),
+            lock: Mutex::new(lock),
+            schedule: Schedule::new(needs, request.threads),
+            context: Mutex::default(),
+            asked: Turns::default(),
+            running: Turns::default(),
+            ran: Mutex::default(),
             memory,
-            trace: Vec::new(),
+            steps: Mutex::default(),
+            over: Mutex::default(),
         })
     }
 
-    /// Builds the stage that is wanted.
-    pub(super) fn target(&mut self) -> Result<Draft> {
+    /// Builds the stage that is wanted, and those that it needs.
+    pub(super) fn target(self) -> Result<Outcome> {
         let stage = match &self.request.stage {
             None => self.file.stages.len() - 1,
-            Some(name) => self.stage_named(name, self.file.stages.len()).ok_or_else(|| BuildError::UnknownStage {
-                name: name.clone(),
-                dockerfile: self.file.text.name.clone(),
+            Some(name) => stage_named(self.file, name, self.file.stages.len()).ok_or_else(|| {
+                BuildError::UnknownStage { name: name.clone(), dockerfile: self.file.text.name.clone() }
             })?,
         };
-        let done = self.stage(stage)?;
-        if let Some((_, contents)) = &mut self.context {
+        let done = self.schedule.run(stage, &|number, canceller| self.stage(number, canceller))?;
+        if let Some((_, contents)) = &mut *held(&self.context) {
             contents.remember()?;
         }
-        Ok(Rc::unwrap_or_clone(done).draft)
+        let over = std::mem::take(&mut *held(&self.over));
+        let nothing = |layer: &Option<Layer>| layer.as_ref().map_or_else(steps::nothing, |layer| layer.diff_id);
+        let (ran, steps) = (held(&self.ran), *held(&self.steps));
+        Ok(Outcome {
+            draft: done.draft.clone(),
+            undeclared: self.undeclared(&over),
+            trace: over.into_iter().map(|(number, over)| (number, over.trace)).collect(),
+            runs: ran.iter().map(|(key, layer)| (*key, nothing(layer))).collect(),
+            steps,
+        })
     }
 
     /// Names of arguments that were given and that no ARG declares: of the file, or of a trigger that was carried out.
-    pub(super) fn undeclared(&self) -> Vec<&'a str> {
+    fn undeclared(&self, over: &BTreeMap<usize, Over>) -> Vec<String> {
         let stages = self.file.stages.iter().flat_map(|stage| &stage.instructions);
         let declared: BTreeSet<&str> = stages
             .chain(&self.file.globals)
@@ -180,39 +243,36 @@ impl<'a> Evaluation<'a> {
             })
             .flatten()
             .map(|declaration| declaration.name.as_str())
-            .chain(self.trigger_args.iter().map(String::as_str))
+            .chain(over.values().flat_map(|over| &over.trigger_args).map(String::as_str))
             .collect();
         let given = self.request.args.keys().map(String::as_str);
-        given.filter(|name| !declared.contains(name) && !PREDEFINED.contains(name)).collect()
+        given.filter(|name| !declared.contains(name) && !PREDEFINED.contains(name)).map(str::to_owned).collect()
     }
 
-    /// The number of a stage before `before`, by name or number.
-    fn stage_named(&self, name: &str, before: usize) -> Option<usize> {
-        let named = self.file.stages[..before]
-            .iter()
-            .rposition(|stage| stage.from.name.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(name)));
-        named.or_else(|| name.parse().ok().filter(|number| *number < before))
-    }
-
-    fn stage(&mut self, number: usize) -> Result<Rc<Done>> {
-        if let Some(done) = self.stages.get(&number) {
-            return Ok(Rc::clone(done));
-        }
+    /// Carries out a stage.
+    fn stage(&self, number: usize, canceller: &Canceller) -> Result<Done> {
         let file = self.file;
         let stage = &file.stages[number];
         let Done { mut draft, scope } = self.base(number)?;
-        let triggers = self.triggers(stage, draft.take_triggers())?;
-        let mut state = State { draft, scope, cmd_here: false };
-        for instruction in triggers.iter().chain(&stage.instructions) {
-            self.instruction(number, instruction, &mut state)?;
+        let (triggers, trigger_args) = self.triggers(stage, draft.take_triggers())?;
+        let instructions = || triggers.iter().chain(&stage.instructions);
+        let label = match &stage.from.name {
+            Some(name) => name.clone(),
+            None if file.stages.len() == 1 => String::new(),
+            None => number.to_string(),
+        };
+        let of = instructions().filter(|instruction| instruction.is_step()).count();
+        let mut state = State { number, canceller, draft, scope, cmd_here: false, label, of, trace: Vec::new() };
+        for (at, instruction) in instructions().enumerate() {
+            self.schedule.reach(number, schedule_place(at, triggers.len()))?;
+            self.instruction(instruction, &mut state)?;
         }
-        let done = Rc::new(Done { draft: state.draft, scope: state.scope });
-        self.stages.insert(number, Rc::clone(&done));
-        Ok(done)
+        held(&self.over).insert(number, Over { trace: state.trace, trigger_args });
+        Ok(Done { draft: state.draft, scope: state.scope })
     }
 
     /// What a stage begins from.
-    fn base(&mut self, number: usize) -> Result<Done> {
+    fn base(&self, number: usize) -> Result<Done> {
         let file = self.file;
         let from = &file.stages[number].from;
         let replaced = |word: &Word| {
@@ -226,12 +286,8 @@ impl<'a> Evaluation<'a> {
         if name == "scratch" {
             return Ok(Done::begin(Draft::scratch(platform)));
         }
-        // By name alone: a number is an image's name here.
-        let stage = file.stages[..number]
-            .iter()
-            .rposition(|stage| stage.from.name.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(&name)));
-        if let Some(stage) = stage {
-            let mut done = Rc::unwrap_or_clone(self.stage(stage)?);
+        if let Some(stage) = base_named(file, &name, number) {
+            let mut done = Done::clone(&*self.schedule.stage(number, stage)?);
             // As in BuildKit, what a stage of this file says with ONBUILD is for images that begin from the finished one.
             done.draft.take_triggers();
             return Ok(done);
@@ -240,45 +296,55 @@ impl<'a> Evaluation<'a> {
         draft.map(Done::begin).map_err(|cause| step_error(file, from.base.at, "FROM", cause))
     }
 
-    /// The instructions that a base image has for those who begin from it.
-    fn triggers(&mut self, stage: &dockerfile::Stage, texts: Vec<String>) -> Result<Vec<Instruction>> {
+    /// The instructions that a base image has for those who begin from it, and the names that they declare.
+    fn triggers(&self, stage: &dockerfile::Stage, texts: Vec<String>) -> Result<(Vec<Instruction>, BTreeSet<String>)> {
         let at = stage.from.base.at;
         let read = |text: &String| dockerfile::trigger(text, at).map_err(|problem| error(self.file, at, problem));
         let triggers = texts.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let mut names = BTreeSet::new();
         for trigger in &triggers {
             if let Kind::Arg(declarations) = &trigger.kind {
-                self.trigger_args.extend(declarations.iter().map(|declaration| declaration.name.clone()));
+                names.extend(declarations.iter().map(|declaration| declaration.name.clone()));
             }
         }
-        Ok(triggers)
+        Ok((triggers, names))
     }
 
     /// An image of a registry, by a digest that the reference or the lock says.
-    fn image(&mut self, name: &str, platform: &Platform) -> std::result::Result<Draft, StepError> {
-        let image = self.builder.image(name, platform, self.request.locked, self.lock)?;
+    fn image(&self, name: &str, platform: &Platform) -> std::result::Result<Draft, StepError> {
+        let image = self.asked.take(format!("{platform} {name}"), || {
+            let known = BuildSection { bases: held(&self.lock).bases.clone(), ..BuildSection::default() };
+            let mut section = known;
+            let image = self.builder.image(name, platform, self.request.locked, &mut section)?;
+            held(&self.lock).bases.append(&mut section.bases);
+            Ok::<_, StepError>(image)
+        })?;
         Ok(Draft::from_base(&image, self.builder.store)?)
     }
 
-    fn instruction(&mut self, stage: usize, instruction: &Instruction, state: &mut State) -> Result<()> {
+    fn instruction(&self, instruction: &Instruction, state: &mut State<'_>) -> Result<()> {
         let file = self.file;
         let failed = |cause: StepError| step_error(file, instruction.at, instruction.name, cause);
-        let layer = match &instruction.kind {
+        let given = match &instruction.kind {
             Kind::Run(run) => {
-                let planned = self.mounts(stage, instruction, run, state)?;
+                let planned = self.mounts(instruction, run, state)?;
                 Some(self.run(instruction, run, planned, state).map_err(failed)?)
             }
-            Kind::Copy(copy) => Some(self.copy(stage, instruction, copy, state)?),
+            Kind::Copy(copy) => Some(self.copy(instruction, copy, state)?),
             Kind::Workdir(word) => {
                 let path = self.expand(word, &state.scope)?;
-                Some(self.workdir(instruction, &path, state).map_err(failed)?)
+                Some(self.workdir(&path, state).map_err(failed)?)
             }
             _ => {
                 self.configure(instruction, state)?;
                 None
             }
         };
-        match layer {
-            Some(layer) => state.draft.record(&instruction.text, layer),
+        match given {
+            Some(given) => {
+                let layer = self.done(instruction, given, state);
+                state.draft.record(&instruction.text, layer);
+            }
             // An ARG is the build's and no part of the image.
             None if matches!(instruction.kind, Kind::Arg(_)) => {}
             None => state.draft.record(&instruction.text, None),
@@ -287,7 +353,7 @@ impl<'a> Evaluation<'a> {
     }
 
     /// An instruction that changes the configuration and makes no layer.
-    fn configure(&mut self, instruction: &Instruction, state: &mut State) -> Result<()> {
+    fn configure(&self, instruction: &Instruction, state: &mut State<'_>) -> Result<()> {
         let file = self.file;
         match &instruction.kind {
             Kind::Arg(declarations) => {
@@ -391,37 +457,98 @@ impl<'a> Evaluation<'a> {
     }
 
     /// Counts a step, says that it is done, and gives the layer that what comes after it is built upon.
-    fn done(&mut self, instruction: &Instruction, cached: bool, layer: Option<Layer>) -> Option<Layer> {
-        self.steps.total += 1;
-        let at = self.trace.len();
-        self.trace.push(Traced {
+    fn done(&self, instruction: &Instruction, given: Given, state: &mut State<'_>) -> Option<Layer> {
+        let Given { layer, cached } = given;
+        let (place, mut data) = (state.place(), state.whereabouts(instruction));
+        let at = state.trace.len();
+        state.trace.push(Traced {
             at: instruction.at,
             text: instruction.text.clone(),
             is_run: matches!(instruction.kind, Kind::Run(_)),
             layer: layer.clone(),
         });
+        let number = {
+            let mut steps = held(&self.steps);
+            steps.total += 1;
+            steps.cached += u32::from(cached);
+            steps.total
+        };
+        let first = instruction.text.lines().next().unwrap_or_default();
         if let Memory::Compare(before) = self.memory {
-            let Some(Traced { layer: due, .. }) = before.get(at) else { return layer };
+            let Some(Traced { layer: due, .. }) = before.get(&state.number).and_then(|steps| steps.get(at)) else {
+                return layer;
+            };
             let same = due.as_ref().map(|layer| layer.diff_id) == layer.as_ref().map(|layer| layer.diff_id);
-            let first = instruction.text.lines().next().unwrap_or_default();
             let text = format!("{} {first}", if same { "the same again:" } else { "differs:" });
-            self.tell("build.checked", text, json!({"number": self.steps.total, "same": same}));
+            self.tell("build.checked", text, json!({"number": number, "same": same}));
             return due.clone();
         }
-        self.steps.cached += u32::from(cached);
         let how = if cached { " (cached)" } else { "" };
-        let first = instruction.text.lines().next().unwrap_or_default();
-        let data = json!({
-            "number": self.steps.total,
-            "instruction": instruction.text,
-            "line": instruction.at.line,
-            "cached": cached,
-            "diff_id": layer.as_ref().map(|layer| layer.diff_id),
-            "size": layer.as_ref().map(|layer| layer.blob.size),
-        });
-        self.tell("build.step", format!("{first}{how}"), data);
+        data["number"] = json!(number);
+        data["instruction"] = json!(instruction.text);
+        data["cached"] = json!(cached);
+        data["diff_id"] = json!(layer.as_ref().map(|layer| layer.diff_id));
+        data["size"] = json!(layer.as_ref().map(|layer| layer.blob.size));
+        self.tell("build.step", format!("{place} {first}{how}"), data);
         layer
     }
+}
+
+/// Where an instruction stands among those of its stage, FROM and the triggers of its base image included. How many of these there are is known
+/// only when the base image is here, and order must be told before.
+fn schedule_place(at: usize, triggers: usize) -> usize {
+    const TRIGGERS: usize = 1 << 20;
+    match at.checked_sub(triggers) {
+        Some(own) => TRIGGERS + own,
+        None => 1 + at.min(TRIGGERS - 2),
+    }
+}
+
+/// What a stage needs, as far as that is known before variables have values.
+fn needs(file: &Dockerfile, globals: &Globals, number: usize) -> Needs {
+    let stage = &file.stages[number];
+    let base = expand(&stage.from.base.text, file.escape, globals).ok();
+    let base = base.and_then(|name| base_named(file, &name, number));
+    let mut asked: BTreeSet<(usize, usize)> = base.iter().map(|base| (0, *base)).collect();
+    for (at, instruction) in stage.instructions.iter().enumerate() {
+        let names: Vec<String> = match &instruction.kind {
+            Kind::Copy(copy) => copy.from.iter().filter_map(|word| fixed(&word.text, file.escape)).collect(),
+            Kind::Run(run) => run.mounts.iter().filter_map(|word| mounted_from(&word.text, file.escape)).collect(),
+            _ => Vec::new(),
+        };
+        let stages = names.iter().filter_map(|name| stage_named(file, name, number));
+        asked.extend(stages.map(|stage| (schedule_place(at, 0), stage)));
+    }
+    Needs { base, asked }
+}
+
+/// What a word means, if no variable is in it.
+fn fixed(text: &str, escape: char) -> Option<String> {
+    let unset = Scope::with_env([]);
+    (!text.contains('$')).then(|| expand(text, escape, &unset).ok()).flatten()
+}
+
+/// What a mount is from, if that is known without variables.
+fn mounted_from(text: &str, escape: char) -> Option<String> {
+    let unset = Scope::with_env([]);
+    if text.contains('$') {
+        return None;
+    }
+    match dockerfile::mount(text, &|text| expand(text, escape, &unset)).ok()?.kind {
+        dockerfile::MountKind::Bind { from, .. } => from,
+        _ => None,
+    }
+}
+
+/// The number of a stage before `before`, by name or number.
+fn stage_named(file: &Dockerfile, name: &str, before: usize) -> Option<usize> {
+    base_named(file, name, before).or_else(|| name.parse().ok().filter(|number| *number < before))
+}
+
+/// The number of a stage before `before`, by name alone, as FROM has it: a number is an image's name there.
+fn base_named(file: &Dockerfile, name: &str, before: usize) -> Option<usize> {
+    let own = |stage: &dockerfile::Stage| stage.from.name.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(name));
+    file.stages[..before].iter().rposition(own)
 }
 
 fn error(file: &Dockerfile, at: Position, problem: dockerfile::Problem) -> BuildError {

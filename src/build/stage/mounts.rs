@@ -7,7 +7,7 @@
 use jiji_store::{CacheUse, Layer};
 use serde_json::{Value, json};
 
-use super::steps::{Opened, Stepped, digest_of};
+use super::steps::{Digests, Opened, Stepped, digest_of};
 use super::{Evaluation, Result, State, error, keys, step_error};
 use crate::build::context;
 use crate::build::copy::{self, Choice, Ownership, Selected, Source};
@@ -32,26 +32,20 @@ pub(super) struct Planned {
 
 enum PlannedSource {
     /// Files of the context.
-    Context { selected: Vec<Selected>, path: String },
+    Context { selected: Vec<Selected>, digests: Digests, path: String },
     /// Anything else.
     Ready(StepSource),
 }
 
 impl Evaluation<'_> {
     /// Reads the mounts of a RUN, and builds the stages that they are from.
-    pub(super) fn mounts(
-        &mut self,
-        stage: usize,
-        instruction: &Instruction,
-        run: &Run,
-        state: &State,
-    ) -> Result<Planned> {
+    pub(super) fn mounts(&self, instruction: &Instruction, run: &Run, state: &State<'_>) -> Result<Planned> {
         let file = self.file;
         let mut planned = Planned { mounts: Vec::new(), secrets: Vec::new(), key: Vec::new() };
         for word in &run.mounts {
             let mount = dockerfile::mount(&word.text, &|text| expand(text, file.escape, &state.scope));
             let mount = mount.map_err(|problem| error(file, word.at, problem))?;
-            self.plan_mount(stage, instruction, word.at, mount, state, &mut planned)?;
+            self.plan_mount(instruction, word.at, mount, state, &mut planned)?;
         }
         if let (Some((_, text)), dockerfile::Command::Shell(path)) = (&run.script, &run.command) {
             planned.key.push(json!({"type": "script", "target": path, "content": text}));
@@ -62,12 +56,11 @@ impl Evaluation<'_> {
     }
 
     fn plan_mount(
-        &mut self,
-        stage: usize,
+        &self,
         instruction: &Instruction,
         at: Position,
         mount: Mount,
-        state: &State,
+        state: &State<'_>,
         planned: &mut Planned,
     ) -> Result<()> {
         let Mount { target, read_only, kind } = mount;
@@ -78,12 +71,12 @@ impl Evaluation<'_> {
         let rest = json!({"target": target, "read-only": read_only});
         let source = match kind {
             MountKind::Bind { from: None, source } => {
-                let (selected, taken) = self.selected(&source).map_err(failed)?;
+                let (selected, digests, taken) = self.selected(&source).map_err(failed)?;
                 planned.key.push(json!({"type": "context", "source": source, "taken": taken, "mount": rest}));
-                PlannedSource::Context { selected, path: source }
+                PlannedSource::Context { selected, digests, path: source }
             }
             MountKind::Bind { from: Some(name), source } => {
-                let from = self.from(stage, &name, state, failed)?;
+                let from = self.from(&name, state, failed)?;
                 let diff_ids: Vec<_> = from.layers.iter().map(|layer| layer.diff_id).collect();
                 planned.key.push(json!({"type": "layers", "layers": diff_ids, "source": source, "mount": rest}));
                 PlannedSource::Ready(StepSource::Layers {
@@ -130,24 +123,21 @@ impl Evaluation<'_> {
         Ok(())
     }
 
-    /// What a bind mount shows of the context: the digests of the files are learned.
-    fn selected(&mut self, source: &str) -> Stepped<(Vec<Selected>, Value)> {
-        let (tree, mut contents) = self.take_context()?;
+    /// What a bind mount shows of the context, and what a key says of it.
+    fn selected(&self, source: &str) -> Stepped<(Vec<Selected>, Digests, Value)> {
         let path = if source.is_empty() { "." } else { source };
-        let selected = copy::select(&[Source::Path(path.to_owned())], &Choice::default(), &tree, "the context")?;
-        super::steps::learn(&selected, &mut contents)?;
-        let taken = keys::selected(&selected, &|content| digest_of(content, &contents));
-        self.context = Some((tree, contents));
-        Ok((selected, taken))
+        let (selected, digests) = self.select(&[Source::Path(path.to_owned())], &Choice::default())?;
+        let taken = keys::selected(&selected, &|content| digest_of(content, &digests));
+        Ok((selected, digests, taken))
     }
 
     /// Makes the mounts ready for a step that is about to run.
-    pub(super) fn mount(&mut self, planned: Planned, step: &mut RunStep, below: &Tree) -> Stepped<()> {
+    pub(super) fn mount(&self, planned: Planned, step: &mut RunStep, below: &Tree) -> Stepped<()> {
         for (target, read_only, source) in planned.mounts {
             let target = below.resolve(&TarPath::normal(&target)).map_err(copy::CopyError::from)?.to_string();
             let source = match source {
                 PlannedSource::Ready(source) => source,
-                PlannedSource::Context { selected, path } => self.context_layer(&selected, &path)?,
+                PlannedSource::Context { selected, digests, path } => self.context_layer(&selected, &digests, &path)?,
             };
             step.mounts.push(StepMount { target, source, read_only });
         }
@@ -156,12 +146,11 @@ impl Evaluation<'_> {
     }
 
     /// Files of the context as a layer of their own, in which they lie as COPY would lay them.
-    fn context_layer(&mut self, selected: &[Selected], path: &str) -> Stepped<StepSource> {
-        let (tree, contents) = self.take_context()?;
+    fn context_layer(&self, selected: &[Selected], digests: &Digests, path: &str) -> Stepped<StepSource> {
         let (store, epoch) = (self.builder.store, self.request.epoch);
         let file = selected.iter().all(|one| !one.top.is_directory());
         let entries = copy::place(selected, "/", &TarPath::root(), &Ownership::default(), &Tree::default())?;
-        let digest = |content: &Content| digest_of(content, &contents);
+        let digest = |content: &Content| digest_of(content, digests);
         let by_entries = keys::entries(&entries, epoch, &digest);
         let layer = match self.recall(&by_entries)?.flatten() {
             Some(layer) => layer,
@@ -176,7 +165,6 @@ impl Evaluation<'_> {
             }
         };
         self.remember(&by_entries, Some(&layer))?;
-        self.context = Some((tree, contents));
         let name = TarPath::normal(path).name().to_vec();
         let path = if file { TarPath::root().join(&name).to_string() } else { "/".to_owned() };
         Ok(StepSource::Layers { layers: vec![layer], path })

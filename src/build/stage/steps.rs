@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiji_model::digest::Digest;
 use jiji_sandbox::UnpackLimits;
@@ -10,7 +11,8 @@ use jiji_store::{Layer, Store};
 use serde_json::{Value, json};
 
 use super::mounts::Planned;
-use super::{Evaluation, Memory, Result, State, keys, step_error, urls};
+use super::turns::held;
+use super::{Evaluation, Given, Memory, Result, State, keys, stage_named, step_error, urls};
 use crate::build::BuildRequest;
 use crate::build::archive::{Archive, ArchiveError};
 use crate::build::compare;
@@ -42,12 +44,7 @@ impl Evaluation<'_> {
         Ok(Layers::new(self.builder.store).tree(&draft.layers)?)
     }
 
-    pub(super) fn workdir(
-        &mut self,
-        instruction: &Instruction,
-        path: &str,
-        state: &mut State,
-    ) -> Stepped<Option<Layer>> {
+    pub(super) fn workdir(&self, path: &str, state: &mut State<'_>) -> Stepped<Given> {
         let path = if path.starts_with('/') {
             TarPath::normal(path)
         } else {
@@ -57,7 +54,7 @@ impl Evaluation<'_> {
         let user = state.draft.text("User").to_owned();
         let key = keys::workdir(&state.draft.layers, self.request.epoch, &path, &user);
         if let Some(layer) = self.recall(&key)? {
-            return Ok(self.done(instruction, true, layer));
+            return Ok(Given { layer, cached: true });
         }
         let below = self.below(&state.draft)?;
         let owner = owner(&user, below.accounts())?;
@@ -69,16 +66,16 @@ impl Evaluation<'_> {
             Some(write_layer(&entries, self.request.epoch, self.request.threads, self.builder.store, &|_| None, &open)?)
         };
         self.remember(&key, layer.as_ref())?;
-        Ok(self.done(instruction, false, layer))
+        Ok(Given { layer, cached: false })
     }
 
     pub(super) fn run(
-        &mut self,
+        &self,
         instruction: &Instruction,
         run: &Run,
         planned: Planned,
-        state: &State,
-    ) -> Stepped<Option<Layer>> {
+        state: &State<'_>,
+    ) -> Stepped<Given> {
         let user = state.draft.text("User");
         let mut step = RunStep {
             argv: state.argv(&run.command),
@@ -92,7 +89,34 @@ impl Evaluation<'_> {
             secrets: Vec::new(),
         };
         let key = keys::run(&step, &planned.key);
-        let expected = self.lock.run(&key);
+        // What another stage of this build is at is waited for: a step of one key is done once.
+        self.running.take(key, || {
+            if let Some(layer) = self.this_build(&key) {
+                return Ok(Given { layer, cached: true });
+            }
+            let given = self.run_now(instruction, &key, planned, &mut step, state)?;
+            held(&self.ran).insert(key, given.layer.clone());
+            Ok(given)
+        })
+    }
+
+    /// What a RUN of this key gave earlier in this build. Where results are compared each is carried out.
+    fn this_build(&self, key: &Digest) -> Option<Option<Layer>> {
+        match self.memory {
+            Memory::Use | Memory::Renew => held(&self.ran).get(key).cloned(),
+            Memory::Compare(_) => None,
+        }
+    }
+
+    fn run_now(
+        &self,
+        instruction: &Instruction,
+        key: &Digest,
+        planned: Planned,
+        step: &mut RunStep,
+        state: &State<'_>,
+    ) -> Stepped<Given> {
+        let expected = held(&self.lock).run(key);
         let store = self.builder.store;
         if expected.is_none() && self.request.locked {
             return Err(StepError::NotLocked { what: format!("the step `{}`", first_line(&instruction.text)) });
@@ -105,37 +129,42 @@ impl Evaluation<'_> {
         };
         let (layer, cached) = match locked {
             Some(layer) => (layer, true),
-            None => match self.recall(&key)? {
+            None => match self.recall(key)? {
                 Some(layer) => (layer, true),
                 None => {
                     if !planned.key.is_empty() {
                         let below = self.below(&state.draft)?;
-                        self.mount(planned, &mut step, &below)?;
+                        self.mount(planned, step, &below)?;
                     }
-                    (self.execute(instruction, &step)?, false)
+                    (self.execute(instruction, step, state)?, false)
                 }
             },
         };
         let actual = layer.as_ref().map_or_else(nothing, |layer| layer.diff_id);
         if let Some(expected) = expected.filter(|expected| *expected != actual) {
             if self.request.locked {
-                let evidence = if cached { Vec::new() } else { self.varies(instruction, &step, layer.as_ref())? };
+                let evidence = if cached { Vec::new() } else { self.varies(instruction, step, layer.as_ref(), state)? };
                 return Err(StepError::Locked { expected, actual, evidence });
             }
             let text = format!("{} gave another result than jiji.lock says", first_line(&instruction.text));
             self.tell("build.differs", text, json!({"key": key, "expected": expected, "actual": actual}));
         }
-        self.remember(&key, layer.as_ref())?;
-        self.runs.insert(key, actual);
-        Ok(self.done(instruction, cached, layer))
+        self.remember(key, layer.as_ref())?;
+        Ok(Given { layer, cached })
     }
 
     /// What a step that gave another layer than it should gives differently when it is run once more. The layer that it should give is
     /// not here, or it would have been taken; but what differs from run to run differs from machine to machine.
-    fn varies(&mut self, instruction: &Instruction, step: &RunStep, first: Option<&Layer>) -> Stepped<Vec<String>> {
+    fn varies(
+        &self,
+        instruction: &Instruction,
+        step: &RunStep,
+        first: Option<&Layer>,
+        state: &State<'_>,
+    ) -> Stepped<Vec<String>> {
         // Most clocks are read to the second.
         std::thread::sleep(ANOTHER_SECOND);
-        let second = self.execute(instruction, step)?;
+        let second = self.execute(instruction, step, state)?;
         let differences = compare::layers(first, second.as_ref(), self.builder.store)?;
         Ok(match differences.is_empty() {
             true => vec![
@@ -147,12 +176,9 @@ impl Evaluation<'_> {
         })
     }
 
-    fn execute(&mut self, instruction: &Instruction, step: &RunStep) -> Stepped<Option<Layer>> {
-        self.tell(
-            "build.run",
-            format!("running {}", first_line(&instruction.text)),
-            json!({"line": instruction.at.line}),
-        );
+    fn execute(&self, instruction: &Instruction, step: &RunStep, state: &State<'_>) -> Stepped<Option<Layer>> {
+        let (place, whereabouts) = (state.place(), state.whereabouts(instruction));
+        self.tell("build.run", format!("{place} running {}", first_line(&instruction.text)), whereabouts.clone());
         let mut tail = std::collections::VecDeque::with_capacity(TAIL);
         let mut output = |stream: Stream, line: &[u8]| {
             let text = String::from_utf8_lossy(line).into_owned();
@@ -160,13 +186,15 @@ impl Evaluation<'_> {
                 Stream::Out => "stdout",
                 Stream::Err => "stderr",
             };
-            self.tell("build.output", text.clone(), json!({"line": instruction.at.line, "stream": name}));
+            let mut data = whereabouts.clone();
+            data["stream"] = json!(name);
+            self.tell("build.output", text.clone(), data);
             if tail.len() == TAIL {
                 tail.pop_front();
             }
             tail.push_back(text);
         };
-        match self.builder.executor.run(step, self.builder.store, &mut output)? {
+        match self.builder.executor.run(step, self.builder.store, state.canceller, &mut output)? {
             Ran::Changed(layer) => Ok(layer),
             Ran::Failed(exit) => {
                 let command = instruction.text.split_once(char::is_whitespace).map_or("", |(_, rest)| rest.trim());
@@ -175,13 +203,7 @@ impl Evaluation<'_> {
         }
     }
 
-    pub(super) fn copy(
-        &mut self,
-        stage: usize,
-        instruction: &Instruction,
-        copy: &dockerfile::Copy,
-        state: &State,
-    ) -> Result<Option<Layer>> {
+    pub(super) fn copy(&self, instruction: &Instruction, copy: &dockerfile::Copy, state: &State<'_>) -> Result<Given> {
         let (file, scope) = (self.file, &state.scope);
         let optional = |word: &Option<Word>| word.as_ref().map(|word| self.expand(word, scope)).transpose();
         let from = optional(&copy.from)?;
@@ -272,12 +294,12 @@ impl Evaluation<'_> {
         if unpack.fetched {
             to["unpack-fetched"] = json!(true);
         }
-        let put = Put { instruction, state, destination, chown, mode, choice, to };
+        let put = Put { state, destination, chown, mode, choice, to };
         let failed = |cause: StepError| step_error(file, place(&cause), instruction.name, cause);
         match from {
             None => self.copy_context(&sources, unpack, &put).map_err(failed),
             Some(name) => {
-                let from = self.from(stage, &name, state, failed)?;
+                let from = self.from(&name, state, failed)?;
                 self.copy_layers(&sources, &name, &from, &put).map_err(failed)
             }
         }
@@ -285,40 +307,43 @@ impl Evaluation<'_> {
 
     /// What `--from` names: a stage before this one by name or number, or an image.
     pub(super) fn from(
-        &mut self,
-        stage: usize,
+        &self,
         name: &str,
-        state: &State,
+        state: &State<'_>,
         failed: impl Fn(StepError) -> BuildError,
     ) -> Result<Draft> {
-        match self.stage_named(name, stage) {
-            Some(number) => Ok(self.stage(number)?.draft.clone()),
+        match stage_named(self.file, name, state.number) {
+            Some(number) => Ok(self.schedule.stage(state.number, number)?.draft.clone()),
             None => self.image(name, &state.draft.platform).map_err(failed),
         }
     }
 
-    /// The context, read once. To be put back.
-    pub(super) fn take_context(&mut self) -> Stepped<(Tree, Contents)> {
-        if let Some(context) = self.context.take() {
-            return Ok(context);
-        }
-        let BuildRequest { context, dockerfile, target, threads, .. } = self.request;
-        let tree = context::read(context, dockerfile)?;
-        Ok((tree, Contents::new(context, &target.to_string(), *threads, self.builder.store)?))
+    /// What is taken from the context, which is read once, and the digests of the files among it.
+    pub(super) fn select(&self, sources: &[Source], choice: &Choice) -> Stepped<(Vec<Selected>, Digests)> {
+        let mut context = held(&self.context);
+        let (tree, contents) = match &mut *context {
+            Some(context) => context,
+            none => {
+                let BuildRequest { context, dockerfile, target, threads, .. } = self.request;
+                let tree = Arc::new(context::read(context, dockerfile)?);
+                none.insert((tree, Contents::new(context, &target.to_string(), *threads, self.builder.store)?))
+            }
+        };
+        let selected = copy::select(sources, choice, tree, "the context")?;
+        let digests = learn(&selected, contents)?;
+        Ok((selected, digests))
     }
 
-    fn copy_context(&mut self, sources: &[Source], unpack: Unpack, put: &Put<'_>) -> Stepped<Option<Layer>> {
-        let (tree, mut contents) = self.take_context()?;
-        let selected = copy::select(sources, &put.choice, &tree, "the context")?;
-        learn(&selected, &mut contents)?;
-        let digest = |content: &Content| digest_of(content, &contents);
+    fn copy_context(&self, sources: &[Source], unpack: Unpack, put: &Put<'_>) -> Stepped<Given> {
+        let (selected, digests) = self.select(sources, &put.choice)?;
+        let digest = |content: &Content| digest_of(content, &digests);
         let taken = keys::selected(&selected, &digest);
         let key = keys::copy(&put.state.draft.layers, self.request.epoch, &taken, &put.to);
         // Only where the layer is not remembered is an archive looked into.
         let mut archives = BTreeMap::new();
         let store = self.builder.store;
         let selected = match (unpack.context || unpack.fetched) && self.recall(&key)?.is_none() {
-            true => unpacked(selected, unpack, &contents, store, &mut archives)?,
+            true => unpacked(selected, unpack, &digests, store, &mut archives)?,
             false => selected,
         };
         let open = |content: &Content, size: u64| -> io::Result<Opened> {
@@ -333,13 +358,10 @@ impl Evaluation<'_> {
                 Content::None | Content::Layer(..) => Ok(Box::new(io::empty())),
             }
         };
-        let (layer, cached) =
-            self.place(&key, &selected, put, &digest, &|| Ok(()), &|(), content, size| open(content, size))?;
-        self.context = Some((tree, contents));
-        Ok(self.done(put.instruction, cached, layer))
+        self.place(&key, &selected, put, &digest, &|| Ok(()), &|(), content, size| open(content, size))
     }
 
-    fn copy_layers(&mut self, sources: &[Source], name: &str, from: &Draft, put: &Put<'_>) -> Stepped<Option<Layer>> {
+    fn copy_layers(&self, sources: &[Source], name: &str, from: &Draft, put: &Put<'_>) -> Stepped<Given> {
         let diff_ids: Vec<Digest> = from.layers.iter().map(|layer| layer.diff_id).collect();
         let texts: Vec<Value> = sources
             .iter()
@@ -352,7 +374,7 @@ impl Evaluation<'_> {
         let taken = json!({"layers": diff_ids, "paths": texts});
         let key = keys::copy(&put.state.draft.layers, self.request.epoch, &taken, &put.to);
         if let Some(layer) = self.recall(&key)? {
-            return Ok(self.done(put.instruction, true, layer));
+            return Ok(Given { layer, cached: true });
         }
         let tree = self.below(from)?;
         let selected = copy::select(sources, &put.choice, &tree, &format!("`{name}`"))?;
@@ -372,8 +394,7 @@ impl Evaluation<'_> {
                 Content::None | Content::Path(_) | Content::Part { .. } | Content::Blob(_) => Ok(Box::new(io::empty())),
             }
         };
-        let (layer, cached) = self.place(&key, &selected, put, &digest, &unpack, &open)?;
-        Ok(self.done(put.instruction, cached, layer))
+        self.place(&key, &selected, put, &digest, &unpack, &open)
     }
 
     /// The layer of a COPY: remembered under its key, or under its entries, or written now. `prepare` makes ready what `open` needs.
@@ -385,10 +406,10 @@ impl Evaluation<'_> {
         digest: &dyn Fn(&Content) -> Option<Digest>,
         prepare: &dyn Fn() -> Stepped<P>,
         open: &dyn Fn(&P, &Content, u64) -> io::Result<Opened>,
-    ) -> Stepped<(Option<Layer>, bool)> {
+    ) -> Stepped<Given> {
         let (store, epoch) = (self.builder.store, self.request.epoch);
         if let Some(layer) = self.recall(key)? {
-            return Ok((layer, true));
+            return Ok(Given { layer, cached: true });
         }
         let below = self.below(&put.state.draft)?;
         let owned = put.chown.as_ref().map(|text| owner(text, below.accounts())).transpose()?;
@@ -407,7 +428,7 @@ impl Evaluation<'_> {
         };
         self.remember(&by_entries, layer.as_ref())?;
         self.remember(key, layer.as_ref())?;
-        Ok((layer, cached))
+        Ok(Given { layer, cached })
     }
 }
 
@@ -422,8 +443,7 @@ struct Unpack {
 
 /// Where a COPY puts what it takes.
 struct Put<'a> {
-    instruction: &'a Instruction,
-    state: &'a State,
+    state: &'a State<'a>,
     destination: String,
     chown: Option<String>,
     mode: Option<ModeChange>,
@@ -442,9 +462,12 @@ fn place_of((written, replaced): (&dockerfile::Source, &Source)) -> Option<(Posi
     }
 }
 
-pub(super) fn digest_of(content: &Content, contents: &Contents) -> Option<Digest> {
+/// The digests of files of the context.
+pub(super) type Digests = BTreeMap<PathBuf, Digest>;
+
+pub(super) fn digest_of(content: &Content, digests: &Digests) -> Option<Digest> {
     match content {
-        Content::Path(path) => Some(*contents.get(path).expect("all files that are copied were learned before")),
+        Content::Path(path) => Some(*digests.get(path).expect("all files that are copied were learned before")),
         Content::Bytes(bytes) => Some(Digest::of(bytes)),
         Content::Blob(digest) => Some(*digest),
         Content::None | Content::Layer(..) | Content::Part { .. } => None,
@@ -452,7 +475,7 @@ pub(super) fn digest_of(content: &Content, contents: &Contents) -> Option<Digest
 }
 
 /// Learns the digests of all files that are taken.
-pub(super) fn learn(selected: &[Selected], contents: &mut Contents) -> Stepped<()> {
+fn learn(selected: &[Selected], contents: &mut Contents) -> Stepped<Digests> {
     let found = || selected.iter().flat_map(|one| std::iter::once(&one.top).chain(one.below.iter().map(|(_, f)| f)));
     if let Some(Selected { name, .. }) = selected.iter().find(|one| {
         one.top.entry.node == Node::Fifo || one.below.iter().any(|(_, found)| found.entry.node == Node::Fifo)
@@ -465,11 +488,12 @@ pub(super) fn learn(selected: &[Selected], contents: &mut Contents) -> Stepped<(
             _ => None,
         })
         .collect();
-    Ok(contents.learn(&files)?)
+    contents.learn(&files)?;
+    Ok(files.iter().filter_map(|file| Some(((*file).to_owned(), *contents.get(file)?))).collect())
 }
 
 /// What `jiji.lock` says of a step that changed nothing: the digest of a tar without entries.
-fn nothing() -> Digest {
+pub(super) fn nothing() -> Digest {
     Digest::of([0; 1024])
 }
 
@@ -524,7 +548,7 @@ pub(super) fn ports(text: &str) -> std::result::Result<Vec<String>, Problem> {
 }
 
 /// HEALTHCHECK in Docker's configuration, which OCI's does not have: Docker reads it, Podman warns and ignores it.
-pub(super) fn healthcheck(check: Option<&Healthcheck>, state: &State) -> Value {
+pub(super) fn healthcheck(check: Option<&Healthcheck>, state: &State<'_>) -> Value {
     let Some(check) = check else { return json!({"Test": ["NONE"]}) };
     let test: Vec<String> = match &check.command {
         Command::Exec(list) => std::iter::once("CMD".to_owned()).chain(list.clone()).collect(),
@@ -552,7 +576,7 @@ pub(super) fn healthcheck(check: Option<&Healthcheck>, state: &State) -> Value {
 fn unpacked(
     selected: Vec<Selected>,
     wanted: Unpack,
-    contents: &Contents,
+    digests: &Digests,
     store: &Store,
     archives: &mut BTreeMap<Digest, Archive>,
 ) -> Stepped<Vec<Selected>> {
@@ -568,7 +592,7 @@ fn unpacked(
         }
         let name = || String::from_utf8_lossy(one.path.as_bytes()).into_owned();
         let failed = |source| StepError::Archive { path: name(), source };
-        let digest = digest_of(&one.top.content, contents).ok_or(ArchiveError::Changed).map_err(failed)?;
+        let digest = digest_of(&one.top.content, digests).ok_or(ArchiveError::Changed).map_err(failed)?;
         let file = match &one.top.content {
             Content::Path(path) => context::open(path).map_err(|source| failed(source.into()))?,
             _ => store.open_blob(&digest)?.0,

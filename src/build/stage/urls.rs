@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::Evaluation;
 use super::steps::Stepped;
+use super::turns::held;
 use crate::build::copy::url_name;
 use crate::build::dockerfile::{Problem, is_repository};
 use crate::build::error::StepError;
@@ -40,9 +41,13 @@ pub(super) fn checksum(text: &str) -> Result<Digest, Problem> {
 impl Evaluation<'_> {
     /// The blob that a URL stands for: by the Dockerfile, or by the lock, or by what it has now, which the lock says from then on. Fetched
     /// where the store lacks it.
-    pub(super) fn fetched(&mut self, url: &str, checksum: Option<Digest>) -> Stepped<(Digest, u64)> {
+    pub(super) fn fetched(&self, url: &str, checksum: Option<Digest>) -> Stepped<(Digest, u64)> {
+        self.asked.take(url.to_owned(), || self.fetched_now(url, checksum))
+    }
+
+    fn fetched_now(&self, url: &str, checksum: Option<Digest>) -> Stepped<(Digest, u64)> {
         let store = self.builder.store;
-        let expected = checksum.or_else(|| self.lock.urls.get(url).copied());
+        let expected = checksum.or_else(|| held(&self.lock).urls.get(url).copied());
         if let Some(digest) = expected
             && let Some(size) = store.has(&digest)?
         {
@@ -60,7 +65,7 @@ impl Evaluation<'_> {
             }
             Some(_) => {}
             None => {
-                self.lock.urls.insert(url.to_owned(), actual);
+                held(&self.lock).urls.insert(url.to_owned(), actual);
             }
         }
         Ok((actual, size))

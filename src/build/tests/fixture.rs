@@ -1,12 +1,12 @@
 //! A project in a directory, a base image in the store, and an executor that does as its commands say.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::{LazyLock, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use jiji_model::digest::{Digest, canonical_json};
 use jiji_model::event::Record;
@@ -17,7 +17,7 @@ use jiji_model::secret::Secret;
 use jiji_store::{Layer, Store};
 use serde_json::{Value, json};
 
-use super::super::execute::{ExecuteError, Executor, Exit, Ran, RunStep, Stream};
+use super::super::execute::{Canceller, ExecuteError, Executor, Exit, Ran, RunStep, Stream};
 use super::super::layer::{Entry, LayerWriter, Node, TarPath};
 use super::super::{BuildError, BuildRequest, Builder, Built, DEFAULT_EPOCH, Sources};
 use crate::lockfile::{BuildSection, Target};
@@ -29,14 +29,14 @@ pub(super) static IMAGE: LazyLock<Digest> = LazyLock::new(|| Digest::of("the bas
 pub(super) struct Fixture {
     dir: tempfile::TempDir,
     pub(super) store: Store,
-    pub(super) lock: RefCell<BuildSection>,
-    args: RefCell<BTreeMap<String, String>>,
-    secrets: RefCell<BTreeMap<String, Secret>>,
-    stage: RefCell<Option<String>>,
-    locked: Cell<bool>,
-    base: RefCell<Value>,
-    ran: RefCell<Vec<RunStep>>,
-    asked: RefCell<Vec<String>>,
+    pub(super) lock: Mutex<BuildSection>,
+    args: Mutex<BTreeMap<String, String>>,
+    secrets: Mutex<BTreeMap<String, Secret>>,
+    stage: Mutex<Option<String>>,
+    locked: AtomicBool,
+    base: Mutex<Value>,
+    ran: Mutex<Vec<RunStep>>,
+    asked: Mutex<Vec<String>>,
     events: Mutex<Vec<Record>>,
 }
 
@@ -48,14 +48,14 @@ impl Fixture {
         let fixture = Self {
             dir,
             store,
-            lock: RefCell::default(),
-            args: RefCell::default(),
-            secrets: RefCell::default(),
-            stage: RefCell::default(),
-            locked: Cell::new(false),
-            base: RefCell::new(json!({"Env": ["BASE=yes"], "Cmd": ["base"]})),
-            ran: RefCell::default(),
-            asked: RefCell::default(),
+            lock: Mutex::default(),
+            args: Mutex::default(),
+            secrets: Mutex::default(),
+            stage: Mutex::default(),
+            locked: AtomicBool::new(false),
+            base: Mutex::new(json!({"Env": ["BASE=yes"], "Cmd": ["base"]})),
+            ran: Mutex::default(),
+            asked: Mutex::default(),
             events: Mutex::default(),
         };
         fixture.dockerfile(dockerfile);
@@ -95,24 +95,24 @@ impl Fixture {
     }
 
     pub(super) fn arg(&self, name: &str, value: &str) {
-        self.args.borrow_mut().insert(name.to_owned(), value.to_owned());
+        locked(&self.args).insert(name.to_owned(), value.to_owned());
     }
 
     pub(super) fn secret(&self, name: &str, value: &str) {
-        self.secrets.borrow_mut().insert(name.to_owned(), Secret::new(value));
+        locked(&self.secrets).insert(name.to_owned(), Secret::new(value));
     }
 
     pub(super) fn stage(&self, name: &str) {
-        *self.stage.borrow_mut() = Some(name.to_owned());
+        *locked(&self.stage) = Some(name.to_owned());
     }
 
     /// Sets what the configuration of the one image that the registry has says of containers.
     pub(super) fn base(&self, config: Value) {
-        *self.base.borrow_mut() = config;
+        *locked(&self.base) = config;
     }
 
     pub(super) fn locked(&self, locked: bool) {
-        self.locked.set(locked);
+        self.locked.store(locked, Ordering::Relaxed);
     }
 
     pub(super) fn target(&self) -> Target {
@@ -130,18 +130,18 @@ impl Fixture {
             context: self.dir.path().join("context"),
             dockerfile: self.dir.path().join("Dockerfile"),
             dockerfile_name: "Dockerfile".to_owned(),
-            args: self.args.borrow().clone(),
-            secrets: self.secrets.borrow().clone(),
-            stage: self.stage.borrow().clone(),
+            args: locked(&self.args).clone(),
+            secrets: locked(&self.secrets).clone(),
+            stage: locked(&self.stage).clone(),
             platform: Platform::linux_amd64(),
             epoch: DEFAULT_EPOCH,
-            locked: self.locked.get(),
+            locked: self.locked.load(Ordering::Relaxed),
             renew: false,
             threads: 2,
         };
         let sink = Watching(&self.events);
         let builder = Builder { store: &self.store, sources: self, executor: self, events: &sink };
-        builder.build(&request, &mut self.lock.borrow_mut())
+        builder.build(&request, &mut locked(&self.lock))
     }
 
     pub(super) fn built(&self) -> Built {
@@ -157,16 +157,22 @@ impl Fixture {
 
     /// The steps that ran since this was asked last.
     pub(super) fn ran(&self) -> Vec<RunStep> {
-        self.ran.take()
+        std::mem::take(&mut *locked(&self.ran))
     }
 
     /// What the registry was asked since this was asked last.
     pub(super) fn asked(&self) -> Vec<String> {
-        self.asked.take()
+        std::mem::take(&mut *locked(&self.asked))
     }
 
     pub(super) fn events(&self) -> Vec<String> {
         self.events.lock().expect("nobody panicked").iter().map(|record| record.event.clone()).collect()
+    }
+
+    /// What was said by events of this name.
+    pub(super) fn told(&self, event: &str) -> Vec<String> {
+        let events = locked(&self.events);
+        events.iter().filter(|record| record.event == event).map(|record| record.text.clone()).collect()
     }
 
     pub(super) fn config(&self, built: &Built) -> Value {
@@ -225,6 +231,11 @@ impl Fixture {
     }
 }
 
+/// What a test keeps of a build, which has several threads.
+pub(super) fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Watching<'a>(&'a Mutex<Vec<Record>>);
 
 impl jiji_model::event::Sink for Watching<'_> {
@@ -235,8 +246,14 @@ impl jiji_model::event::Sink for Watching<'_> {
 
 impl Executor for Fixture {
     /// Writes the command to `/ran`; `nothing` changes nothing, `fail` and `offline` fail.
-    fn run(&self, step: &RunStep, _: &Store, output: &mut dyn FnMut(Stream, &[u8])) -> Result<Ran, ExecuteError> {
-        self.ran.borrow_mut().push(step.clone());
+    fn run(
+        &self,
+        step: &RunStep,
+        _: &Store,
+        _: &Canceller,
+        output: &mut dyn FnMut(Stream, &[u8]),
+    ) -> Result<Ran, ExecuteError> {
+        locked(&self.ran).push(step.clone());
         let command = step.argv.last().map(String::as_str).unwrap_or_default();
         match command {
             "nothing" => return Ok(Ran::Changed(None)),
@@ -259,7 +276,7 @@ impl Executor for Fixture {
 impl Sources for Fixture {
     /// A URL has what the context has under its file's name.
     fn fetch(&self, url: &str, store: &Store) -> Result<(Digest, u64), RegistryError> {
-        self.asked.borrow_mut().push(format!("fetch {url}"));
+        locked(&self.asked).push(format!("fetch {url}"));
         let name = url.rsplit('/').next().unwrap_or_default();
         let Ok(bytes) = fs::read(self.path(name)) else {
             return Err(RegistryError::NotFound { registry: "example.com".to_owned(), what: format!("`{url}`") });
@@ -268,7 +285,7 @@ impl Sources for Fixture {
     }
 
     fn resolve(&self, reference: &Reference, _: &Platform) -> Result<Digest, RegistryError> {
-        self.asked.borrow_mut().push(format!("resolve {reference}"));
+        locked(&self.asked).push(format!("resolve {reference}"));
         if reference.repository.as_str() != "library/base" {
             return Err(RegistryError::NotFound { registry: reference.registry.clone(), what: reference.to_string() });
         }
@@ -283,7 +300,7 @@ impl Sources for Fixture {
         store: &Store,
         _: Depth,
     ) -> Result<Image, RegistryError> {
-        self.asked.borrow_mut().push(format!("pull {reference}"));
+        locked(&self.asked).push(format!("pull {reference}"));
         assert_eq!(digest, &*IMAGE);
         let link = Entry { node: Node::Symlink(b"usr/bin".to_vec()), ..Entry::directory(0o777) };
         let layer = self.layer_of(&[
@@ -293,7 +310,7 @@ impl Sources for Fixture {
         ]);
         let config = canonical_json(&json!({
             "architecture": "amd64", "os": "linux",
-            "config": *self.base.borrow(),
+            "config": *locked(&self.base),
             "history": [{"created_by": "base"}],
             "rootfs": {"type": "layers", "diff_ids": [layer.diff_id]},
         }));

@@ -48,6 +48,8 @@ fn main() -> ExitCode {
         ("a_step_sees_the_same_machine_everywhere", a_step_sees_the_same_machine_everywhere),
         ("a_layer_holds_what_a_step_changed_and_nothing_else", a_layer_holds_what_a_step_changed_and_nothing_else),
         ("a_stage_gives_files_to_another", a_stage_gives_files_to_another),
+        ("stages_that_do_not_need_each_other_run_side_by_side", stages_that_do_not_need_each_other_run_side_by_side),
+        ("a_failed_stage_ends_those_that_come_after_it", a_failed_stage_ends_those_that_come_after_it),
         ("what_is_mounted_is_in_no_layer", what_is_mounted_is_in_no_layer),
         ("a_base_image_is_pulled_once_and_run_in", a_base_image_is_pulled_once_and_run_in),
         ("a_failed_step_says_where_and_what_it_said", a_failed_step_says_where_and_what_it_said),
@@ -119,7 +121,15 @@ impl Project {
         self.build_from(&Nowhere)
     }
 
+    fn build_stage(&self, stage: Option<&str>) -> Result<Built, BuildError> {
+        self.build_stage_from(stage, &Nowhere)
+    }
+
     fn build_from(&self, sources: &dyn Sources) -> Result<Built, BuildError> {
+        self.build_stage_from(None, sources)
+    }
+
+    fn build_stage_from(&self, stage: Option<&str>, sources: &dyn Sources) -> Result<Built, BuildError> {
         let target =
             Target { service: ServiceName::new("web").expect("a service"), environment: None, platform: platform() };
         let request = BuildRequest {
@@ -130,7 +140,7 @@ impl Project {
             dockerfile_name: "Dockerfile".to_owned(),
             args: Default::default(),
             secrets: secrets(),
-            stage: None,
+            stage: stage.map(str::to_owned),
             platform: platform(),
             epoch: DEFAULT_EPOCH,
             locked: false,
@@ -353,6 +363,47 @@ fn a_stage_gives_files_to_another() {
         ]
     );
     assert_eq!(file(&project, &built, "copied/sub/b"), "two\n");
+}
+
+fn stages_that_do_not_need_each_other_run_side_by_side() {
+    // Each waits for the other's file: neither can end before the other has begun.
+    let meet = |own: &str, other: &str| {
+        format!(
+            "FROM base AS {own}\nRUN --mount=type=cache,target=/met touch /met/{own}; \\\n    for i in $(seq 200); do [ -e /met/{other} ] && echo {own} > /{own} && exit 0; \\\n    sleep 0.1; done; exit 9\n",
+        )
+    };
+    let steps = |first: &str, second: &str| {
+        format!(
+            "{}{}FROM base AS unused\nRUN --mount=type=cache,target=/met touch /met/unused; exit 8\nFROM scratch\nCOPY --from={first} /{first} /\nCOPY --from={second} /{second} /\n\
+             FROM base AS seen\nRUN --mount=type=cache,target=/met ls /met > /seen\n",
+            meet("one", "two"),
+            meet("two", "one")
+        )
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let project = project(dir.path(), &steps("one", "two"));
+    let built = project.build_stage(Some("4")).expect("built");
+    assert_eq!(file(&project, &built, "two"), "two\n");
+    let again = project.build_stage(Some("4")).expect("built");
+    assert_eq!((again.image.manifest, again.steps.cached), (built.image.manifest, again.steps.total));
+    let seen = project.build_stage(Some("seen")).expect("built");
+    assert_eq!(file(&project, &seen, "seen"), "one\ntwo\n", "nobody needs the third, so it did not run");
+}
+
+fn a_failed_stage_ends_those_that_come_after_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let steps = concat!(
+        "FROM base AS slow\nRUN --mount=type=cache,target=/met touch /met/slow; sleep 300\n",
+        "FROM base\nRUN --mount=type=cache,target=/met until [ -e /met/slow ]; do sleep 0.1; done; exit 5\n",
+        "COPY --from=slow /etc/passwd /\n",
+    );
+    let project = project(dir.path(), steps);
+    let begun = std::time::Instant::now();
+    let error = project.build().expect_err("it fails");
+    assert_eq!(error.place().map(|place| place.line), Some(7), "{error}");
+    assert!(begun.elapsed().as_secs() < 100, "{:?}", begun.elapsed());
+    let sleeps = run("ps", &["-eo", "args"]).lines().filter(|line| line.trim() == "sleep 300").count();
+    assert_eq!(sleeps, 0, "nothing of the other stage is left");
 }
 
 fn what_is_mounted_is_in_no_layer() {

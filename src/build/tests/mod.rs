@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::build::execute::{Exit, StepSource};
-use fixture::{Fixture, IMAGE};
+use fixture::{Fixture, IMAGE, locked};
 
 #[test]
 fn two_checkouts_with_other_modes_times_and_places_give_the_same_manifest() {
@@ -140,10 +140,44 @@ fn stages_that_nobody_needs_are_not_built() {
 }
 
 #[test]
+fn a_step_or_image_that_two_stages_share_is_done_once_and_told_with_its_place() {
+    let fixture = Fixture::new(
+        concat!(
+            "FROM base AS one\nRUN same\nRUN first\nFROM base\nRUN same\nRUN second\n",
+            "FROM scratch\nCOPY --from=one /ran /a\nCOPY --from=1 /ran /b\nWORKDIR /c\n"
+        ),
+        &[],
+    );
+    let built = fixture.built();
+    assert_eq!((built.steps.total, built.steps.cached), (7, 1));
+    let mut ran: Vec<String> = fixture.ran().into_iter().filter_map(|step| step.argv.last().cloned()).collect();
+    ran.sort();
+    assert_eq!(ran, ["first", "same", "second"]);
+    let asked = fixture.asked();
+    assert_eq!(asked.iter().filter(|asked| asked.starts_with("resolve")).count(), 1, "{asked:?}");
+    let mut told = fixture.told("build.step");
+    told.retain(|text| !text.contains("RUN same"));
+    told.sort();
+    assert_eq!(
+        told,
+        [
+            "[1 2/2] RUN second",
+            "[2 1/3] COPY --from=one /ran /a",
+            "[2 2/3] COPY --from=1 /ran /b",
+            "[2 3/3] WORKDIR /c",
+            "[one 2/2] RUN first",
+        ]
+    );
+    fixture.dockerfile("FROM base\nENV a=b\nRUN alone\n");
+    fixture.built();
+    assert_eq!(fixture.told("build.step").last().map(String::as_str), Some("[1/1] RUN alone"));
+}
+
+#[test]
 fn a_tag_is_resolved_once_and_written_to_the_lock() {
     let fixture = Fixture::new("ARG TAG=1\nFROM base:$TAG\nCOPY a /bin/\n", &[("a", "1")]);
     let built = fixture.built();
-    let lock = fixture.lock.borrow().clone();
+    let lock = locked(&fixture.lock).clone();
     let keys: Vec<_> = lock.bases.keys().map(|key| key.reference.as_str()).collect();
     assert_eq!(keys, ["docker.io/library/base:1"]);
     assert_eq!(fixture.asked(), ["resolve docker.io/library/base:1", "pull docker.io/library/base:1"]);
@@ -181,7 +215,7 @@ fn locked_means_that_the_lock_says_everything_already() {
 fn a_step_that_gives_something_else_than_the_lock_says_is_told_and_with_locked_refused() {
     let fixture = Fixture::new("FROM scratch\nRUN one\n", &[]);
     fixture.built();
-    for diff_id in fixture.lock.borrow_mut().runs.values_mut() {
+    for diff_id in locked(&fixture.lock).runs.values_mut() {
         *diff_id = Digest::of("another machine's");
     }
     fixture.locked(true);
@@ -210,7 +244,7 @@ fn what_the_lock_says_is_taken_from_the_store_without_running_anything() {
 fn what_others_wrote_into_the_lock_meanwhile_stays() {
     let fixture = Fixture::new("FROM base:1\nRUN one\n", &[]);
     fixture.built();
-    let after = fixture.lock.borrow().clone();
+    let after = locked(&fixture.lock).clone();
     let changes = Changes::of(&fixture.target(), &after);
     let key = after.bases.keys().next().expect("a base").clone();
     let mut meanwhile = BuildSection::default();
@@ -355,7 +389,7 @@ fn mounts_are_in_the_key_by_what_they_show_and_secrets_by_their_name() {
     assert_eq!((built.steps.cached, built.steps.total), (3, 3), "neither the secret's value nor other files count");
     fixture.write("src/b/c", "3");
     assert_eq!(fixture.built().steps.cached, 2);
-    let lock = format!("{:?}", fixture.lock.borrow());
+    let lock = format!("{:?}", locked(&fixture.lock));
     assert!(!lock.contains("another"), "{lock}");
 
     for (flags, place, cause) in [
@@ -491,7 +525,7 @@ fn a_url_is_fetched_once_and_then_what_the_lock_or_the_checksum_says() {
     assert_eq!(fixture.modes(&built, 0), ["bin/ 755", "bin/plain 644", "bin/tool 600"]);
     assert_eq!(fixture.file(&built, 0, "bin/tool"), "one");
     assert_eq!(fixture.asked(), ["fetch https://example.com/v1/tool"]);
-    assert_eq!(fixture.lock.borrow().urls["https://example.com/v1/tool"], Digest::of("one"));
+    assert_eq!(locked(&fixture.lock).urls["https://example.com/v1/tool"], Digest::of("one"));
     fixture.write("tool", "another");
     fixture.locked(true);
     assert_eq!(fixture.built().image, built.image, "what the lock says is in the store");
@@ -510,7 +544,7 @@ fn a_url_is_fetched_once_and_then_what_the_lock_or_the_checksum_says() {
     checked(Digest::of("another"));
     let built = fixture.built();
     assert_eq!(fixture.layer(&built, 0), ["x"]);
-    assert_eq!(fixture.lock.borrow().urls.len(), 1, "the Dockerfile says it, so the lock need not");
+    assert_eq!(locked(&fixture.lock).urls.len(), 1, "the Dockerfile says it, so the lock need not");
     checked(Digest::of("wrong"));
     assert!(
         matches!(&fixture.fails(), BuildError::Step { cause, .. } if matches!(**cause, StepError::OtherFile { by: "--checksum", .. }))

@@ -1,0 +1,457 @@
+//! Which stages run when: as many side by side as there are processors, none that nobody needs, and one and the same error whoever is
+//! faster.
+//!
+//! A stage begins when the one that it is built upon is done, and waits where it copies from another that is not. It knows nothing of
+//! what stages do: that is the work that is handed in.
+//!
+//! **Order.** Though stages run side by side, what counts is the order in which one thread would go: the wanted stage from its first
+//! instruction on, and each other stage in full where it is first asked for. A place in that order is a list of instructions: where the
+//! wanted stage asks and whom, where that one asks and whom, and so on. The error that is told is the first in this order. When one stage has
+//! failed, those that are behind it are ended, and those before it go on until they have passed or failed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::Scope;
+
+use jiji_sandbox::Canceller;
+
+use super::turns::held;
+use super::{Done, Result};
+use crate::build::error::BuildError;
+
+/// What may be known of stages before they run.
+pub(super) struct Needs {
+    /// The stage that this one begins from, if it is one.
+    pub(super) base: Option<usize>,
+    /// What it asks for, and at which of its instructions: the base among them.
+    pub(super) asked: BTreeSet<(usize, usize)>,
+}
+
+/// A place in the order of one thread: instruction and stage that is asked for there, again and again, and at last the instruction.
+type Order = Vec<usize>;
+
+/// The stages of a build under way.
+pub(super) struct Schedule {
+    /// By number: what each needs.
+    needs: Vec<Needs>,
+    /// How many may run at once.
+    permits: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    stages: BTreeMap<usize, Stage>,
+    /// Stages that run and do not wait.
+    running: usize,
+    /// Threads that have not ended.
+    threads: usize,
+    errors: BTreeMap<Order, BuildError>,
+}
+
+struct Stage {
+    /// Where it is first asked for.
+    asked_at: Order,
+    /// The instruction that it is at.
+    at: usize,
+    phase: Phase,
+}
+
+enum Phase {
+    /// Somebody needs it.
+    Wanted,
+    /// It runs, or waits for another.
+    Begun(Canceller),
+    Finished(Arc<Done>),
+    /// It, or one that it needs.
+    Failed,
+    /// It was ended, since another had failed before it.
+    Ended,
+}
+
+impl Stage {
+    fn place(&self) -> Order {
+        self.asked_at.iter().copied().chain([self.at]).collect()
+    }
+}
+
+impl State {
+    /// Whether what this stage does can be of no interest any more.
+    fn is_behind(&self, stage: &Stage) -> bool {
+        self.errors.first_key_value().is_some_and(|(first, _)| *first < stage.place())
+    }
+
+    /// Wants a stage and all that it needs, as far as that is known.
+    fn want(&mut self, number: usize, asked_at: Order, needs: &[Needs]) {
+        let mut open = vec![(number, asked_at)];
+        while let Some((number, asked_at)) = open.pop() {
+            let stage = self.stages.entry(number).or_insert_with(|| Stage {
+                // More than any place: the first that asks counts.
+                asked_at: vec![usize::MAX],
+                at: 0,
+                phase: Phase::Wanted,
+            });
+            if matches!(stage.phase, Phase::Ended) {
+                stage.phase = Phase::Wanted;
+                stage.at = 0;
+            }
+            if stage.asked_at <= asked_at {
+                continue;
+            }
+            stage.asked_at.clone_from(&asked_at);
+            // The last is taken first, and so the first place of each is met first.
+            open.extend(needs[number].asked.iter().rev().map(|(at, needed)| {
+                let asked_at = asked_at.iter().copied().chain([*at, *needed]).collect();
+                (*needed, asked_at)
+            }));
+        }
+    }
+
+    /// A stage that may begin: its base is over, or it would begin only to wait.
+    fn ready(&self, needs: &[Needs]) -> Option<usize> {
+        let over = |number: &usize| match self.stages.get(number).map(|stage| &stage.phase) {
+            Some(Phase::Finished(_) | Phase::Failed | Phase::Ended) => true,
+            Some(Phase::Wanted | Phase::Begun(_)) | None => false,
+        };
+        let mut wanted = self.stages.iter().filter(|(number, stage)| {
+            let base = needs[**number].base.as_ref();
+            matches!(stage.phase, Phase::Wanted) && !self.is_behind(stage) && base.is_none_or(over)
+        });
+        wanted.next().map(|(number, _)| *number)
+    }
+
+    /// Ends the stages that are of no interest any more.
+    fn end_those_behind(&self) {
+        for stage in self.stages.values() {
+            if let Phase::Begun(canceller) = &stage.phase
+                && self.is_behind(stage)
+            {
+                canceller.cancel();
+            }
+        }
+    }
+}
+
+impl Schedule {
+    /// Nothing is wanted yet. `needs` says of each stage what it needs.
+    pub(super) fn new(needs: Vec<Needs>, permits: usize) -> Self {
+        Self { needs, permits: permits.max(1), state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Runs a stage and all that it needs; `work` carries one out. Returns when no stage runs any more.
+    ///
+    /// # Errors
+    /// The first of `work` in the order of one thread.
+    pub(super) fn run(
+        &self,
+        target: usize,
+        work: &(dyn Fn(usize, &Canceller) -> Result<Done> + Sync),
+    ) -> Result<Arc<Done>> {
+        std::thread::scope(|scope| {
+            let mut state = held(&self.state);
+            state.want(target, Vec::new(), &self.needs);
+            loop {
+                if state.running < self.permits
+                    && let Some(number) = state.ready(&self.needs)
+                {
+                    if let Err(error) = self.begin(scope, &mut state, number, work) {
+                        // Before everything else: nothing else can be done.
+                        state.errors.insert(Order::new(), error);
+                        state.end_those_behind();
+                        self.changed.notify_all();
+                    }
+                    continue;
+                }
+                if state.threads == 0 {
+                    break;
+                }
+                state = self.wait(state);
+            }
+            if let Some((_, error)) = state.errors.pop_first() {
+                return Err(error);
+            }
+            match state.stages.get(&target) {
+                Some(Stage { phase: Phase::Finished(done), .. }) => Ok(Arc::clone(done)),
+                _ => Err(BuildError::Ended),
+            }
+        })
+    }
+
+    fn begin<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        state: &mut State,
+        number: usize,
+        work: &'scope (dyn Fn(usize, &Canceller) -> Result<Done> + Sync),
+    ) -> Result<()> {
+        let canceller = Canceller::new().map_err(BuildError::Threads)?;
+        let begun = Phase::Begun(canceller.clone());
+        let thread = std::thread::Builder::new().name(format!("stage {number}"));
+        let spawned = thread.spawn_scoped(scope, move || {
+            let mut running = Running { schedule: self, number, result: Err(BuildError::Ended) };
+            running.result = work(number, &canceller);
+        });
+        spawned.map_err(BuildError::Threads)?;
+        // Its thread waits for the lock that is held here before it can end.
+        state.running += 1;
+        state.threads += 1;
+        if let Some(stage) = state.stages.get_mut(&number) {
+            stage.phase = begun;
+        }
+        Ok(())
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// A stage has come to this instruction.
+    ///
+    /// # Errors
+    /// [`BuildError::Ended`] where it is of no interest any more.
+    pub(super) fn reach(&self, number: usize, at: usize) -> Result<()> {
+        let mut state = held(&self.state);
+        if let Some(stage) = state.stages.get_mut(&number) {
+            stage.at = at;
+        }
+        match state.stages.get(&number) {
+            Some(stage) if state.is_behind(stage) => Err(BuildError::Ended),
+            _ => Ok(()),
+        }
+    }
+
+    /// Another stage that this one needs, waited for if need be.
+    ///
+    /// # Errors
+    /// [`BuildError::Ended`] where the other failed, or this one is of no interest any more.
+    pub(super) fn stage(&self, by: usize, number: usize) -> Result<Arc<Done>> {
+        let mut state = held(&self.state);
+        let mut waits = false;
+        let result = loop {
+            match state.stages.get(&by) {
+                Some(own) if !state.is_behind(own) => match state.stages.get(&number).map(|stage| &stage.phase) {
+                    Some(Phase::Finished(done)) => break Ok(Arc::clone(done)),
+                    Some(Phase::Failed) => break Err(BuildError::Ended),
+                    Some(Phase::Wanted | Phase::Begun(_)) if waits => {}
+                    _ => {
+                        let asked_at = own.place().into_iter().chain([number]).collect();
+                        state.want(number, asked_at, &self.needs);
+                    }
+                },
+                _ => break Err(BuildError::Ended),
+            }
+            if !waits {
+                waits = true;
+                state.running -= 1;
+            }
+            self.changed.notify_all();
+            state = self.wait(state);
+        };
+        if waits {
+            while result.is_ok() && state.running >= self.permits {
+                state = self.wait(state);
+            }
+            state.running += 1;
+        }
+        result
+    }
+}
+
+/// A stage's thread: whatever becomes of it, its end is noted.
+struct Running<'a> {
+    schedule: &'a Schedule,
+    number: usize,
+    result: Result<Done>,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let result = std::mem::replace(&mut self.result, Err(BuildError::Ended));
+        let mut state = held(&self.schedule.state);
+        state.running -= 1;
+        state.threads -= 1;
+        let Some(stage) = state.stages.get(&self.number) else { return };
+        let (behind, place) = (state.is_behind(stage), stage.place());
+        let phase = match result {
+            Ok(done) => Phase::Finished(Arc::new(done)),
+            Err(_) if behind => Phase::Ended,
+            Err(BuildError::Ended) => Phase::Failed,
+            Err(error) => {
+                state.errors.insert(place, error);
+                Phase::Failed
+            }
+        };
+        if let Some(stage) = state.stages.get_mut(&self.number) {
+            stage.phase = phase;
+        }
+        state.end_those_behind();
+        drop(state);
+        self.schedule.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use jiji_model::image::Platform;
+    use proptest::prelude::*;
+
+    use super::super::Draft;
+    use super::*;
+
+    fn done() -> Done {
+        Done::begin(Draft::scratch(Platform::linux_amd64()))
+    }
+
+    /// What a stage of a test does, one after the other.
+    #[derive(Debug, Clone)]
+    enum Doing {
+        Takes(u8),
+        Asks(usize),
+        /// Asks for it, though nobody could know before.
+        AsksSuddenly(usize),
+        Fails,
+    }
+
+    fn needs(stages: &[Vec<Doing>]) -> Vec<Needs> {
+        let of = |doing: &Vec<Doing>| Needs {
+            base: None,
+            asked: doing
+                .iter()
+                .enumerate()
+                .filter_map(|(at, one)| match one {
+                    Doing::Asks(number) => Some((at, *number)),
+                    _ => None,
+                })
+                .collect(),
+        };
+        stages.iter().map(of).collect()
+    }
+
+    /// A name for what failed where.
+    fn failure(stage: usize, at: usize) -> BuildError {
+        BuildError::UnknownStage { name: format!("{stage}.{at}"), dockerfile: String::new() }
+    }
+
+    fn carry_out(stages: &[Vec<Doing>], permits: usize) -> (std::result::Result<(), String>, usize) {
+        let schedule = Schedule::new(needs(stages), permits);
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let work = |number: usize, _: &Canceller| {
+            for (at, doing) in stages[number].iter().enumerate() {
+                schedule.reach(number, at)?;
+                match doing {
+                    Doing::Takes(time) => {
+                        most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                        std::thread::sleep(Duration::from_micros(u64::from(*time) * 10));
+                        now.fetch_sub(1, Ordering::SeqCst);
+                    }
+                    Doing::Asks(other) | Doing::AsksSuddenly(other) => drop(schedule.stage(number, *other)?),
+                    Doing::Fails => return Err(failure(number, at)),
+                }
+            }
+            Ok(done())
+        };
+        let result = schedule.run(stages.len() - 1, &work);
+        (result.map(drop).map_err(|error| error.to_string()), most.into_inner())
+    }
+
+    /// What one thread would come to.
+    fn one_by_one(stages: &[Vec<Doing>], number: usize, over: &mut Vec<usize>) -> std::result::Result<(), String> {
+        if over.contains(&number) {
+            return Ok(());
+        }
+        for (at, doing) in stages[number].iter().enumerate() {
+            match doing {
+                Doing::Takes(_) => {}
+                Doing::Asks(other) | Doing::AsksSuddenly(other) => one_by_one(stages, *other, over)?,
+                Doing::Fails => return Err(failure(number, at).to_string()),
+            }
+        }
+        over.push(number);
+        Ok(())
+    }
+
+    fn stages() -> impl Strategy<Value = Vec<Vec<Doing>>> {
+        let one = prop_oneof![
+            6 => any::<u8>().prop_map(Doing::Takes),
+            5 => any::<usize>().prop_map(Doing::Asks),
+            2 => any::<usize>().prop_map(Doing::AsksSuddenly),
+            1 => Just(Doing::Fails),
+        ];
+        prop::collection::vec(prop::collection::vec(one, 0..5), 1..8).prop_map(|mut stages| {
+            for (number, stage) in stages.iter_mut().enumerate() {
+                // Stages ask for those above them alone.
+                stage.retain(|doing| number > 0 || !matches!(doing, Doing::Asks(_) | Doing::AsksSuddenly(_)));
+                for doing in stage {
+                    if let Doing::Asks(other) | Doing::AsksSuddenly(other) = doing {
+                        *other %= number;
+                    }
+                }
+            }
+            stages
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        #[test]
+        fn whoever_is_faster_the_end_is_that_of_one_thread(stages in stages(), permits in 1_usize..4) {
+            let due = one_by_one(&stages, stages.len() - 1, &mut Vec::new());
+            let (result, most) = carry_out(&stages, permits);
+            prop_assert_eq!(result, due);
+            prop_assert!(most <= permits, "{} at once", most);
+        }
+    }
+
+    #[test]
+    fn a_failure_ends_those_behind_it_and_waits_for_those_before_it() {
+        // The first waits to be ended; the second goes on and fails, before the third in order though after it in time.
+        let needs = vec![
+            Needs { base: None, asked: BTreeSet::new() },
+            Needs { base: None, asked: BTreeSet::new() },
+            Needs { base: None, asked: BTreeSet::new() },
+            Needs { base: None, asked: BTreeSet::from([(0, 1), (1, 2), (2, 0)]) },
+        ];
+        let schedule = Schedule::new(needs, 4);
+        let ended = AtomicUsize::new(0);
+        let error = schedule.run(3, &|number, canceller| match number {
+            0 => {
+                assert!(canceller.is_cancelled_within(Duration::from_secs(20)), "it is ended");
+                ended.fetch_add(1, Ordering::SeqCst);
+                Err(failure(0, 0))
+            }
+            1 => {
+                while ended.load(Ordering::SeqCst) == 0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(failure(1, 0))
+            }
+            2 => Err(failure(2, 0)),
+            _ => {
+                for (at, other) in [1, 2, 0].into_iter().enumerate() {
+                    schedule.reach(3, at)?;
+                    schedule.stage(3, other)?;
+                }
+                Ok(done())
+            }
+        });
+        assert_eq!(error.err().map(|error| error.to_string()), Some(failure(1, 0).to_string()));
+    }
+
+    #[test]
+    fn a_stage_that_panics_ends_the_build_and_hangs_nobody() {
+        let stages = [vec![], vec![Doing::Asks(0)]];
+        let schedule = Schedule::new(needs(&stages), 2);
+        let work = |number: usize, _: &Canceller| {
+            assert_ne!(number, 0, "as it is meant");
+            schedule.stage(number, 0)?;
+            Ok(done())
+        };
+        let run = std::panic::AssertUnwindSafe(|| schedule.run(1, &work).map(drop));
+        assert!(std::panic::catch_unwind(run).is_err());
+    }
+}
