@@ -122,6 +122,41 @@ fn a_host_ships_to_itself_without_ssh_and_keeps_the_secret() -> Outcome {
 }
 
 #[test]
+fn an_image_is_loaded_into_the_engine_that_is_there_and_found_by_its_name() -> Outcome {
+    let site = LAB.take()?;
+    let project = Project::new(&site, "local")?;
+    let secret = Sentinel::new("load");
+    for name in ["podman-1", "docker-2"] {
+        let host = site.lab.host(name)?;
+        carry(&host, &project)?;
+        let loaded = on_host(&site, &host, &secret, &["build", "--load", "--json"])?.expect(0)?;
+        let event = loaded.events_of("build.loaded").next();
+        let data = &event.ok_or_else(|| format!("no `build.loaded`: {loaded}"))?["data"];
+        assert_eq!(data["reference"], "localhost/local/web:latest");
+        let text = |name: &str| data[name].as_str().unwrap_or_default().to_owned();
+        let engine = text("engine");
+        assert!(name.starts_with(&engine), "{name}: {engine}");
+        let id = host.engine(&["image", "inspect", "--format", "{{.Id}}", "localhost/local/web:latest"])?;
+        let id = format!("sha256:{}", id.trim().trim_start_matches("sha256:"));
+        assert!([text("image"), text("config")].contains(&id), "{name}: {id}, {data}");
+        if engine == "podman" {
+            // It keeps the manifest as it is, so that the digest is a name too.
+            let by_digest = format!("localhost/local/web@{}", text("image"));
+            let found = host.engine(&["image", "inspect", "--format", "{{.Id}}", &by_digest])?;
+            assert!(id.ends_with(found.trim()), "{found}");
+        }
+        let said =
+            host.engine(&["run", "--rm", "--network=none", "localhost/local/web:latest", "python3", "--version"])?;
+        assert!(said.starts_with("Python 3"), "{name}: {said}");
+        let other = if engine == "podman" { "--load=docker" } else { "--load=podman" };
+        let refused = on_host(&site, &host, &secret, &["build", other])?.expect(1)?;
+        assert!(refused.stderr.contains("hint: install Podman or Docker"), "{refused}");
+        host.engine(&["image", "rm", "--force", "localhost/local/web:latest"])?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_secret_that_is_shipped_over_ssh_is_nowhere_but_in_the_containers_environment() -> Outcome {
     let site = LAB.take()?;
     let mut project = Project::new(&site, "secret")?;

@@ -190,6 +190,34 @@ fn builds_and_collections_that_are_killed_leave_a_sound_store_and_the_next_build
     Ok(())
 }
 
+#[test]
+fn a_plain_build_tells_steps_and_what_they_print_apart_and_explains_itself() -> Outcome {
+    let dir = tempfile::Builder::new().prefix("e2e-").tempdir()?;
+    let mut place = Place::new(dir.path(), "plain", &dir.path().join("home"))?;
+    place.budget = "none";
+    place.vary(0)?;
+    let steps = DOCKERFILE.replace("RUN sort sums > sorted", "RUN echo sorting; sort sums > sorted");
+    std::fs::write(place.root.join("Dockerfile"), steps)?;
+    let plain = ["build", "--progress=plain", "--explain"];
+    let first = place.run(&plain)?.expect(0)?;
+    for line in [
+        "[made 2/2] running RUN --mount=type=cache",
+        "[2 3/3] running RUN echo sorting",
+        "[2 3/3] | sorting",
+        "[2 2/3] COPY --from=made /twice /sums ./",
+        "[base 1/1] COPY base /: miss: no build of this image had this step",
+    ] {
+        assert!(first.stderr.contains(line), "{line}: {first}");
+    }
+    std::fs::write(place.root.join("data/one"), "another")?;
+    let second = place.run(&plain)?.expect(0)?;
+    assert!(second.stderr.contains("[base 1/1] COPY base /: hit: it was done before"), "{second}");
+    assert!(second.stderr.contains("[made 1/2] COPY data /data: miss: 1 file: `data/one` changed"), "{second}");
+    let refused = place.run(&["build", "--progress=tty"])?.expect(2)?;
+    assert!(refused.stderr.contains("hint: `--progress=plain` writes one line per event"), "{refused}");
+    Ok(())
+}
+
 /// Steps of which some do not give the same twice.
 const CARELESS: &str = r#"FROM scratch AS base
 COPY base /

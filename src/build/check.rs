@@ -84,7 +84,7 @@ impl Builder<'_> {
         copy_context(&request.context, &request.dockerfile, &context)?;
         std::thread::sleep(elsewhere.wait);
         let threads = if request.threads == 1 { 2 } else { 1 };
-        let again = BuildRequest { context, threads, locked: false, renew: false, ..request.clone() };
+        let again = BuildRequest { context, threads, locked: false, renew: false, explain: false, ..request.clone() };
         let builder =
             Builder { store: self.store, sources: self.sources, executor: elsewhere.executor, events: self.events };
         let second = Evaluation::new(&builder, &again, &file, &mut section, Memory::Compare(&trace))?.target()?;

@@ -96,6 +96,8 @@ pub struct BuildRequest {
     pub locked: bool,
     /// Whether all is done again, whatever is remembered.
     pub renew: bool,
+    /// Whether to say of each step why it is done or not.
+    pub explain: bool,
     /// How many cores to hash and compress on. Reaches no byte of the image.
     pub threads: usize,
 }

@@ -97,7 +97,7 @@ pub fn verify(store: &Store) -> Result<Verified, StoreError> {
                 Some(size) if size == layer.blob.size => wrong(&layer, store, &mut known),
                 _ => None,
             },
-            None if contents::is_record(&record) || rootfs::is_record(&record) => None,
+            None if contents::is_record(&record) || rootfs::is_record(&record) || stage::is_record(&record) => None,
             None => Some("it cannot be read".to_owned()),
         };
         if let Some(reason) = reason {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config;
 
@@ -144,6 +144,14 @@ pub struct BuildArgs {
     /// Where to write an image besides the store: `oci:DIR`. With several services, one directory below it each.
     #[arg(short, long, value_name = "oci:DIR")]
     pub output: Option<String>,
+    /// Load each image into this machine's engine, as `localhost/PROJECT/SERVICE:latest`: `podman` or `docker`, and without a word the first of them
+    /// that is there.
+    #[arg(long, value_name = "ENGINE", num_args = 0..=1, require_equals = true, default_missing_value = "auto")]
+    pub load: Option<LoadInto>,
+    /// How progress is shown: `plain` is one line per event, steps and what they print told apart by stage and number; `tty` moves on a terminal,
+    /// also where `CI` is set; `auto` is `tty` on a terminal and short lines otherwise.
+    #[arg(long, value_name = "HOW", default_value = "auto", conflicts_with = "json")]
+    pub progress: Progress,
     /// Fail if a build gives something else than `jiji.lock` says.
     #[arg(long)]
     pub locked: bool,
@@ -153,10 +161,37 @@ pub struct BuildArgs {
     /// Do every step again, also those that are remembered.
     #[arg(long)]
     pub no_cache: bool,
+    /// Say of each step whether it is in the cache and, where it is not, what differs from the build before: base image, command, names of
+    /// variables, files of the context.
+    #[arg(long)]
+    pub explain: bool,
     /// Do every step twice, the second time under other conditions, and show what does not come out the same: exit code 18 where
     /// something differs.
-    #[arg(long, conflicts_with_all = ["locked", "no_cache", "output"])]
+    #[arg(long, conflicts_with_all = ["locked", "no_cache", "output", "explain", "load"])]
     pub check: bool,
+}
+
+/// The engine that images are loaded into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LoadInto {
+    /// The first that is there.
+    Auto,
+    /// Podman.
+    Podman,
+    /// Docker.
+    Docker,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Progress {
+    /// As it suits where it goes.
+    #[default]
+    Auto,
+    /// Lines for logs.
+    Plain,
+    /// A line that moves.
+    Tty,
 }
 
 /// `jiji diff`.

@@ -5,13 +5,17 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiji_model::event::Record;
+use jiji_model::image::Image;
 use jiji_model::name::ServiceName;
+use jiji_model::project::Engine;
 
-use super::args::{BuildArgs, Global, PushArgs};
+use super::args::{BuildArgs, Global, LoadInto, PushArgs};
 use super::compare;
-use super::environment::Environment;
+use super::environment::{self, Environment};
 use super::exit::Exit;
 use super::failure::Failure;
+use super::load::Local;
 use super::ready;
 use super::ship_failure;
 use super::store::Tidy;
@@ -29,10 +33,12 @@ pub async fn build(
     let place = Workplace::open(global, environment)?;
     let wanted = services(&place, &args.services)?;
     let output = args.output.as_deref().map(output).transpose()?;
+    let engine = args.load.map(engine).transpose()?;
     let mut ship = ready::ship(&place, environment, "build", report)?;
     ship.locked = args.locked;
     ship.set_offline(args.offline);
     ship.renew = args.no_cache;
+    ship.explain = args.explain;
     let tidy = Tidy::prepare(&place.store, environment)?;
     if args.check {
         let checked = compare::check(&ship, |name| wanted.contains(name)).await;
@@ -49,6 +55,9 @@ pub async fn build(
             if let Some(output) = &output {
                 let directory = if several { output.join(service.as_str()) } else { output.clone() };
                 export(&ship.store, image, &directory)?;
+            }
+            if let Some(engine) = &engine {
+                load(engine, &ship.store, service, image, report)?;
             }
             if !global.json {
                 line(&format!("{service}@{}", image.manifest.digest))?;
@@ -105,7 +114,36 @@ fn output(text: &str) -> Result<PathBuf, Failure> {
     }
 }
 
-fn export(store: &jiji_store::Store, image: &jiji_model::image::Image, directory: &Path) -> Result<(), Failure> {
+/// The engine to load images into.
+fn engine(wanted: LoadInto) -> Result<Local, Failure> {
+    let wanted = match wanted {
+        LoadInto::Auto => None,
+        LoadInto::Podman => Some(Engine::Podman),
+        LoadInto::Docker => Some(Engine::Docker),
+    };
+    let path = environment::variable("PATH").unwrap_or_default();
+    Local::find(wanted, &path).map_err(|error| error.failure())
+}
+
+fn load(
+    engine: &Local,
+    store: &jiji_store::Store,
+    service: &ServiceName,
+    image: &Image,
+    report: &Arc<dyn Report>,
+) -> Result<(), Failure> {
+    // With a registry's host in it the name is the same in both engines: Podman would take `localhost` for one without, Docker its hub.
+    let reference = format!("localhost/{}:latest", image.repository);
+    engine.load(image, &reference, store).map_err(|error| error.failure())?;
+    let text = format!("loaded {service} into {} as {reference}", engine.engine());
+    let data = serde_json::json!({
+        "engine": engine.engine(), "reference": reference, "image": image.manifest.digest, "config": image.config.digest,
+    });
+    report.emit(Record::new("build.loaded", text).service(service).with(data));
+    Ok(())
+}
+
+fn export(store: &jiji_store::Store, image: &Image, directory: &Path) -> Result<(), Failure> {
     // Readers such as umoci find an image in a layout by a name alone.
     store.export_layout(image, directory, Some("latest")).map_err(|error| Failure::new(Exit::Internal, &error))
 }

@@ -14,6 +14,7 @@ pub mod exit;
 pub mod failure;
 mod host;
 pub mod hosts;
+mod load;
 mod pins;
 mod plan;
 mod plugin;
@@ -51,7 +52,14 @@ pub fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let environment = Environment { accept_new: cli.global.accept_new, ..Environment::read() };
-    let report = workplace::report(&cli.global, &environment);
+    let report = match workplace::report(&cli, &environment) {
+        Ok(report) => report,
+        Err(failure) => {
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "{}", failure.render(false));
+            return ExitCode::from(failure.exit.code());
+        }
+    };
     match run(&cli, &environment, &report) {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(failure) => {

@@ -69,6 +69,7 @@ pub fn ship_with(
         cancel: Cancel::default(),
         locked: false,
         renew: false,
+        explain: false,
         push: true,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         clock: server::clock,

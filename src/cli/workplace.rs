@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jiji_model::project::Project;
 use jiji_store::Store;
 
-use super::args::Global;
+use super::args::{Cli, Command, Global, Progress};
 use super::environment::{self, Environment};
 use super::exit::Exit;
 use super::failure::Failure;
@@ -111,10 +111,28 @@ pub fn open_store(environment: &Environment) -> Result<Store, Failure> {
 }
 
 /// How this run is shown.
-pub fn report(global: &Global, environment: &Environment) -> Arc<dyn Report> {
+///
+/// # Errors
+/// Exit 2 where a terminal was asked for and there is none.
+pub fn report(cli: &Cli, environment: &Environment) -> Result<Arc<dyn Report>, Failure> {
+    let Cli { global, command } = cli;
     if global.json {
-        return Arc::new(Ndjson::new(std::io::stdout()));
+        return Ok(Arc::new(Ndjson::new(std::io::stdout())));
     }
+    let progress = match command {
+        Command::Build(args) => args.progress,
+        _ => Progress::Auto,
+    };
     let terminal = std::io::stderr().is_terminal();
-    Arc::new(Terminal::new(terminal && !environment.ci, environment.color && terminal, global.quiet, global.verbose))
+    let moving = match progress {
+        Progress::Auto => terminal && !environment.ci,
+        Progress::Plain => false,
+        Progress::Tty if terminal => true,
+        Progress::Tty => {
+            let failure = Failure::text(Exit::Usage, "show progress on a terminal: standard error is none");
+            return Err(failure.hint("`--progress=plain` writes one line per event"));
+        }
+    };
+    let shown = Terminal::new(moving, environment.color && terminal, global.quiet, global.verbose);
+    Ok(Arc::new(if progress == Progress::Plain { shown.plain() } else { shown }))
 }

@@ -117,6 +117,7 @@ impl Ship {
             epoch: DEFAULT_EPOCH,
             locked: self.locked,
             renew: self.renew,
+            explain: self.explain,
             threads: self.threads,
         }
     }

@@ -68,6 +68,8 @@ pub struct Ship {
     pub locked: bool,
     /// Whether steps are done again that are remembered.
     pub renew: bool,
+    /// Whether to say of each step why it is done or not.
+    pub explain: bool,
     /// Whether to push to the project's registry.
     pub push: bool,
     /// How many cores to build on.

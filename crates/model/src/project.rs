@@ -96,12 +96,19 @@ pub enum Engine {
     Podman,
 }
 
-impl std::fmt::Display for Engine {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl Engine {
+    /// The name of its program.
+    pub fn program(self) -> &'static str {
+        match self {
             Self::Docker => "docker",
             Self::Podman => "podman",
-        })
+        }
+    }
+}
+
+impl std::fmt::Display for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.program())
     }
 }
 

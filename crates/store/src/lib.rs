@@ -27,6 +27,7 @@
 //! A file's modification time is its last use: that of a blob or a record its own, that of an unpacked layer its `boot`'s, that of a cache its
 //! directory's.
 
+pub mod archive;
 mod blob;
 mod cache;
 mod layout;

@@ -10,6 +10,7 @@ use jiji_store::{Layer, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::explain::Parts;
 use crate::build::copy::Selected;
 use crate::build::execute::RunStep;
 use crate::build::layer::{LAYER_FORMAT, Node, TarPath};
@@ -17,6 +18,9 @@ use crate::build::rootfs::{Content, Found};
 
 /// The version of the keys' texts. Raised with any change to them, or to what a step of the same text does.
 const FORMAT: u32 = 1;
+
+/// The versions that are in every key: of keys, of layers, of the sandbox.
+pub(super) const RULES: [u32; 3] = [FORMAT, LAYER_FORMAT, jiji_sandbox::VERSION];
 
 fn key(kind: &str, layers: &[Layer], epoch: u64, step: &Value) -> Digest {
     let layers: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
@@ -67,6 +71,21 @@ pub(super) fn selected(selected: &[Selected], digest: &dyn Fn(&Content) -> Optio
     selected.iter().map(source).collect()
 }
 
+/// The same, file by file.
+pub(super) fn files<'a>(
+    selected: &'a [Selected],
+    digest: &'a dyn Fn(&Content) -> Option<Digest>,
+) -> impl Iterator<Item = (TarPath, Value)> + 'a {
+    selected.iter().flat_map(move |one| {
+        let below = one.below.iter().map(|(path, found)| {
+            let path = [one.path.as_bytes(), b"/", path.as_bytes()].concat();
+            (TarPath::normal(path), entry(found, digest))
+        });
+        let top = (!one.top.is_directory()).then(|| (one.path.clone(), entry(&one.top, digest)));
+        top.into_iter().chain(below)
+    })
+}
+
 /// A layer's entries: two COPYs that come to the same entries share the layer, whatever lies below.
 pub(super) fn entries(
     entries: &BTreeMap<TarPath, Found>,
@@ -108,6 +127,9 @@ fn text(bytes: &[u8]) -> String {
 struct Record {
     /// None where the step changed nothing.
     layer: Option<Layer>,
+    /// The parts of its key. Records of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parts: Option<Parts>,
 }
 
 /// The layer that a record of a step names; none within where the step changed nothing, none where it is no such record.
@@ -119,15 +141,26 @@ pub(in crate::build) fn read(record: &[u8]) -> Option<Option<Layer>> {
 pub(super) fn recall(key: &Digest, store: &Store) -> Result<Option<Option<Layer>>, StoreError> {
     let Some(record) = store.action(key)? else { return Ok(None) };
     // A record that cannot be read is a step that is done again.
-    let Ok(Record { layer }) = serde_json::from_slice(&record) else { return Ok(None) };
+    let Ok(Record { layer, .. }) = serde_json::from_slice(&record) else { return Ok(None) };
     match &layer {
         Some(Layer { blob, .. }) if store.has(&blob.digest)? != Some(blob.size) => Ok(None),
         _ => Ok(Some(layer)),
     }
 }
 
+/// The parts of a key, as they were remembered with what its step gave: none where there is no such record, none within where it is one without them.
+pub(super) fn parts(key: &Digest, store: &Store) -> Result<Option<Option<Parts>>, StoreError> {
+    let Some(record) = store.action(key)? else { return Ok(None) };
+    Ok(serde_json::from_slice::<Record>(&record).ok().map(|record| record.parts))
+}
+
 /// Remembers what the step of this key gave.
-pub(super) fn remember(key: &Digest, layer: Option<&Layer>, store: &Store) -> Result<(), StoreError> {
-    let record = Record { layer: layer.cloned() };
+pub(super) fn remember(
+    key: &Digest,
+    layer: Option<&Layer>,
+    parts: Option<Parts>,
+    store: &Store,
+) -> Result<(), StoreError> {
+    let record = Record { layer: layer.cloned(), parts };
     store.record_action(key, &jiji_model::digest::canonical_json(&record))
 }

@@ -6,6 +6,7 @@
 //!
 //! Stages that do not need each other are carried out side by side (see `schedule`). What they share is behind locks here.
 
+mod explain;
 mod keys;
 mod mounts;
 mod schedule;
@@ -14,6 +15,7 @@ mod steps;
 pub(super) mod turns;
 mod urls;
 
+pub(super) use explain::is_record;
 pub(super) use keys::read as recorded;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +37,7 @@ use super::rootfs::Tree;
 use super::{BuildRequest, Builder, Steps};
 use crate::lockfile::BuildSection;
 
+use explain::{Courses, Parts};
 use schedule::{Needs, Schedule};
 use scope::{Globals, PREDEFINED, Scope};
 use turns::{Turns, held};
@@ -62,6 +65,8 @@ pub(super) struct Evaluation<'a> {
     memory: Memory<'a>,
     /// Steps that are done, over all stages.
     steps: Mutex<Steps>,
+    /// The keys that steps had in the build before, and have now.
+    courses: Mutex<Courses>,
     /// By stage, once it is done.
     over: Mutex<BTreeMap<usize, Over>>,
 }
@@ -125,6 +130,8 @@ struct State<'a> {
     cmd_here: bool,
     /// What people call it: its name, or its number where there are several.
     label: String,
+    /// Layers of its base.
+    base: usize,
     /// Steps that it has.
     of: usize,
     trace: Vec<Traced>,
@@ -204,6 +211,7 @@ impl<'a> Evaluation<'a> {
             ran: Mutex::default(),
             memory,
             steps: Mutex::default(),
+            courses: Mutex::new(Courses::read(&format!("{}@{}", request.repository, request.target), builder.store)?),
             over: Mutex::default(),
         })
     }
@@ -216,18 +224,21 @@ impl<'a> Evaluation<'a> {
                 BuildError::UnknownStage { name: name.clone(), dockerfile: self.file.text.name.clone() }
             })?,
         };
-        let done = self.schedule.run(stage, &|number, canceller| self.stage(number, canceller))?;
+        let done = self.schedule.run(stage, &|number, canceller| self.stage(number, canceller));
+        if !matches!(self.memory, Memory::Compare(_)) {
+            held(&self.courses).keep(done.is_ok(), self.builder.store)?;
+        }
+        let done = done?;
         if let Some((_, contents)) = &mut *held(&self.context) {
             contents.remember()?;
         }
         let over = std::mem::take(&mut *held(&self.over));
-        let nothing = |layer: &Option<Layer>| layer.as_ref().map_or_else(steps::nothing, |layer| layer.diff_id);
         let (ran, steps) = (held(&self.ran), *held(&self.steps));
         Ok(Outcome {
             draft: done.draft.clone(),
             undeclared: self.undeclared(&over),
             trace: over.into_iter().map(|(number, over)| (number, over.trace)).collect(),
-            runs: ran.iter().map(|(key, layer)| (*key, nothing(layer))).collect(),
+            runs: ran.iter().map(|(key, layer)| (*key, steps::diff_id(layer.as_ref()))).collect(),
             steps,
         })
     }
@@ -262,7 +273,8 @@ impl<'a> Evaluation<'a> {
             None => number.to_string(),
         };
         let of = instructions().filter(|instruction| instruction.is_step()).count();
-        let mut state = State { number, canceller, draft, scope, cmd_here: false, label, of, trace: Vec::new() };
+        let base = draft.layers.len();
+        let mut state = State { number, canceller, draft, scope, cmd_here: false, label, base, of, trace: Vec::new() };
         for (at, instruction) in instructions().enumerate() {
             self.schedule.reach(number, schedule_place(at, triggers.len()))?;
             self.instruction(instruction, &mut state)?;
@@ -333,7 +345,7 @@ impl<'a> Evaluation<'a> {
             Kind::Copy(copy) => Some(self.copy(instruction, copy, state)?),
             Kind::Workdir(word) => {
                 let path = self.expand(word, &state.scope)?;
-                Some(self.workdir(&path, state).map_err(failed)?)
+                Some(self.workdir(instruction, &path, state).map_err(failed)?)
             }
             _ => {
                 self.configure(instruction, state)?;
@@ -449,9 +461,14 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    fn remember(&self, key: &Digest, layer: Option<&Layer>) -> std::result::Result<(), StepError> {
+    fn remember(
+        &self,
+        key: &Digest,
+        layer: Option<&Layer>,
+        parts: Option<Parts>,
+    ) -> std::result::Result<(), StepError> {
         match self.memory {
-            Memory::Use | Memory::Renew => Ok(keys::remember(key, layer, self.builder.store)?),
+            Memory::Use | Memory::Renew => Ok(keys::remember(key, layer, parts, self.builder.store)?),
             Memory::Compare(_) => Ok(()),
         }
     }

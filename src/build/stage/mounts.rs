@@ -7,6 +7,7 @@
 use jiji_store::{CacheUse, Layer};
 use serde_json::{Value, json};
 
+use super::explain::Parts;
 use super::steps::{Digests, Opened, Stepped, digest_of};
 use super::{Evaluation, Result, State, error, keys, step_error};
 use crate::build::context;
@@ -35,6 +36,26 @@ enum PlannedSource {
     Context { selected: Vec<Selected>, digests: Digests, path: String },
     /// Anything else.
     Ready(StepSource),
+}
+
+impl Planned {
+    /// What a key says of them: what is mounted where, and of files of the context which.
+    pub(super) fn parts(&self, parts: &mut Parts) {
+        for mount in &self.key {
+            let target = mount.pointer("/mount/target").or_else(|| mount.get("target"));
+            let name = format!("mount {}", target.and_then(Value::as_str).unwrap_or_default());
+            let mut rest = mount.clone();
+            if let Some(rest) = rest.as_object_mut() {
+                rest.remove("taken");
+            }
+            parts.hide(&name, &rest);
+        }
+        for (_, _, source) in &self.mounts {
+            if let PlannedSource::Context { selected, digests, .. } = source {
+                parts.files(keys::files(selected, &|content| digest_of(content, digests)));
+            }
+        }
+    }
 }
 
 impl Evaluation<'_> {
@@ -164,7 +185,7 @@ impl Evaluation<'_> {
                 write_layer(&entries, epoch, self.request.threads, store, &digest, &open)?
             }
         };
-        self.remember(&by_entries, Some(&layer))?;
+        self.remember(&by_entries, Some(&layer), None)?;
         let name = TarPath::normal(path).name().to_vec();
         let path = if file { TarPath::root().join(&name).to_string() } else { "/".to_owned() };
         Ok(StepSource::Layers { layers: vec![layer], path })

@@ -10,6 +10,7 @@ use jiji_sandbox::UnpackLimits;
 use jiji_store::{Layer, Store};
 use serde_json::{Value, json};
 
+use super::explain::{Known, Parts};
 use super::mounts::Planned;
 use super::turns::held;
 use super::{Evaluation, Given, Memory, Result, State, keys, stage_named, step_error, urls};
@@ -44,7 +45,7 @@ impl Evaluation<'_> {
         Ok(Layers::new(self.builder.store).tree(&draft.layers)?)
     }
 
-    pub(super) fn workdir(&self, path: &str, state: &mut State<'_>) -> Stepped<Given> {
+    pub(super) fn workdir(&self, instruction: &Instruction, path: &str, state: &mut State<'_>) -> Stepped<Given> {
         let path = if path.starts_with('/') {
             TarPath::normal(path)
         } else {
@@ -53,9 +54,15 @@ impl Evaluation<'_> {
         state.draft.config.insert("WorkingDir".to_owned(), json!(path.to_string()));
         let user = state.draft.text("User").to_owned();
         let key = keys::workdir(&state.draft.layers, self.request.epoch, &path, &user);
+        self.passed(instruction, &key, state);
         if let Some(layer) = self.recall(&key)? {
+            self.hit(instruction, Known::Step, state);
             return Ok(Given { layer, cached: true });
         }
+        let mut parts = Parts::new(&state.draft.layers, state.base, self.request.epoch);
+        parts.add("destination", &json!(path.to_string()));
+        parts.add("user", &json!(user));
+        self.missed(instruction, &key, &parts, state)?;
         let below = self.below(&state.draft)?;
         let owner = owner(&user, below.accounts())?;
         let entries = copy::make_directory(&path, owner, &below)?;
@@ -65,7 +72,7 @@ impl Evaluation<'_> {
             let open = |_: &Content, _: u64| -> io::Result<Opened> { Ok(Box::new(io::empty())) };
             Some(write_layer(&entries, self.request.epoch, self.request.threads, self.builder.store, &|_| None, &open)?)
         };
-        self.remember(&key, layer.as_ref())?;
+        self.remember(&key, layer.as_ref(), Some(parts))?;
         Ok(Given { layer, cached: false })
     }
 
@@ -89,9 +96,11 @@ impl Evaluation<'_> {
             secrets: Vec::new(),
         };
         let key = keys::run(&step, &planned.key);
+        self.passed(instruction, &key, state);
         // What another stage of this build is at is waited for: a step of one key is done once.
         self.running.take(key, || {
             if let Some(layer) = self.this_build(&key) {
+                self.hit(instruction, Known::Build, state);
                 return Ok(Given { layer, cached: true });
             }
             let given = self.run_now(instruction, &key, planned, &mut step, state)?;
@@ -127,20 +136,38 @@ impl Evaluation<'_> {
             Some(diff_id) => store.layer(&diff_id, CODEC)?.map(Some),
             None => None,
         };
+        let parts = || run_parts(step, &planned, state);
         let (layer, cached) = match locked {
-            Some(layer) => (layer, true),
+            Some(layer) => {
+                self.hit(instruction, Known::Lock, state);
+                if self.recall(key)? != Some(layer.clone()) {
+                    self.remember(key, layer.as_ref(), Some(parts()))?;
+                }
+                (layer, true)
+            }
             None => match self.recall(key)? {
-                Some(layer) => (layer, true),
+                Some(layer) => {
+                    self.hit(instruction, Known::Step, state);
+                    (layer, true)
+                }
                 None => {
+                    let parts = parts();
+                    self.missed(instruction, key, &parts, state)?;
                     if !planned.key.is_empty() {
                         let below = self.below(&state.draft)?;
                         self.mount(planned, step, &below)?;
                     }
-                    (self.execute(instruction, step, state)?, false)
+                    let layer = self.execute(instruction, step, state)?;
+                    // What `--locked` refuses is no result to go on from.
+                    let refused = self.request.locked && expected != Some(diff_id(layer.as_ref()));
+                    if !refused {
+                        self.remember(key, layer.as_ref(), Some(parts))?;
+                    }
+                    (layer, false)
                 }
             },
         };
-        let actual = layer.as_ref().map_or_else(nothing, |layer| layer.diff_id);
+        let actual = diff_id(layer.as_ref());
         if let Some(expected) = expected.filter(|expected| *expected != actual) {
             if self.request.locked {
                 let evidence = if cached { Vec::new() } else { self.varies(instruction, step, layer.as_ref(), state)? };
@@ -149,7 +176,6 @@ impl Evaluation<'_> {
             let text = format!("{} gave another result than jiji.lock says", first_line(&instruction.text));
             self.tell("build.differs", text, json!({"key": key, "expected": expected, "actual": actual}));
         }
-        self.remember(key, layer.as_ref())?;
         Ok(Given { layer, cached })
     }
 
@@ -294,7 +320,7 @@ impl Evaluation<'_> {
         if unpack.fetched {
             to["unpack-fetched"] = json!(true);
         }
-        let put = Put { state, destination, chown, mode, choice, to };
+        let put = Put { instruction, state, destination, chown, mode, choice, to };
         let failed = |cause: StepError| step_error(file, place(&cause), instruction.name, cause);
         match from {
             None => self.copy_context(&sources, unpack, &put).map_err(failed),
@@ -342,9 +368,10 @@ impl Evaluation<'_> {
         // Only where the layer is not remembered is an archive looked into.
         let mut archives = BTreeMap::new();
         let store = self.builder.store;
-        let selected = match (unpack.context || unpack.fetched) && self.recall(&key)?.is_none() {
-            true => unpacked(selected, unpack, &digests, store, &mut archives)?,
-            false => selected,
+        self.passed(put.instruction, &key, put.state);
+        let laid = match (unpack.context || unpack.fetched) && self.recall(&key)?.is_none() {
+            true => unpacked(selected.clone(), unpack, &digests, store, &mut archives)?,
+            false => selected.clone(),
         };
         let open = |content: &Content, size: u64| -> io::Result<Opened> {
             match content {
@@ -358,7 +385,14 @@ impl Evaluation<'_> {
                 Content::None | Content::Layer(..) => Ok(Box::new(io::empty())),
             }
         };
-        self.place(&key, &selected, put, &digest, &|| Ok(()), &|(), content, size| open(content, size))
+        let parts = || {
+            let mut parts = put.parts(self.request.epoch);
+            parts.files(keys::files(&selected, &digest));
+            parts
+        };
+        self.place(&Named { key, parts: &parts }, &laid, put, &digest, &|| Ok(()), &|(), content, size| {
+            open(content, size)
+        })
     }
 
     fn copy_layers(&self, sources: &[Source], name: &str, from: &Draft, put: &Put<'_>) -> Stepped<Given> {
@@ -373,7 +407,9 @@ impl Evaluation<'_> {
             .collect();
         let taken = json!({"layers": diff_ids, "paths": texts});
         let key = keys::copy(&put.state.draft.layers, self.request.epoch, &taken, &put.to);
+        self.passed(put.instruction, &key, put.state);
         if let Some(layer) = self.recall(&key)? {
+            self.hit(put.instruction, Known::Step, put.state);
             return Ok(Given { layer, cached: true });
         }
         let tree = self.below(from)?;
@@ -394,13 +430,19 @@ impl Evaluation<'_> {
                 Content::None | Content::Path(_) | Content::Part { .. } | Content::Blob(_) => Ok(Box::new(io::empty())),
             }
         };
-        self.place(&key, &selected, put, &digest, &unpack, &open)
+        let parts = || {
+            let mut parts = put.parts(self.request.epoch);
+            parts.hide("from", &json!(diff_ids));
+            parts.add("sources", &json!(sources.iter().filter_map(source_text).collect::<Vec<_>>().join(" ")));
+            parts
+        };
+        self.place(&Named { key, parts: &parts }, &selected, put, &digest, &unpack, &open)
     }
 
     /// The layer of a COPY: remembered under its key, or under its entries, or written now. `prepare` makes ready what `open` needs.
     fn place<P>(
         &self,
-        key: &Digest,
+        Named { key, parts }: &Named<'_>,
         selected: &[Selected],
         put: &Put<'_>,
         digest: &dyn Fn(&Content) -> Option<Digest>,
@@ -409,25 +451,34 @@ impl Evaluation<'_> {
     ) -> Stepped<Given> {
         let (store, epoch) = (self.builder.store, self.request.epoch);
         if let Some(layer) = self.recall(key)? {
+            self.hit(put.instruction, Known::Step, put.state);
             return Ok(Given { layer, cached: true });
         }
+        let parts = parts();
         let below = self.below(&put.state.draft)?;
         let owned = put.chown.as_ref().map(|text| owner(text, below.accounts())).transpose()?;
         let ownership = Ownership { owner: owned, mode: put.mode.clone() };
         let entries = copy::place(selected, &put.destination, &put.state.workdir(), &ownership, &below)?;
         let by_entries = keys::entries(&entries, epoch, digest);
         let (layer, cached) = match self.recall(&by_entries)? {
-            Some(layer) => (layer, true),
-            None if entries.is_empty() => (None, false),
+            Some(layer) => {
+                self.hit(put.instruction, Known::Files, put.state);
+                (layer, true)
+            }
+            None if entries.is_empty() => {
+                self.missed(put.instruction, key, &parts, put.state)?;
+                (None, false)
+            }
             None => {
+                self.missed(put.instruction, key, &parts, put.state)?;
                 let prepared = prepare()?;
                 let open = |content: &Content, size: u64| open(&prepared, content, size);
                 let layer = write_layer(&entries, epoch, self.request.threads, store, digest, &open)?;
                 (Some(layer), false)
             }
         };
-        self.remember(&by_entries, layer.as_ref())?;
-        self.remember(key, layer.as_ref())?;
+        self.remember(&by_entries, layer.as_ref(), None)?;
+        self.remember(key, layer.as_ref(), Some(parts))?;
         Ok(Given { layer, cached })
     }
 }
@@ -441,8 +492,15 @@ struct Unpack {
     fetched: bool,
 }
 
+/// The key of a COPY, and its parts for those who want to know.
+struct Named<'a> {
+    key: Digest,
+    parts: &'a dyn Fn() -> Parts,
+}
+
 /// Where a COPY puts what it takes.
 struct Put<'a> {
+    instruction: &'a Instruction,
     state: &'a State<'a>,
     destination: String,
     chown: Option<String>,
@@ -450,6 +508,43 @@ struct Put<'a> {
     choice: Choice,
     /// All of it, for the key.
     to: Value,
+}
+
+impl Put<'_> {
+    /// What a key says of it.
+    fn parts(&self, epoch: u64) -> Parts {
+        let mut parts = Parts::new(&self.state.draft.layers, self.state.base, epoch);
+        for (name, value) in self.to.as_object().into_iter().flatten() {
+            parts.add(if name == "path" { "destination" } else { name }, value);
+        }
+        parts
+    }
+}
+
+/// What a key says of a RUN.
+fn run_parts(step: &RunStep, planned: &Planned, state: &State<'_>) -> Parts {
+    let mut parts = Parts::new(&step.layers, state.base, step.epoch);
+    parts.command(&step.argv);
+    for (name, value) in &step.env {
+        parts.hide(&format!("env {name}"), &json!(value));
+    }
+    parts.add("user", &json!(step.user));
+    parts.add("workdir", &json!(step.workdir));
+    parts.add("platform", &json!(step.platform.to_string()));
+    planned.parts(&mut parts);
+    parts
+}
+
+/// The `diff_id` of what a step gave.
+pub(super) fn diff_id(layer: Option<&Layer>) -> Digest {
+    layer.map_or_else(nothing, |layer| layer.diff_id)
+}
+
+fn source_text(source: &Source) -> Option<&str> {
+    match source {
+        Source::Path(text) | Source::Fetched(text, ..) => Some(text),
+        Source::Inline(..) => None,
+    }
 }
 
 /// Where a source stands, and what it became when variables were replaced.
@@ -493,7 +588,7 @@ fn learn(selected: &[Selected], contents: &mut Contents) -> Stepped<Digests> {
 }
 
 /// What `jiji.lock` says of a step that changed nothing: the digest of a tar without entries.
-pub(super) fn nothing() -> Digest {
+fn nothing() -> Digest {
     Digest::of([0; 1024])
 }
 

@@ -35,9 +35,11 @@ pub(super) struct Fixture {
     stage: Mutex<Option<String>>,
     locked: AtomicBool,
     base: Mutex<Value>,
+    more: Mutex<Option<String>>,
     ran: Mutex<Vec<RunStep>>,
     asked: Mutex<Vec<String>>,
     events: Mutex<Vec<Record>>,
+    said: Mutex<String>,
 }
 
 impl Fixture {
@@ -54,9 +56,11 @@ impl Fixture {
             stage: Mutex::default(),
             locked: AtomicBool::new(false),
             base: Mutex::new(json!({"Env": ["BASE=yes"], "Cmd": ["base"]})),
+            more: Mutex::default(),
             ran: Mutex::default(),
             asked: Mutex::default(),
             events: Mutex::default(),
+            said: Mutex::default(),
         };
         fixture.dockerfile(dockerfile);
         for (name, text) in files {
@@ -82,6 +86,15 @@ impl Fixture {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).expect("created");
         fs::write(path, bytes).expect("written");
+    }
+
+    pub(super) fn remove(&self, name: &str) {
+        fs::remove_file(self.path(name)).expect("removed");
+    }
+
+    /// Adds an empty file to the one image that the registry has.
+    pub(super) fn layer_of_base(&self, name: &str) {
+        *locked(&self.more) = Some(name.to_owned());
     }
 
     pub(super) fn mode(&self, name: &str, mode: u32) {
@@ -137,6 +150,7 @@ impl Fixture {
             epoch: DEFAULT_EPOCH,
             locked: self.locked.load(Ordering::Relaxed),
             renew: false,
+            explain: true,
             threads: 2,
         };
         let sink = Watching(&self.events);
@@ -173,6 +187,19 @@ impl Fixture {
     pub(super) fn told(&self, event: &str) -> Vec<String> {
         let events = locked(&self.events);
         events.iter().filter(|record| record.event == event).map(|record| record.text.clone()).collect()
+    }
+
+    /// The same since this was asked last.
+    pub(super) fn take_told(&self, event: &str) -> Vec<String> {
+        let told = self.told(event);
+        let events: Vec<Record> = locked(&self.events).drain(..).collect();
+        locked(&self.said).push_str(&json!(events).to_string());
+        told
+    }
+
+    /// All that events had said when they were asked for, as JSON.
+    pub(super) fn said(&self) -> String {
+        locked(&self.said).clone()
     }
 
     pub(super) fn config(&self, built: &Built) -> Value {
@@ -303,11 +330,12 @@ impl Sources for Fixture {
         locked(&self.asked).push(format!("pull {reference}"));
         assert_eq!(digest, &*IMAGE);
         let link = Entry { node: Node::Symlink(b"usr/bin".to_vec()), ..Entry::directory(0o777) };
-        let layer = self.layer_of(&[
-            ("bin", link, b""),
-            ("usr", Entry::directory(0o755), b""),
-            ("usr/bin", Entry::directory(0o755), b""),
-        ]);
+        let more = locked(&self.more).clone();
+        let mut entries: Vec<(&str, Entry, &[u8])> =
+            vec![("bin", link, b""), ("usr", Entry::directory(0o755), b""), ("usr/bin", Entry::directory(0o755), b"")];
+        entries.extend(more.iter().map(|name| (name.as_str(), Entry::file(0o644, 0), &b""[..])));
+        entries.sort_by_key(|(name, ..)| TarPath::normal(name));
+        let layer = self.layer_of(&entries);
         let config = canonical_json(&json!({
             "architecture": "amd64", "os": "linux",
             "config": *locked(&self.base),

@@ -145,6 +145,7 @@ impl Project {
             epoch: DEFAULT_EPOCH,
             locked: false,
             renew: false,
+            explain: false,
             threads: 2,
         };
         let lock_file = LockFile::of_project(&self.root);

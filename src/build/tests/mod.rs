@@ -174,6 +174,113 @@ fn a_step_or_image_that_two_stages_share_is_done_once_and_told_with_its_place() 
 }
 
 #[test]
+fn a_step_that_is_done_says_what_of_its_key_differs() {
+    let fixture = Fixture::new(
+        "FROM base\nARG V\nCOPY . /app/\nRUN --mount=type=secret,id=t --mount=target=/m,source=dir make\nWORKDIR /w\n",
+        &[("a", "1"), ("b", "2"), ("c", "3"), ("dir/d", "4")],
+    );
+    fixture.arg("V", "the-value-of-v");
+    fixture.secret("t", "the-secret");
+    let explained = || {
+        fixture.built();
+        fixture.take_told("build.explained")
+    };
+    let new = "miss: no build of this image had this step";
+    let run = "RUN --mount=type=secret,id=t --mount=target=/m,source=dir make";
+    assert_eq!(
+        explained(),
+        [format!("[1/3] COPY . /app/: {new}"), format!("[2/3] {run}: {new}"), format!("[3/3] WORKDIR /w: {new}")]
+    );
+    let known = "hit: it was done before, and nothing changed";
+    assert_eq!(
+        explained(),
+        [
+            format!("[1/3] COPY . /app/: {known}"),
+            format!("[2/3] {run}: hit: jiji.lock says what it gives"),
+            format!("[3/3] WORKDIR /w: {known}")
+        ]
+    );
+    fixture.write("a", "2");
+    fixture.write("new", "2");
+    fixture.remove("b");
+    fixture.write("dir/d", "5");
+    let told = explained();
+    assert_eq!(told[0], "[1/3] COPY . /app/: miss: 4 files: `a` changed, `b` is gone, `dir/d` changed, `new` is new");
+    assert_eq!(told[1], format!("[2/3] {run}: miss: a step above gives something else; 1 file: `dir/d` changed"));
+
+    fixture.arg("V", "another-value");
+    assert_eq!(explained()[1], format!("[2/3] {run}: miss: the environment: `V` changed"));
+    let other = "FROM base\nENV NEW=1\nARG V\nCOPY . /srv/\nRUN --mount=type=tmpfs,target=/m make all\nWORKDIR /w\n";
+    fixture.dockerfile(other);
+    let told = explained();
+    assert_eq!(told[0], "[1/3] COPY . /srv/: miss: the destination was `/app/`, is `/srv/`");
+    assert_eq!(
+        told[1],
+        concat!(
+            "[2/3] RUN --mount=type=tmpfs,target=/m make all: miss: a step above gives something else; ",
+            "the command was `/bin/sh -c make`, is `/bin/sh -c make all`; the environment: `NEW` is new; 1 file: `dir/d` is gone; ",
+            "the mounts: `/m` changed, `/run/secrets/t` is gone"
+        )
+    );
+    fixture.layer_of_base("etc/motd");
+    let told = explained();
+    assert_eq!(told[0], "[1/3] COPY . /srv/: hit: its files were laid out before");
+    assert!(told[1..].iter().all(|text| text.ends_with("miss: the base image is another")), "{told:?}");
+    fixture.dockerfile(&other.replace("/srv/", "/sr2/").replace("make all", "fail"));
+    fixture.fails();
+    assert!(fixture.take_told("build.explained").len() == 2, "what failed is explained too");
+
+    // What builds keep of all this names no value.
+    let mut kept = fixture.said();
+    for key in fixture.store.actions().expect("listed") {
+        kept.push_str(&String::from_utf8_lossy(&fixture.store.action(&key).expect("read").expect("there")));
+    }
+    assert!(
+        kept.contains("env V")
+            && !["the-value-of-v", "another-value", "the-secret"].iter().any(|text| kept.contains(text))
+    );
+}
+
+#[test]
+fn records_without_parts_are_still_results_and_what_is_gone_is_said() {
+    let fixture = Fixture::new("FROM scratch\nCOPY a /\n", &[("a", "1")]);
+    fixture.built();
+    // As an earlier version wrote them.
+    for key in fixture.store.actions().expect("listed") {
+        let record = fixture.store.action(&key).expect("read").expect("there");
+        let mut record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
+        if record.as_object_mut().expect("an object").remove("parts").is_some() {
+            fixture.store.record_action(&key, record.to_string().as_bytes()).expect("recorded");
+        }
+    }
+    let explained = || {
+        let built = fixture.built();
+        (built.steps.cached, fixture.take_told("build.explained").remove(0))
+    };
+    fixture.take_told("build.explained");
+    assert_eq!(explained().0, 1);
+    fixture.write("a", "2");
+    let (_, text) = explained();
+    assert!(text.ends_with("miss: the store has no record of the parts of the step as it was before"), "{text}");
+    let verified = verify::verify(&fixture.store).expect("verified");
+    assert_eq!(verified.damaged, [], "records of both kinds, and of the build's steps, are whole");
+    for blob in fixture.built().image.layers {
+        fixture.store.remove(&blob.digest).expect("removed");
+    }
+    fixture.take_told("build.explained");
+    let (_, text) = explained();
+    assert!(text.ends_with("miss: nothing changed, and what it gave is not in the store"), "{text}");
+    for key in fixture.store.actions().expect("listed") {
+        if fixture.store.action(&key).expect("read").is_some_and(|record| record.starts_with(b"{\"layer\"")) {
+            fixture.store.forget_action(&key).expect("forgotten");
+        }
+    }
+    fixture.write("a", "3");
+    let (_, text) = explained();
+    assert!(text.ends_with("miss: the step as it was before is not in the store"), "{text}");
+}
+
+#[test]
 fn a_tag_is_resolved_once_and_written_to_the_lock() {
     let fixture = Fixture::new("ARG TAG=1\nFROM base:$TAG\nCOPY a /bin/\n", &[("a", "1")]);
     let built = fixture.built();
