@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiji_model::digest::Digest;
-use jiji_sandbox::UnpackLimits;
+use jiji_sandbox::{UnpackLimits, each_entry};
 use sha2::{Digest as _, Sha256};
 
 use super::layer::{Node, TarPath};
@@ -185,12 +185,11 @@ fn read(tar: &File, digest: &Digest, most: u64) -> Result<Option<BTreeMap<TarPat
     let mut entries: BTreeMap<TarPath, Found> = BTreeMap::new();
     let mut count = 0;
     io::Seek::rewind(&mut &*tar)?;
-    let mut archive = tar::Archive::new(BufReader::new(tar));
-    for entry in archive.entries()? {
-        let mut entry = entry?;
+    let bounds = UnpackLimits { bytes: u64::MAX, entries: u64::MAX };
+    each_entry(BufReader::new(tar), bounds, |entry| {
         count += 1;
         if count > most {
-            return Ok(None);
+            return Ok(());
         }
         let raw = entry.path_bytes().into_owned();
         let name = || String::from_utf8_lossy(&raw).into_owned();
@@ -198,12 +197,12 @@ fn read(tar: &File, digest: &Digest, most: u64) -> Result<Option<BTreeMap<TarPat
             return Err(ArchiveError::Climbs { name: name() });
         }
         let path = TarPath::normal(&raw);
-        let Some(known) = entry_of(&mut entry)? else { continue };
+        let Some(known) = entry_of(entry)? else { return Ok(()) };
         if entry.header().entry_type() == tar::EntryType::GNUSparse {
             return Err(ArchiveError::Sparse { name: name() });
         }
         if path.is_root() {
-            continue;
+            return Ok(());
         }
         let content = match &known.node {
             Node::File { .. } => Content::Part { of: *digest, offset: entry.raw_file_position() },
@@ -228,8 +227,9 @@ fn read(tar: &File, digest: &Digest, most: u64) -> Result<Option<BTreeMap<TarPat
             }
         }
         entries.insert(path, Found { entry: known, content });
-    }
-    Ok(Some(entries))
+        Ok::<_, ArchiveError>(())
+    })?;
+    Ok((count <= most).then_some(entries))
 }
 
 #[cfg(test)]

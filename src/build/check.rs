@@ -156,7 +156,7 @@ fn copy_context(root: &Path, dockerfile: &Path, to: &Path) -> Result<(), BuildEr
                 std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), &path).map_err(failed(&path))?;
             }
             (Node::File { .. }, Content::Path(from)) => {
-                let mut source = context::open(from).map_err(failed(from))?;
+                let mut source = context::open(root, from).map_err(failed(from))?;
                 let mut file = fs::File::create(&path).map_err(failed(&path))?;
                 io::copy(&mut source, &mut file).map_err(failed(&path))?;
                 let mode = if found.entry.mode & 0o100 == 0 { 0o600 } else { 0o700 };

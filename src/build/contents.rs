@@ -52,6 +52,7 @@ struct Remembered {
 /// The digests of a context's files.
 #[derive(Debug)]
 pub struct Contents {
+    root: PathBuf,
     store: Store,
     key: Digest,
     threads: usize,
@@ -75,7 +76,15 @@ impl Contents {
         let record = store.action(&key)?;
         let remembered = record.and_then(|record| serde_json::from_slice::<Remembered>(&record).ok());
         let remembered = remembered.map(|record| record.files).unwrap_or_default();
-        Ok(Self { store: store.clone(), key, threads, remembered, known: HashMap::new(), learned: false })
+        Ok(Self {
+            root: root.to_owned(),
+            store: store.clone(),
+            key,
+            threads,
+            remembered,
+            known: HashMap::new(),
+            learned: false,
+        })
     }
 
     /// The digest of a file, if [`Self::learn`] learned it.
@@ -106,7 +115,7 @@ impl Contents {
             return Ok(());
         }
         let now = self.now();
-        for (file, (stat, digest)) in unknown.iter().zip(hash_all(&unknown, self.threads)?) {
+        for (file, (stat, digest)) in unknown.iter().zip(hash_all(&self.root, &unknown, self.threads)?) {
             self.known.insert((*file).to_owned(), digest);
             if let (Some(name), Some(now)) = (file.to_str(), now)
                 && stat.is_quiet(now)
@@ -140,7 +149,7 @@ impl Contents {
     }
 }
 
-fn hash_all(files: &[&Path], threads: usize) -> Result<Vec<(Stat, Digest)>, ContextError> {
+fn hash_all(root: &Path, files: &[&Path], threads: usize) -> Result<Vec<(Stat, Digest)>, ContextError> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::with_capacity(files.len()));
     let work = || {
@@ -148,7 +157,7 @@ fn hash_all(files: &[&Path], threads: usize) -> Result<Vec<(Stat, Digest)>, Cont
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(file) = files.get(at) else { return };
-            let hashed = hash(file, &mut buffer);
+            let hashed = hash(root, file, &mut buffer);
             done.lock().unwrap_or_else(PoisonError::into_inner).push((at, hashed));
         }
     };
@@ -164,8 +173,8 @@ fn hash_all(files: &[&Path], threads: usize) -> Result<Vec<(Stat, Digest)>, Cont
     done.into_iter().map(|(at, hashed)| hashed.map_err(failed(at))).collect()
 }
 
-fn hash(path: &Path, buffer: &mut [u8]) -> io::Result<(Stat, Digest)> {
-    let mut file = context::open(path)?;
+fn hash(root: &Path, path: &Path, buffer: &mut [u8]) -> io::Result<(Stat, Digest)> {
+    let mut file = context::open(root, path)?;
     let stat = Stat::of(&file.metadata()?);
     let mut hash = Sha256::new();
     loop {

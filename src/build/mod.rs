@@ -69,6 +69,9 @@ pub const DEFAULT_EPOCH: u64 = 315_532_800;
 /// The argument that says another time than the default, in seconds since 1970 (reproducible-builds.org, "SOURCE_DATE_EPOCH").
 const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
+/// The longest Dockerfile, in bytes.
+const DOCKERFILE_LIMIT: u64 = 16 << 20;
+
 /// What is to be built.
 #[derive(Debug, Clone)]
 pub struct BuildRequest {
@@ -114,7 +117,7 @@ impl BuildRequest {
 
     /// The Dockerfile.
     fn read(&self) -> Result<Dockerfile, BuildError> {
-        let content = std::fs::read(&self.dockerfile)
+        let content = context::read_small(&self.dockerfile, DOCKERFILE_LIMIT)
             .map_err(|source| BuildError::NoDockerfile { path: self.dockerfile.clone(), source })?;
         dockerfile::parse(&self.dockerfile_name, &content).map_err(BuildError::Dockerfile)
     }

@@ -1,10 +1,29 @@
 //! The file itself: read whole, replaced whole, one writer at a time.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{BuildSection, FILE_NAME, Lock, LockfileError, PluginSection, format};
+
+/// The longest lock, in bytes: some 100,000 steps.
+const LIMIT: u64 = 32 << 20;
+
+/// The text of a file that somebody else may have made: it must be a file, and nothing is waited for.
+fn read(path: &Path) -> io::Result<String> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+    }
+    let mut text = String::new();
+    file.take(LIMIT + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LIMIT {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is longer than 32 MiB"));
+    }
+    Ok(text)
+}
 
 /// Where a project's `jiji.lock` is.
 #[derive(Debug, Clone)]
@@ -68,7 +87,7 @@ impl LockFile {
     }
 
     fn read_text(&self) -> Result<Option<String>, LockfileError> {
-        match std::fs::read_to_string(&self.path) {
+        match read(&self.path) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(LockfileError::Read { path: self.path.clone(), source }),

@@ -23,11 +23,12 @@
 //! ```
 //!
 //! Rooms: [`Step`] and [`Exit`] are the words; `run` is this side of the wall, `helper` the door, `inside` the other side;
-//! `changes` and `unpack` read and write layer directories; [`probe()`] says what this machine can do. `sys` holds every `unsafe`
+//! `changes` and `unpack` read and write layer directories, `entries` reads tars; [`probe()`] says what this machine can do. `sys` holds every `unsafe`
 //! line of the crate.
 
 mod cgroup;
 mod changes;
+mod entries;
 mod helper;
 mod inside;
 mod merged;
@@ -41,6 +42,7 @@ mod unpack;
 mod wire;
 
 pub use changes::{Change, ChangeError, Changes, Kind, Meta, Node, changes};
+pub use entries::{Counted, each_entry};
 pub use helper::enter_if_requested;
 pub use probe::{Refusal, Support, probe};
 pub use run::{Canceller, RunError, Sandbox, run};

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
 use tar::EntryType;
 
+use crate::entries::each_entry;
 use crate::merged::{self, Found, MergedDir, OPAQUE};
 
 /// How many links a path may lead through; Linux's own number.
@@ -54,7 +55,7 @@ pub struct Unpacked {
 pub enum UnpackError {
     /// The archive ends early or is none.
     #[error("read the layer's archive: {0}")]
-    Archive(io::Error),
+    Archive(#[from] io::Error),
     /// The file system failed.
     #[error("unpack `{path}`: {source}")]
     Io {
@@ -122,18 +123,17 @@ pub fn unpack(
         layer.copy_meta(&found(top.as_ref())?, dir)?;
     }
     let mut done = Unpacked::default();
-    let mut archive = tar::Archive::new(archive);
-    for entry in archive.entries().map_err(UnpackError::Archive)? {
-        let mut entry = entry.map_err(UnpackError::Archive)?;
+    let bounds = UnpackLimits { entries: u64::MAX, ..limits };
+    let mut rest = each_entry(archive, bounds, |entry| {
         done.entries += 1;
         done.bytes = done.bytes.saturating_add(entry.size());
         if done.entries > limits.entries || done.bytes > limits.bytes {
             return Err(UnpackError::TooLarge { limits });
         }
-        layer.entry(&mut entry)?;
-    }
+        layer.entry(entry)
+    })?;
     layer.finish()?;
-    io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(UnpackError::Archive)?;
+    io::copy(&mut rest, &mut io::sink()).map_err(UnpackError::Archive)?;
     Ok(done)
 }
 

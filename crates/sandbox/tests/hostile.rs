@@ -154,3 +154,64 @@ fn descriptors_of_the_host_do_not_come_along() {
     // 0 to 2, and the one that lists.
     assert_eq!(ran.out, "0\n1\n2\n3\n", "{}", ran.err);
 }
+
+#[test]
+fn a_step_that_pokes_at_the_machine_gets_nowhere() {
+    needs_root!();
+    let image = Image::new();
+    let sentinel = image.dir.path().join("sentinel");
+    fs::write(&sentinel, "the host's\n").expect("a file of the host");
+    let sentinel = sentinel.to_str().expect("text");
+    // What each prints where it gets through. The machine is asked afterwards, too.
+    let pokes = [
+        ("write to a sysctl", "echo 1 > /proc/sys/vm/drop_caches && echo through".to_owned()),
+        ("write to its own core pattern", "echo x > /proc/sys/kernel/core_pattern && echo through".to_owned()),
+        ("restart the machine", "echo b > /proc/sysrq-trigger && echo through".to_owned()),
+        ("restart it by a call", "reboot -f && echo through".to_owned()),
+        ("mount a file system", "mount -t tmpfs none /mnt && echo through".to_owned()),
+        ("mount another proc", "mkdir -p /tmp/p; mount -t proc none /tmp/p && echo through".to_owned()),
+        ("make a mount writable again", "mount -o remount,rw /proc/sys && echo through".to_owned()),
+        ("bind a directory", "mount -o bind / /mnt && echo through".to_owned()),
+        ("take a mount away", "umount /proc/sys && echo through".to_owned()),
+        ("leave by another root", "pivot_root / /tmp && echo through".to_owned()),
+        ("a user namespace", "unshare -U true && echo through".to_owned()),
+        ("a mount namespace", "unshare -m true && echo through".to_owned()),
+        ("a network namespace", "unshare -n true && echo through".to_owned()),
+        ("a namespace of another process", "nsenter -t 1 -m true && echo through".to_owned()),
+        ("load a module", "insmod /bin/busybox 2>/dev/null && echo through".to_owned()),
+        ("set the clock", "date -s 2000-01-01 >/dev/null 2>&1; [ $(date +%Y) = 2000 ] && echo through".to_owned()),
+        ("set the host's name", "hostname evil && echo through".to_owned()),
+        ("swap to a file", "dd if=/dev/zero of=/tmp/s bs=4096 count=16 2>/dev/null; mkswap /tmp/s >/dev/null; swapon /tmp/s && echo through".to_owned()),
+        ("read a file of the host", format!("cat {sentinel} && echo through")),
+        ("read it through a process", format!("cat /proc/1/root{sentinel} && echo through")),
+        ("read it through its directory", format!("cat /proc/1/cwd/../../../../..{sentinel} && echo through")),
+        ("read the disk", "mknod /tmp/sda b 8 0; dd if=/tmp/sda bs=1 count=1 2>/dev/null && echo through".to_owned()),
+        ("read memory", "mknod /tmp/mem c 1 1; dd if=/tmp/mem bs=1 count=1 2>/dev/null && echo through".to_owned()),
+        ("read the kernel's log", "dmesg >/dev/null 2>&1 && echo through".to_owned()),
+        ("read the kernel's memory", "[ -s /proc/kcore ] && echo through".to_owned()),
+        ("read keys", "[ -s /proc/keys ] && echo through".to_owned()),
+        ("look at the machine's processes", "[ $(ls /proc | grep -c '^[0-9]*$') -gt 12 ] && echo through".to_owned()),
+        ("reach the network", "wget -q -T 2 -O - http://192.0.2.1/ && echo through".to_owned()),
+        ("reach a name server", "nslookup example.com >/dev/null 2>&1 && echo through".to_owned()),
+        ("set up an interface", "ip link add x type dummy && echo through".to_owned()),
+        ("send what nobody answers", "ping -c 1 -W 1 192.0.2.1 >/dev/null && echo through".to_owned()),
+        ("raise its own limits", "ulimit -n 1000000 && echo through".to_owned()),
+        ("raise its priority", "nice -n -20 true 2>/dev/null; [ $(nice -n -20 nice) -lt 0 ] && echo through".to_owned()),
+        ("write to firmware", "ls /sys/firmware/* >/dev/null 2>&1 && echo through".to_owned()),
+        ("write to a control group", "mkdir /sys/fs/cgroup/evil && echo through".to_owned()),
+        ("write to sysfs", "echo 1 > /sys/kernel/mm/ksm/run && echo through".to_owned()),
+    ];
+    let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").expect("core_pattern");
+    for (name, poke) in &pokes {
+        let ran = image.sh(&format!("( {poke} ) 2>/dev/null; echo ended"));
+        assert_eq!(ran.out, "ended\n", "{name}: {}", ran.err);
+    }
+    // Whoever kills the first process of the sandbox or all that it sees kills itself at most.
+    for kill in ["kill -9 1", "kill -9 -1", "kill -TERM 2 1"] {
+        let _ = image.run(&image.step(kill));
+    }
+    assert_eq!(image.sh("echo fine").out, "fine\n");
+    assert_eq!(fs::read_to_string(sentinel).expect("still there"), "the host's\n");
+    assert_eq!(fs::read_to_string("/proc/sys/kernel/core_pattern").expect("core_pattern"), pattern);
+    println!("{} pokes", pokes.len() + 3);
+}

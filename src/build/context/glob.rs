@@ -99,24 +99,43 @@ fn class(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, ordered: bool) ->
     }
 }
 
+/// Whether tokens match a whole text. All ways are followed at once, so the time is bounded by the product of the two lengths, and nothing
+/// is deeper than this.
 fn matches(tokens: &[Token], text: &[char]) -> bool {
-    let Some((token, rest)) = tokens.split_first() else {
-        return text.is_empty();
-    };
-    match token {
-        Token::Rest => true,
-        Token::Any => {
-            let longest = text.iter().position(|ch| *ch == '/').unwrap_or(text.len());
-            (0..=longest).any(|skip| matches(rest, &text[skip..]))
+    // Which tokens may come next, and which `**` are within a directory's name.
+    let mut next = vec![false; tokens.len() + 1];
+    let mut within = vec![false; tokens.len()];
+    next[0] = true;
+    for ch in text.iter().map(Some).chain([None]) {
+        for (at, token) in tokens.iter().enumerate().filter(|(_, token)| token.may_be_nothing()) {
+            match token {
+                Token::Rest if next[at] => return true,
+                // Tokens are in order, so what is reached through one is looked at after it.
+                _ => next[at + 1] |= next[at],
+            }
         }
-        Token::Directories => {
-            let starts = text.iter().enumerate().filter(|(_, ch)| **ch == '/').map(|(at, _)| at + 1);
-            std::iter::once(0).chain(starts).any(|start| matches(rest, &text[start..]))
+        let Some(ch) = ch else { break };
+        let mut after = vec![false; next.len()];
+        let mut deeper = vec![false; within.len()];
+        for (at, token) in tokens.iter().enumerate() {
+            match token {
+                Token::Directories => {
+                    deeper[at] = next[at] || within[at];
+                    after[at + 1] |= deeper[at] && *ch == '/';
+                }
+                _ if !next[at] => {}
+                Token::Any => after[at] |= *ch != '/',
+                one => after[at + 1] |= one.takes(*ch),
+            }
         }
-        one => match text.split_first() {
-            Some((ch, text)) => one.takes(*ch) && matches(rest, text),
-            None => false,
-        },
+        (next, within) = (after, deeper);
+    }
+    next[tokens.len()]
+}
+
+impl Token {
+    fn may_be_nothing(&self) -> bool {
+        matches!(self, Self::Any | Self::Directories | Self::Rest)
     }
 }
 

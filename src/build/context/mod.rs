@@ -8,16 +8,21 @@ mod ignore;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::build::layer::{Entry, Node, TarPath};
 use crate::build::rootfs::{Content, Found, Tree};
 
 pub use glob::{BadPattern, Glob};
 pub use ignore::{BadRule, Ignore};
+
+/// The longest ignore file, in bytes.
+const IGNORE_LIMIT: u64 = 1 << 20;
 
 /// Why a context could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +84,7 @@ fn ignore_file(root: &Path, dockerfile: &Path) -> Result<Ignore, ContextError> {
     let mut beside = dockerfile.as_os_str().to_owned();
     beside.push(".dockerignore");
     for file in [PathBuf::from(beside), root.join(".dockerignore")] {
-        match fs::read(&file) {
+        match read_small(&file, IGNORE_LIMIT) {
             Ok(text) => {
                 return Ignore::parse(&String::from_utf8_lossy(&text))
                     .map_err(|rule| ContextError::Ignore { file, rule });
@@ -142,16 +147,38 @@ fn look(path: &Path, metadata: &Metadata) -> io::Result<Found> {
     Ok(Found { entry: Entry::file(mode, metadata.len()), content: Content::Path(path.to_owned()) })
 }
 
-/// Opens a file of a context or of an unpacked layer: never what a link points to, should it have become one meanwhile.
+/// Opens a file below `root`, of a context or of an unpacked layer: nothing of the way below `root` may be a link, should it have become one meanwhile,
+/// and nothing is waited for.
 ///
 /// # Errors
 /// When it cannot be opened or is no file.
-pub(in crate::build) fn open(path: &Path) -> io::Result<File> {
-    let file = File::options().read(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32).open(path)?;
+pub(in crate::build) fn open(root: &Path, path: &Path) -> io::Result<File> {
+    let below = path.strip_prefix(root).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "it lies outside"))?;
+    let directory = File::open(root)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let way = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let file = File::from(rustix::fs::openat2(&directory, below, flags, Mode::empty(), way)?);
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
     }
     Ok(file)
+}
+
+/// Reads a whole file that somebody else may have made: a file, and no longer than `most` bytes.
+///
+/// # Errors
+/// When it cannot be read, is no file or is longer.
+pub(in crate::build) fn read_small(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {} MiB", most >> 20)));
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]

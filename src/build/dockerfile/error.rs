@@ -67,6 +67,12 @@ pub enum Problem {
     /// There is no FROM.
     #[error("no stage: a Dockerfile needs at least one FROM")]
     NoStage,
+    /// There are more stages than anybody needs.
+    #[error("more than {most} stages")]
+    TooManyStages {
+        /// The most that there may be.
+        most: usize,
+    },
     /// Something other than ARG stands before the first FROM.
     #[error("`{instruction}` before the first FROM")]
     BeforeFrom {

@@ -68,7 +68,8 @@ impl Text {
     /// A position of this text, with its line.
     pub fn place(&self, at: Position) -> Place {
         let line = self.content.lines().nth(at.line.saturating_sub(1) as usize).unwrap_or_default();
-        Place { file: self.name.clone(), line: at.line, column: at.column, text: line.to_owned() }
+        let text = line.chars().take(SHOWN).collect();
+        Place { file: self.name.clone(), line: at.line, column: at.column, text }
     }
 
     /// An error at a position of this text.
@@ -115,6 +116,12 @@ pub fn trigger(text: &str, at: Position) -> Result<Instruction, Problem> {
     }
 }
 
+/// Characters of a line that an error shows.
+const SHOWN: usize = 2000;
+
+/// The most stages of a Dockerfile: each that is needed may have a thread that waits.
+const STAGES: usize = 1000;
+
 /// A problem before it knows the text it stands in.
 type Found<T> = Result<T, (Position, Problem)>;
 
@@ -124,6 +131,9 @@ fn stages_of(content: &str) -> Found<(char, Vec<Instruction>, Vec<Stage>)> {
     let mut stages: Vec<Stage> = Vec::new();
     for line in &lines {
         match instruction::read(line, escape)? {
+            instruction::Item::From(_) if stages.len() == STAGES => {
+                return Err((line.position(0), Problem::TooManyStages { most: STAGES }));
+            }
             instruction::Item::From(from) => {
                 stages.push(Stage { at: line.position(0), from, instructions: Vec::new() });
             }

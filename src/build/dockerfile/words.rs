@@ -239,6 +239,19 @@ impl Words {
     }
 }
 
+/// How much longer than it is written a word may become, in bytes; a system call takes 128 KiB.
+const LONGEST: usize = 1 << 20;
+/// How deep substitutions may be nested.
+const DEEPEST: usize = 100;
+
+/// The beginning of a word that is shown.
+fn shown(word: &str) -> String {
+    match word.char_indices().nth(200) {
+        None => word.to_owned(),
+        Some((end, _)) => format!("{}…", &word[..end]),
+    }
+}
+
 struct Expander<'a> {
     whole: &'a str,
     chars: std::iter::Peekable<std::str::Chars<'a>>,
@@ -246,21 +259,38 @@ struct Expander<'a> {
     /// Whether quotation marks quote.
     quotes: bool,
     environment: &'a dyn Environment,
+    /// How many substitutions this one stands in.
+    depth: usize,
 }
 
 impl<'a> Expander<'a> {
     fn new(whole: &'a str, escape: char, environment: &'a dyn Environment) -> Self {
-        Self { whole, chars: whole.chars().peekable(), escape, quotes: true, environment }
+        Self { whole, chars: whole.chars().peekable(), escape, quotes: true, environment, depth: 0 }
     }
 
     fn broken(&self, reason: &'static str) -> Problem {
-        Problem::Substitution { word: self.whole.to_owned(), reason }
+        Problem::Substitution { word: shown(self.whole), reason }
+    }
+
+    /// What was put together so far is no longer than can be borne: variables that hold each other twice grow without end.
+    fn bounded(&self, text: &str) -> Result<(), Problem> {
+        if text.len() > LONGEST + self.whole.len() {
+            Err(self.broken("what comes of it is longer than 1 MiB"))
+        } else {
+            Ok(())
+        }
     }
 
     /// Reads up to `stop`, which is taken and must come, or to the end. In a pattern escapes stay, for the pattern's own use.
     fn until(&mut self, stop: Option<char>, pattern: bool) -> Result<Words, Problem> {
         let mut out = Words::default();
+        // What is in the word as it stands is bounded by the file.
+        let mut grown = false;
         loop {
+            if grown {
+                self.bounded(&out.text)?;
+            }
+            grown = false;
             let Some(ch) = self.chars.next() else {
                 return match stop {
                     None => Ok(out),
@@ -271,8 +301,14 @@ impl<'a> Expander<'a> {
             match ch {
                 _ if Some(ch) == stop => return Ok(out),
                 '\'' if self.quotes => out.quoted(&self.single()?),
-                '"' if self.quotes => out.quoted(&self.double(pattern)?),
-                '$' => out.plain(&self.dollar()?),
+                '"' if self.quotes => {
+                    grown = true;
+                    out.quoted(&self.double(pattern)?);
+                }
+                '$' => {
+                    grown = true;
+                    out.plain(&self.dollar()?);
+                }
                 _ if ch == self.escape => {
                     let kept = pattern.then_some(ch);
                     out.quoted(&kept.into_iter().chain(self.chars.next()).collect::<String>());
@@ -298,7 +334,10 @@ impl<'a> Expander<'a> {
         loop {
             match self.chars.next() {
                 Some('"') => return Ok(out),
-                Some('$') => out.push_str(&self.dollar()?),
+                Some('$') => {
+                    out.push_str(&self.dollar()?);
+                    self.bounded(&out)?;
+                }
                 Some(ch) if ch == self.escape => {
                     out.extend(pattern.then_some(ch));
                     match self.chars.peek() {
@@ -318,6 +357,16 @@ impl<'a> Expander<'a> {
     }
 
     fn dollar(&mut self) -> Result<String, Problem> {
+        if self.depth == DEEPEST {
+            return Err(self.broken("it is nested more than 100 times"));
+        }
+        self.depth += 1;
+        let value = self.variable();
+        self.depth -= 1;
+        value
+    }
+
+    fn variable(&mut self) -> Result<String, Problem> {
         if self.chars.peek() != Some(&'{') {
             let name = self.name();
             if name.is_empty() {

@@ -116,7 +116,7 @@ fn in_memory() -> Option<tempfile::TempDir> {
 #[derive(Default)]
 struct Held {
     trees: Vec<Trees>,
-    caches: Vec<Cache>,
+    caches: Vec<(Digest, Cache)>,
 }
 
 impl Held {
@@ -144,6 +144,11 @@ impl Held {
             }
             StepSource::Cache { id, sharing, mode, owner } => {
                 let name = Digest::of_json(&serde_json::json!({"cache-mount": 1, "id": id}));
+                // The same cache twice in one step is one directory: waiting for the lock would be waiting for itself.
+                if let Some((_, cache)) = self.caches.iter().find(|(held, _)| *held == name) {
+                    let source = Source::Directory(cache.path().to_owned());
+                    return Ok(Mount { target: PathBuf::from(&mount.target), source, read_only: mount.read_only });
+                }
                 let cache = store.cache(&name, *sharing)?;
                 if cache.is_new() {
                     let failed = |source| ExecuteError::Cache { id: id.clone(), source };
@@ -152,7 +157,7 @@ impl Held {
                     std::fs::set_permissions(cache.path(), mode).map_err(failed)?;
                 }
                 let source = Source::Directory(cache.path().to_owned());
-                self.caches.push(cache);
+                self.caches.push((name, cache));
                 source
             }
             StepSource::Memory { size } => Source::Memory { size: *size },

@@ -4,6 +4,7 @@ use std::io::{self, BufReader, Read};
 
 use jiji_model::digest::{Digest, canonical_json};
 use jiji_model::image::Descriptor;
+use jiji_sandbox::{UnpackLimits, each_entry};
 use jiji_store::{Layer, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
@@ -129,8 +130,7 @@ fn remembered(record: &[u8]) -> Option<Index> {
 /// Reads the headers of a tar.
 fn read(tar: impl Read) -> io::Result<Index> {
     let mut index = Index::default();
-    for entry in tar::Archive::new(tar).entries()? {
-        let mut entry = entry?;
+    each_entry(tar, UnpackLimits::default(), |entry| {
         let path = TarPath::normal(&*entry.path_bytes());
         let name = path.name().to_vec();
         if let Some(gone) = name.strip_prefix(WHITEOUT) {
@@ -140,12 +140,12 @@ fn read(tar: impl Read) -> io::Result<Index> {
             } else if !gone.starts_with(WHITEOUT) && !gone.is_empty() {
                 index.whiteouts.push(parent.join(gone));
             }
-            continue;
+            return Ok(());
         }
         if path.is_root() {
-            continue;
+            return Ok(());
         }
-        let Some(known) = entry_of(&mut entry)? else { continue };
+        let Some(known) = entry_of(entry)? else { return Ok(()) };
         if matches!(known.node, Node::File { size } if size <= ACCOUNTS_LIMIT) {
             let text = match path.as_bytes() {
                 b"etc/passwd" => Some(&mut index.accounts.passwd),
@@ -159,7 +159,8 @@ fn read(tar: impl Read) -> io::Result<Index> {
             }
         }
         index.entries.push((path, known));
-    }
+        Ok::<_, io::Error>(())
+    })?;
     Ok(index)
 }
 

@@ -178,7 +178,7 @@ impl Evaluation<'_> {
             None => {
                 let open = |content: &Content, _: u64| -> std::io::Result<Opened> {
                     match content {
-                        Content::Path(path) => Ok(Box::new(context::open(path)?)),
+                        Content::Path(path) => Ok(Box::new(context::open(&self.request.context, path)?)),
                         _ => Ok(Box::new(std::io::empty())),
                     }
                 };

@@ -370,12 +370,12 @@ impl Evaluation<'_> {
         let store = self.builder.store;
         self.passed(put.instruction, &key, put.state);
         let laid = match (unpack.context || unpack.fetched) && self.recall(&key)?.is_none() {
-            true => unpacked(selected.clone(), unpack, &digests, store, &mut archives)?,
+            true => unpacked(selected.clone(), unpack, &digests, &self.request.context, store, &mut archives)?,
             false => selected.clone(),
         };
         let open = |content: &Content, size: u64| -> io::Result<Opened> {
             match content {
-                Content::Path(path) => Ok(Box::new(context::open(path)?)),
+                Content::Path(path) => Ok(Box::new(context::open(&self.request.context, path)?)),
                 Content::Bytes(bytes) => Ok(Box::new(Cursor::new(bytes.clone()))),
                 Content::Part { of, offset } => {
                     let archive: &Archive = archives.get(of).ok_or(io::ErrorKind::NotFound)?;
@@ -424,7 +424,7 @@ impl Evaluation<'_> {
             match content {
                 Content::Layer(diff_id, path) => {
                     let tree = trees.get(diff_id).ok_or(io::ErrorKind::NotFound)?;
-                    Ok(Box::new(context::open(&path.below(tree))?))
+                    Ok(Box::new(context::open(tree, &path.below(tree))?))
                 }
                 Content::Bytes(bytes) => Ok(Box::new(Cursor::new(bytes.clone()))),
                 Content::None | Content::Path(_) | Content::Part { .. } | Content::Blob(_) => Ok(Box::new(io::empty())),
@@ -672,6 +672,7 @@ fn unpacked(
     selected: Vec<Selected>,
     wanted: Unpack,
     digests: &Digests,
+    root: &Path,
     store: &Store,
     archives: &mut BTreeMap<Digest, Archive>,
 ) -> Stepped<Vec<Selected>> {
@@ -689,7 +690,7 @@ fn unpacked(
         let failed = |source| StepError::Archive { path: name(), source };
         let digest = digest_of(&one.top.content, digests).ok_or(ArchiveError::Changed).map_err(failed)?;
         let file = match &one.top.content {
-            Content::Path(path) => context::open(path).map_err(|source| failed(source.into()))?,
+            Content::Path(path) => context::open(root, path).map_err(|source| failed(source.into()))?,
             _ => store.open_blob(&digest)?.0,
         };
         match Archive::open(file, &digest, &room, UnpackLimits::default()).map_err(failed)? {

@@ -69,6 +69,16 @@ impl Fixture {
         fixture
     }
 
+    /// Where the context and the Dockerfile lie.
+    pub(super) fn place(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The names in all layers.
+    pub(super) fn names(&self, built: &Built) -> Vec<String> {
+        (0..built.image.layers.len()).flat_map(|layer| self.layer(built, layer)).collect()
+    }
+
     fn path(&self, name: &str) -> std::path::PathBuf {
         self.dir.path().join("context").join(name)
     }

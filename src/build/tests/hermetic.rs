@@ -50,6 +50,10 @@ fn main() -> ExitCode {
         ("a_stage_gives_files_to_another", a_stage_gives_files_to_another),
         ("stages_that_do_not_need_each_other_run_side_by_side", stages_that_do_not_need_each_other_run_side_by_side),
         ("a_failed_stage_ends_those_that_come_after_it", a_failed_stage_ends_those_that_come_after_it),
+        (
+            "a_cache_that_is_mounted_twice_does_not_wait_for_itself",
+            a_cache_that_is_mounted_twice_does_not_wait_for_itself,
+        ),
         ("what_is_mounted_is_in_no_layer", what_is_mounted_is_in_no_layer),
         ("a_base_image_is_pulled_once_and_run_in", a_base_image_is_pulled_once_and_run_in),
         ("a_failed_step_says_where_and_what_it_said", a_failed_step_says_where_and_what_it_said),
@@ -405,6 +409,14 @@ fn a_failed_stage_ends_those_that_come_after_it() {
     assert!(begun.elapsed().as_secs() < 100, "{:?}", begun.elapsed());
     let sleeps = run("ps", &["-eo", "args"]).lines().filter(|line| line.trim() == "sleep 300").count();
     assert_eq!(sleeps, 0, "nothing of the other stage is left");
+}
+
+fn a_cache_that_is_mounted_twice_does_not_wait_for_itself() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mount = |target: &str| format!("--mount=type=cache,id=one,sharing=locked,target={target}");
+    let steps = format!("FROM base\nRUN {} {} touch /a/made; ls /b > /seen\n", mount("/a"), mount("/b"));
+    let project = project(dir.path(), &steps);
+    assert_eq!(file(&project, &project.built(), "seen"), "made\n");
 }
 
 fn what_is_mounted_is_in_no_layer() {

@@ -1,6 +1,8 @@
 //! Whole builds with a scripted executor: what is built, what is not, and what is remembered. Real steps are in `hermetic.rs`.
 
 mod fixture;
+mod fuzz;
+mod hostile;
 
 use jiji_model::digest::Digest;
 use serde_json::json;
