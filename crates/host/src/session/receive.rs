@@ -118,15 +118,30 @@ impl Receiver {
         let store = self.store()?;
         let mut facts = Vec::new();
         for digest in digests {
-            if self.expected.get(digest) == Some(&0) && store.has(digest)?.is_none() {
-                store.receive(digest, 0)?.finish()?;
-            }
+            self.finish_if_all_came(&store, digest)?;
             facts.push(match store.has(digest)? {
                 Some(have) => BlobFacts { digest: *digest, have, complete: true },
                 None => BlobFacts { digest: *digest, have: store.partial(digest)?, complete: false },
             });
         }
         Ok(facts)
+    }
+
+    /// Finishes a blob of which all bytes came and nobody finished it: an empty one, or one whose session died just before. Nothing more
+    /// of it will be sent. Bytes that are others are thrown away, to be sent anew.
+    fn finish_if_all_came(&self, store: &Store, digest: &Digest) -> Result<(), StoreError> {
+        let Some(size) = self.expected.get(digest).copied().filter(|_| !self.open.contains_key(digest)) else {
+            return Ok(());
+        };
+        if store.has(digest)?.is_some() || store.partial(digest)? < size {
+            return Ok(());
+        }
+        let finished = store.receive(digest, size).and_then(PartialBlob::finish);
+        match finished {
+            // Too long, so that it begins anew; or wrong; or another session is just finishing it.
+            Err(StoreError::Short { .. } | StoreError::Mismatch { .. } | StoreError::Busy { .. }) => Ok(()),
+            other => other,
+        }
     }
 
     /// Drops what is in the store and not in `keep`, and the beginnings of blobs that never came whole, unless another session has the

@@ -18,6 +18,7 @@ use jiji_model::protocol::{
 };
 use jiji_model::secret::Secret;
 use jiji_model::transaction::{HostRecords, LeaseRequest};
+use jiji_store::Store;
 
 use super::{SessionError, run};
 use crate::Settings;
@@ -263,6 +264,28 @@ fn blobs_come_in_parts_over_two_sessions_and_wrong_ones_are_told() {
     assert!(matches!(operator.ask(Request::Received { digests: vec![wrong] }), Reply::Refused { .. }));
     let again = operator.ask(Request::Received { digests: vec![wrong] });
     assert_eq!(state(again), (0, false));
+}
+
+#[test]
+fn a_blob_that_came_whole_and_was_not_finished_is_finished_with_the_next_offer() {
+    let machine = Machine::new();
+    let digest = Digest::of("right");
+    let store = Store::open(machine.root().join("store")).expect("a store");
+    let left = |content: &[u8], size| {
+        let mut part = store.receive(&digest, size).expect("begun");
+        part.append(content).expect("appended");
+    };
+    let offered = || match machine.session().ask(Request::Offer { blobs: vec![(digest, 5)] }) {
+        Reply::Blobs(facts) => (facts[0].have, facts[0].complete),
+        other => panic!("expected blobs, got {other:?}"),
+    };
+    // Neither of these two could ever become whole by more bytes.
+    left(b"wrong", 5);
+    assert_eq!(offered(), (0, false));
+    left(b"right and more", 100);
+    assert_eq!(offered(), (0, false));
+    left(b"right", 5);
+    assert_eq!(offered(), (5, true));
 }
 
 #[test]

@@ -47,8 +47,8 @@ fn spec(id: ImageId) -> ContainerSpec {
         image: ContainerImage::Seeded { id, repository: "shop/web".into() },
         network: "jiji".into(),
         address: Some(Ipv4Addr::new(10, 210, 0, 140)),
-        env: BTreeMap::from([("KEY".into(), Word::Secret("KEY".parse().expect("a name")))]),
-        labels: BTreeMap::from([("jiji.scope".into(), "shop".into())]),
+        env: BTreeMap::from([("KEY".into(), Word::Secret("KEY".parse().expect("a name")))]).into(),
+        labels: BTreeMap::from([("jiji.scope".into(), "shop".into())]).into(),
         mounts: Vec::new(),
         publish: Vec::new(),
         entrypoint: None,
@@ -206,7 +206,7 @@ fn a_secret_reaches_the_container_and_nothing_else() {
     operator.secrets(&[("KEY", "hunter2\nand more of it")]);
     let Answer::Container(container) = operator.observe(Query::Container { name: name() }) else { panic!("it runs") };
     let mac = Query::SecretsMac { names: vec!["KEY".parse().expect("a name")] };
-    assert_eq!(operator.observe(mac), Answer::Mac(container.labels["jiji.secrets"].clone()));
+    assert_eq!(operator.observe(mac), Answer::Mac(container.labels.get("jiji.secrets").expect("a label").clone()));
 }
 
 #[test]
