@@ -22,8 +22,11 @@ for id in $("$1" ps --all --quiet --no-trunc --filter "label=jiji.scope=$2"); do
     "$1" inspect --format 'container {{.Name}} {{.State.Status}} {{with index .NetworkSettings.Networks "jiji"}}{{.IPAddress}}{{end}}' "$id"
 done
 "$1" exec kamal-proxy kamal-proxy list 2>&1 | sed 's/\x1b\[[0-9;]*m//g; s/^/route /'
-# What was left by who died before it had the lease goes with the next lease: a look changes nothing.
-find /var/lib/jiji -name '.jiji-*' ! -newer "$d/fencing" -o -name 'tmp.*' | sed 's/^/leftover /'
+# What was left by who died before it had the lease goes with the next lease: a look changes nothing. The kernel's clock for files ticks
+# coarsely, so that what follows the number at once may be as old as it.
+find /var/lib/jiji -name '.jiji-*' -o -name 'tmp.*' | while read -r file; do
+    case "$file" in */tmp.*) echo "leftover $file" ;; *) if [ "$file" -ot "$d/fencing" ]; then echo "leftover $file"; fi ;; esac
+done
 for p in /proc/[0-9]*; do
     if tr '\0' ' ' < "$p/cmdline" 2>/dev/null | grep -q '^[^ ]*/var/lib/jiji/bin/'; then echo "process ${p#/proc/}"; fi
 done
