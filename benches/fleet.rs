@@ -202,7 +202,7 @@ impl Fleet {
                     images.insert(image.id());
                 }
                 Action::ContainerRun(spec) if step.service.is_none() => {
-                    let mut labels = spec.labels.clone();
+                    let mut labels = BTreeMap::clone(&spec.labels);
                     labels.insert(LABEL_SPEC.to_owned(), spec.digest().to_string());
                     proxy = Some(facts(spec.name.as_str(), labels, Ipv4Addr::LOCALHOST));
                 }
@@ -220,9 +220,11 @@ impl Fleet {
             }
         }
         let services = planned.iter().map(|(name, planned)| {
-            let mut labels = planned.container_spec.labels.clone();
+            let mut labels = BTreeMap::clone(&planned.container_spec.labels);
             labels.insert(LABEL_SPEC.to_owned(), planned.spec.to_string());
             labels.insert(LABEL_SECRETS.to_owned(), "a keyed digest".to_owned());
+            // Every host has its own.
+            labels.insert(LABEL_ADDRESS.to_owned(), String::new());
             let mut facts = facts(planned.container.as_str(), labels, Ipv4Addr::LOCALHOST);
             (facts.manifest, facts.config) = (Some(planned.image.manifest.digest), Some(planned.image.config.digest));
             let state = states.get(name).cloned().expect("every service is routed");
@@ -395,8 +397,8 @@ fn facts(name: &str, labels: BTreeMap<String, String>, address: Ipv4Addr) -> Con
         exit: None,
         oom: false,
         started: Some("2026-11-25T02:00:00.123456789Z".to_owned()),
-        addresses: BTreeMap::from([(NETWORK.to_owned(), address)]),
-        labels,
+        addresses: [(NETWORK.to_owned(), address)].into_iter().collect(),
+        labels: labels.into_iter().collect(),
         memory: None,
     }
 }

@@ -1,15 +1,20 @@
 //! What it takes to plan for a fleet in memory: wall time, processor time and memory, at 10, 100 and 1,000 hosts.
 //!
-//! Each case runs in a process of its own, so that the most memory that it had is its own. Times are medians of several runs in that
-//! process, the loading of the plugins counted (compiled code is cached, as for everybody who has planned once). Rows are what
-//! `cargo xtask bench` reads.
+//! Each run of a case has a process of its own, so that the most memory that it had is its own. Rows are medians of several runs, the
+//! loading of the plugins counted (compiled code is cached, as for everybody who has planned once). What hosts answer is in
+//! memory before the clock starts, as a look at them would have left it. Rows are what `cargo xtask bench` reads.
 
 #![expect(clippy::print_stdout, reason = "a bench: rows are its output")]
 
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use jiji::plugin::Plugins;
 use jiji::ship::Rehearsal;
+use jiji_model::name::HostName;
+use jiji_model::observation::{Answer, Fact, Observation, Want};
 use jiji_model::project::Project;
 use jiji_store::Store;
 use serde_json::{Value, json};
@@ -43,22 +48,24 @@ const CASES: [Case; 3] = [
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     match args.as_slice() {
-        [case, hosts] => {
+        [case, hosts, compiled] => {
             let case = CASES[case.parse::<usize>().expect("a case's number")];
-            println!("{}", measure(case, hosts.parse().expect("a number of hosts")));
+            println!("{}", measure(case, hosts.parse().expect("a number of hosts"), Path::new(compiled)));
         }
         _ => all(),
     }
 }
 
 fn all() {
+    let dir = tempfile::tempdir().expect("a directory");
+    load(&fleet::project(Shape { hosts: 1, services: 1, per_host: 1 }), dir.path());
     for (number, case) in CASES.into_iter().enumerate() {
         // `JIJI_BENCH_HOSTS` chooses what is measured.
         let sizes = std::env::var("JIJI_BENCH_HOSTS").unwrap_or_else(|_| "10,100,1000".to_owned());
         let mut before: Option<(usize, f64)> = None;
         for hosts in sizes.split(',').filter_map(|hosts| hosts.parse::<usize>().ok()) {
-            let measured = in_a_process(number, hosts);
-            let value = |key: &str| measured[key].as_f64().unwrap_or_default();
+            let measured: Vec<Value> = (0..RUNS).map(|_| in_a_process(number, hosts, dir.path())).collect();
+            let value = |key: &str| median(measured.iter().map(|run| run[key].as_f64().unwrap_or_default()).collect());
             let goal = |goal: f64| (case.judged && hosts == 1000).then_some(goal);
             let row = |what: &str, unit: &str, ours: f64, goal: Option<f64>| {
                 let name = format!("{}: {hosts} hosts, {what}", case.name);
@@ -79,10 +86,11 @@ fn all() {
     }
 }
 
-fn in_a_process(case: usize, hosts: usize) -> Value {
+fn in_a_process(case: usize, hosts: usize, compiled: &Path) -> Value {
     let program = std::env::current_exe().expect("this program has a path");
     let output = std::process::Command::new(program)
         .args([case.to_string(), hosts.to_string()])
+        .arg(compiled)
         .stderr(std::process::Stdio::inherit())
         .output()
         .expect("this program starts");
@@ -90,39 +98,74 @@ fn in_a_process(case: usize, hosts: usize) -> Value {
     serde_json::from_slice(&output.stdout).expect("a case prints JSON")
 }
 
-fn load(project: &Project, dir: &std::path::Path) -> Plugins {
+/// The plugins, with a store and compiled code in `dir`.
+fn load(project: &Project, dir: &Path) -> Plugins {
     let store = Store::open(dir.join("store")).expect("a store");
     let none = jiji::lockfile::PluginSection::new();
     Plugins::load(&project.plugins, &none, &store, Some(&dir.join("compiled"))).expect("the defaults load")
 }
 
-fn measure(case: Case, hosts: usize) -> Value {
-    let dir = tempfile::tempdir().expect("a directory");
+fn measure(case: Case, hosts: usize, dir: &Path) -> Value {
     let one = fleet::project(Shape { hosts: 1, services: SERVICES, per_host: SERVICES });
     let old = fleet::images(&one, |_| false);
-    let first = Rehearsal::new(&one, &old, load(&one, dir.path()), fleet::seeds(), 1);
+    let first = Rehearsal::new(&one, &old, load(&one, dir), fleet::seeds(), 1);
     let first = first.plan(&fleet::hosts(&one), fleet::empty).expect("a plan").planned.plan;
     let project = fleet::project(Shape { hosts, services: SERVICES, per_host: case.per_host });
     let fleet = Fleet::shipped(&project, &first);
     let new = fleet::images(&project, |number| number % case.every == case.every - 1 || case.every == 1);
     let all = fleet::hosts(&project);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let runs = if hosts * case.per_host > 10_000 { 1 } else { RUNS };
-    let (mut walls, mut cpus, mut calls, mut steps) = (Vec::new(), Vec::new(), 0, 0);
-    for _ in 0..runs {
-        let (start, before) = (Instant::now(), processor());
-        let rehearsal = Rehearsal::new(&project, &new, load(&project, dir.path()), fleet::seeds(), threads);
-        let rehearsed = rehearsal.plan(&all, |host, wants| fleet.answer(host, wants)).expect("a plan");
-        walls.push(start.elapsed());
-        cpus.push(processor() - before);
-        (calls, steps) = (rehearsed.calls, rehearsed.planned.plan.steps.len());
-    }
-    json!({"wall": median(walls), "cpu": median(cpus), "rss": most_memory(), "calls": calls, "steps": steps})
+    let asked = Mutex::new(BTreeMap::<HostName, Vec<Want>>::new());
+    let rehearsal = Rehearsal::new(&project, &new, load(&project, dir), fleet::seeds(), threads);
+    let few = all.iter().take(if case.per_host == SERVICES { 1 } else { hosts });
+    let few = few.map(|(host, architecture)| (host.clone(), architecture.clone())).collect();
+    let record = |host: &HostName, wants: &[Want]| {
+        asked.lock().expect("nobody panicked").entry(host.clone()).or_default().extend_from_slice(wants);
+        fleet.answer(host, wants)
+    };
+    rehearsal.plan(&few, record).expect("a plan");
+    let asked = asked.into_inner().expect("nobody panicked");
+    let answers = answers(&fleet, all.keys(), &asked);
+    let (start, before) = (Instant::now(), processor());
+    let rehearsal = Rehearsal::new(&project, &new, load(&project, dir), fleet::seeds(), threads);
+    let rehearsed = rehearsal.plan(&all, |host, wants| take(&answers, host, wants)).expect("a plan");
+    let (wall, cpu) = (start.elapsed().as_secs_f64(), (processor() - before).as_secs_f64());
+    json!({
+        "wall": wall, "cpu": cpu, "rss": most_memory(), "calls": rehearsed.calls,
+        "steps": rehearsed.planned.plan.steps.len(),
+    })
 }
 
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    times[times.len() / 2].as_secs_f64()
+/// What a look at the hosts leaves in memory, by host and want.
+type Looked = BTreeMap<HostName, Mutex<BTreeMap<String, Answer>>>;
+
+/// Answers of all hosts to what they will be asked: each to its own questions, or all to the same where one alone was tried.
+fn answers<'h>(
+    fleet: &Fleet,
+    hosts: impl Iterator<Item = &'h HostName>,
+    asked: &BTreeMap<HostName, Vec<Want>>,
+) -> Looked {
+    let same = asked.values().next().expect("a host was asked");
+    let mut observation = Observation::default();
+    for host in hosts {
+        observation.add(host, fleet.answer(host, asked.get(host).unwrap_or(same)));
+    }
+    observation.hosts.into_iter().map(|(host, answers)| (host, Mutex::new(answers))).collect()
+}
+
+/// The answers to these wants, which are asked once.
+fn take(answers: &Looked, host: &HostName, wants: &[Want]) -> Vec<Fact> {
+    let mut answers = answers[host].lock().expect("nobody panicked");
+    let answer = |want: &Want| {
+        let answer = answers.remove(&want.id).unwrap_or_else(|| panic!("`{}` was not asked before", want.id));
+        Fact { id: want.id.clone(), answer }
+    };
+    wants.iter().map(answer).collect()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// Processor time of this process in its own code: `utime` and `stime` of proc(5), in ticks of 10 ms.

@@ -12,6 +12,7 @@ pub mod registry;
 pub mod report;
 pub mod secrets;
 pub mod ship;
+mod side_by_side;
 
 #[cfg(test)]
 mod architecture;

@@ -19,6 +19,7 @@ use super::desired::{Change, Desired, HostDesired, Old};
 use super::error::{PlanError, Refused};
 use super::look::Look;
 use super::{Answers, HostAnswers, Seeds};
+use crate::side_by_side::on_all_processors;
 
 /// Milliseconds that bringing an image into an engine may take.
 const IMAGE_TIMEOUT_MS: u32 = 10 * 60 * 1000;
@@ -87,47 +88,45 @@ pub fn assemble_with(
     };
     let none = HostAnswers::default();
     let roster = String::from_utf8(canonical_json(&desired.roster)).expect("JSON is UTF-8");
+    let retain = usize::try_from(plan.retain).unwrap_or(usize::MAX);
     let mut images: BTreeMap<ImageId, PlannedImage> = BTreeMap::new();
-    for (host, wanted) in &desired.hosts {
-        let look = match Look::of(observation, host) {
-            Ok(look) => look,
-            Err(error) => {
-                errors.push(error);
-                continue;
-            }
-        };
+    let hosts: Vec<_> = desired.hosts.iter().collect();
+    let built = on_all_processors(&hosts, |&(host, wanted)| {
+        let look = Look::of(observation, host).map_err(|error| vec![error])?;
         let mut builder = Builder {
             host,
             desired,
             roster: &roster,
+            retain,
             wanted,
             look: &look,
             seeds,
             answers: answers.get(host).unwrap_or(&none),
             steps: Vec::new(),
             needed: Vec::new(),
-            notes: &mut notes,
-            errors: &mut errors,
+            notes: Vec::new(),
+            errors: Vec::new(),
         };
-        let services = builder.services();
-        builder.boot();
-        builder.prepare(&services);
-        for image in extra.images.get(host).into_iter().flatten() {
-            builder.ensure_image(None, Phase::Prepare, image);
+        let services = builder.build(extra);
+        if !builder.errors.is_empty() {
+            return Err(builder.errors);
         }
-        for phase in [Phase::Publish, Phase::Cutover] {
-            builder.plugins(phase);
-        }
-        builder.hold(&services);
-        builder.plugins(Phase::Withdraw);
-        builder.drain();
-        builder.steps.extend(extra.steps.get(host).into_iter().flatten().cloned());
-        builder.finalize(&services);
-        let Builder { steps, needed, .. } = builder;
+        builder.needed.retain(|image| !look.has(image));
+        Ok((builder.steps, builder.needed, builder.notes, services))
+    });
+    for ((host, _), built) in hosts.into_iter().zip(built) {
+        let (steps, needed, told, services) = match built {
+            Ok(built) => built,
+            Err(refused) => {
+                errors.extend(refused);
+                continue;
+            }
+        };
+        notes.extend(told);
         if steps.is_empty() {
             continue;
         }
-        for image in needed.into_iter().filter(|image| !look.has(image)) {
+        for image in needed {
             let planned = images.entry(image.id()).or_insert_with(|| PlannedImage { image, hosts: Vec::new() });
             planned.hosts.push(host.clone());
         }
@@ -155,17 +154,38 @@ struct Builder<'a> {
     desired: &'a Desired,
     /// The roster as JSON.
     roster: &'a str,
+    /// How many releases stay, counted once for all hosts.
+    retain: usize,
     wanted: &'a HostDesired,
     look: &'a Look<'a>,
     seeds: &'a Seeds,
     answers: &'a HostAnswers,
     steps: Vec<Step>,
     needed: Vec<Image>,
-    notes: &'a mut Vec<(HostName, String)>,
-    errors: &'a mut Vec<PlanError>,
+    notes: Vec<(HostName, String)>,
+    errors: Vec<PlanError>,
 }
 
 impl Builder<'_> {
+    /// All steps of the host, in the order in which it runs them, and what it runs once they are done.
+    fn build(&mut self, extra: &Extra) -> BTreeMap<ServiceName, Shared<PlannedService>> {
+        let services = self.services();
+        self.boot();
+        self.prepare(&services);
+        for image in extra.images.get(self.host).into_iter().flatten() {
+            self.ensure_image(None, Phase::Prepare, image);
+        }
+        for phase in [Phase::Publish, Phase::Cutover] {
+            self.plugins(phase);
+        }
+        self.hold(&services);
+        self.plugins(Phase::Withdraw);
+        self.drain();
+        self.steps.extend(extra.steps.get(self.host).into_iter().flatten().cloned());
+        self.finalize(&services);
+        services
+    }
+
     /// What the host runs once all is done, with what the plugins say of each.
     fn services(&self) -> BTreeMap<ServiceName, Shared<PlannedService>> {
         let services = self.wanted.services.iter().filter_map(|(name, service)| {
@@ -302,7 +322,7 @@ impl Builder<'_> {
         if self.steps.is_empty() {
             return;
         }
-        let kept = usize::try_from(self.desired.retain().saturating_sub(1)).unwrap_or(usize::MAX);
+        let kept = self.retain.saturating_sub(1);
         let kept_releases = self.look.records.releases.iter().take(kept);
         let kept_services = kept_releases.flat_map(|release| release.services.values());
         let kept_images: BTreeSet<ImageId> =

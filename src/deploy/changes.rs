@@ -10,6 +10,7 @@ use jiji_model::route::Route;
 use serde::Serialize;
 
 use super::desired::{Change, Desired, Reason};
+use crate::side_by_side::on_all_processors;
 
 /// What a plan changes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -101,7 +102,8 @@ pub enum RouteKind {
 /// What `plan`, which was assembled from `desired`, changes. `bytes` is what has to be sent to each host.
 pub fn changes(desired: &Desired, plan: &Plan, bytes: BTreeMap<HostName, u64>) -> Changes {
     let mut changes = Changes { hosts: BTreeMap::new(), bytes, steps: BTreeMap::new() };
-    for (host, wanted) in &desired.hosts {
+    let hosts: Vec<_> = desired.hosts.iter().collect();
+    let changed = on_all_processors(&hosts, |&(host, wanted)| {
         let planned = plan.releases.get(host);
         let services = wanted.services.iter().map(|(name, service)| {
             let route = match planned {
@@ -111,7 +113,10 @@ pub fn changes(desired: &Desired, plan: &Plan, bytes: BTreeMap<HostName, u64>) -
             };
             of_service(name, &service.change, route)
         });
-        changes.hosts.insert(host.clone(), services.collect());
+        services.collect()
+    });
+    for ((host, _), services) in hosts.into_iter().zip(changed) {
+        changes.hosts.insert(host.clone(), services);
         changes.bytes.entry(host.clone()).or_default();
         changes.steps.insert(host.clone(), Vec::new());
     }

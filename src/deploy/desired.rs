@@ -17,6 +17,7 @@ use jiji_model::transaction::{Roster, roster};
 use super::Images;
 use super::error::{PlanError, Refused};
 use super::look::Look;
+use crate::side_by_side::on_all_processors;
 
 /// What a fleet should become.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,7 +247,8 @@ fn wish(project: &Project, name: &ServiceName, service: &Service, image: &Image)
             labels: BTreeMap::from([
                 (LABEL_SCOPE.to_owned(), project.scope()),
                 (LABEL_SERVICE.to_owned(), name.to_string()),
-            ]),
+            ])
+            .into(),
             mounts: service.volumes.clone(),
             publish: Vec::new(),
             entrypoint: None,
@@ -310,36 +312,16 @@ pub(super) fn compare(
     let roster = numbers(&looks, &mut errors);
     let known = looks.values().find_map(|look| look.records.roster.as_ref());
     let roster = known.filter(|known| **known == roster).cloned().unwrap_or_else(|| Shared::new(roster));
+    let numbered: Vec<_> =
+        looks.iter().filter_map(|(host, look)| Some((host, look, roster.servers.get(host)?))).collect();
+    let compared = on_all_processors(&numbered, |&(host, look, entry)| {
+        let mut errors = Vec::new();
+        (of_host(scope, host, entry.number, look, &wishes[host], &mut errors), errors)
+    });
     let mut hosts = BTreeMap::new();
-    for (host, look) in &looks {
-        let Some(entry) = roster.servers.get(host) else { continue };
-        let mut here = Here { look, ran: Ran::of(look), addresses: None, number: entry.number };
-        let mut services = BTreeMap::new();
-        for (name, wish) in &wishes[host] {
-            match service(scope, host, name, wish, &mut here) {
-                Ok(change) => {
-                    let retain = wish.retain;
-                    services.insert(name.clone(), ServiceDesired { change, retain });
-                }
-                Err(error) => errors.push(error),
-            }
-        }
-        for name in here.ran.by_service.keys().filter(|name| !wishes[host].contains_key(**name)) {
-            let Ok(name) = ServiceName::new(*name) else { continue };
-            let previous = decided(look, &name).cloned();
-            let old = here.others(&name, None);
-            let change = Change::Remove { previous, old };
-            services.insert(name, ServiceDesired { change, retain: 1 });
-        }
-        hosts.insert(
-            host.clone(),
-            HostDesired {
-                number: entry.number,
-                engine: look.engine.clone(),
-                architecture: look.facts.architecture.clone(),
-                services,
-            },
-        );
+    for ((host, ..), (desired, refused)) in numbered.into_iter().zip(compared) {
+        hosts.insert(host.clone(), desired);
+        errors.extend(refused);
     }
     if errors.is_empty() {
         let scope = scope.to_owned();
@@ -347,6 +329,35 @@ pub(super) fn compare(
     } else {
         Err(Refused(errors))
     }
+}
+
+fn of_host(
+    scope: &str,
+    host: &HostName,
+    number: u16,
+    look: &Look<'_>,
+    wishes: &Wishes,
+    errors: &mut Vec<PlanError>,
+) -> HostDesired {
+    let mut here = Here { look, ran: Ran::of(look), addresses: None, number };
+    let mut services = BTreeMap::new();
+    for (name, wish) in wishes {
+        match service(scope, host, name, wish, &mut here) {
+            Ok(change) => {
+                let retain = wish.retain;
+                services.insert(name.clone(), ServiceDesired { change, retain });
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    for name in here.ran.by_service.keys().filter(|name| !wishes.contains_key(**name)) {
+        let Ok(name) = ServiceName::new(*name) else { continue };
+        let previous = decided(look, &name).cloned();
+        let old = here.others(&name, None);
+        let change = Change::Remove { previous, old };
+        services.insert(name, ServiceDesired { change, retain: 1 });
+    }
+    HostDesired { number, engine: look.engine.clone(), architecture: look.facts.architecture.clone(), services }
 }
 
 /// The roster as all hosts together know it, with a number for every host. What a host's network has already counts most: two projects

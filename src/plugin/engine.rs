@@ -10,7 +10,9 @@ use std::thread;
 use std::time::Duration;
 
 use wasmtime::component::{Component, HasSelf, Linker};
-use wasmtime::{Config, Engine, OptLevel, ResourceLimiter, Store, Trap};
+use wasmtime::{
+    Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, ResourceLimiter, Store, Trap,
+};
 
 use super::PluginError;
 use super::bindings::{health, proxy, types};
@@ -20,6 +22,11 @@ use super::text::sentence;
 const FUEL: u64 = 1_000_000_000;
 /// Linear memory of one call in MiB.
 const MEMORY_MIB: usize = 64;
+/// Bytes of a call's memory that are wiped and kept for the next one instead of being given back. An answer about fifty services takes
+/// less.
+const KEPT: usize = 4 * 1024 * 1024;
+/// The same of a table.
+const KEPT_OF_TABLE: usize = 64 * 1024;
 /// Most elements of a table.
 const TABLE: usize = 100_000;
 /// Bytes that a guest may hand out in one call, in whole (`Store::set_hostcall_fuel`).
@@ -61,8 +68,19 @@ impl Runtime {
             .cranelift_nan_canonicalization(true)
             .wasm_relaxed_simd(true)
             .relaxed_simd_deterministic(true)
-            .max_wasm_stack(512 * 1024);
-        let engine = Engine::new(&config).map_err(setup)?;
+            .max_wasm_stack(512 * 1024)
+            // Bounds are checked by the code itself and not by pages that nobody may touch: to move such pages at every growth of a memory,
+            // in a process with several threads, costs more than the checks. No handler of signals is needed then either, and no address
+            // space but that of the memories.
+            .signals_based_traps(false)
+            .memory_reservation((MEMORY_MIB << 20) as u64)
+            .memory_reservation_for_growth(0)
+            .memory_guard_size(0);
+        let mut pooling = config.clone();
+        pooling.allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
+        // The pool reserves addresses for all calls that can be made at once. Where a process may not have so many, each call asks the
+        // kernel for its own, which takes longer and gives the same answers.
+        let engine = Engine::new(&pooling).or_else(|_| Engine::new(&config)).map_err(setup)?;
         let mut proxy = Linker::new(&engine);
         proxy::Plugin::add_to_linker::<_, HasSelf<_>>(&mut proxy, |call: &mut Call| call).map_err(setup)?;
         let mut health = Linker::new(&engine);
@@ -107,6 +125,24 @@ impl Runtime {
         store.set_hostcall_fuel(HANDED_OUT);
         run(&mut store).map_err(|error| stopped(plugin, call, &error))
     }
+}
+
+/// Memories for calls, used again and again: a plan for a thousand hosts makes thousands of calls, and to give memory back to the kernel
+/// after each costs more than most calls do. What a call left is wiped before the next one sees it.
+fn pool() -> PoolingAllocationConfig {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    // Planning calls from as many threads as there are processors; some more may be judging health meanwhile.
+    let calls = u32::try_from(threads).unwrap_or(u32::MAX).saturating_mul(2).clamp(16, 256);
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(calls)
+        .total_core_instances(calls * 4)
+        .total_memories(calls)
+        .total_tables(calls * 2)
+        .max_memory_size(MEMORY_MIB << 20)
+        .table_elements(TABLE)
+        .linear_memory_keep_resident(KEPT)
+        .table_keep_resident(KEPT_OF_TABLE);
+    pool
 }
 
 /// A thread that moves the epoch on, for as long as what it returns is kept.

@@ -112,6 +112,7 @@ impl Ship {
         for _ in 0..MAX_ROUNDS {
             let (answers, wants) = self.talk(ready).round(desired, observation, wish)?;
             if wants.is_empty() {
+                observation.forget_plugins();
                 return Ok(answers);
             }
             self.ask(fleet, &wants, observation).await?;

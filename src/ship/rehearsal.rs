@@ -13,11 +13,12 @@ use jiji_model::reference::Reference;
 
 use super::images::Pins;
 use super::look::{Ready, Wants};
-use super::talk::{Talk, Wish, side_by_side, too_many_rounds};
+use super::talk::{Talk, Wish, too_many_rounds};
 use super::{Planned, ShipError};
 use crate::deploy::{self, Assembled, Images, Seeds};
 use crate::plugin::{MAX_ROUNDS, Plugins, Proxy};
 use crate::secrets::Secrets;
+use crate::side_by_side::side_by_side;
 
 /// A project whose fleet is planned for.
 pub struct Rehearsal<'a> {
@@ -89,6 +90,7 @@ impl<'a> Rehearsal<'a> {
             look(&open, &mut observation);
         }
         let answers = answers.ok_or_else(|| too_many_rounds(&desired))?;
+        observation.forget_plugins();
         let Assembled { plan, notes } = deploy::assemble(&desired, &self.ready.seeds, &answers, &observation)?;
         let changes = deploy::changes(&desired, &plan, BTreeMap::new());
         let planned = Planned { changes, plan, images: self.images.clone(), notes, saved: None };

@@ -3,7 +3,6 @@
 //! Hosts are talked about side by side on as many threads as there are, since a plugin's call for one host knows nothing of another.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jiji_model::digest::{CanonicalJson, Digest};
 use jiji_model::name::{HostName, ServiceName};
@@ -18,9 +17,7 @@ use super::look::{Ready, Wants};
 use crate::deploy::{Answers, Change, Desired, HostAnswers, HostDesired, Old};
 use crate::plugin::{HostContext, MAX_ROUNDS, Subject, Turn};
 use crate::secrets::Secrets;
-
-/// Fewer hosts than this are not worth a thread.
-const HOSTS_PER_THREAD: usize = 8;
+use crate::side_by_side::side_by_side;
 
 /// A talk with the plugins of a project.
 #[derive(Clone, Copy)]
@@ -216,36 +213,6 @@ pub(super) fn too_many_rounds(desired: &Desired) -> ShipError {
     let host = desired.hosts.keys().next().cloned();
     let host = host.unwrap_or_else(|| HostName::new("localhost").expect("it is a server's name"));
     ShipError::Rounds { host, rounds: MAX_ROUNDS }
-}
-
-/// Does the same with all items on some threads. Results come in the order of the items.
-pub(super) fn side_by_side<T: Sync, R: Send>(threads: usize, items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let threads = threads.min(items.len().div_ceil(HOSTS_PER_THREAD));
-    if threads < 2 {
-        return items.iter().map(work).collect();
-    }
-    let next = AtomicUsize::new(0);
-    let take = || {
-        let mut done = Vec::new();
-        loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(at) else { return done };
-            done.push((at, work(item)));
-        }
-    };
-    let mut results: Vec<(usize, R)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (1..threads).map(|_| scope.spawn(take)).collect();
-        let mut results = take();
-        for worker in workers {
-            match worker.join() {
-                Ok(done) => results.extend(done),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        results
-    });
-    results.sort_by_key(|(at, _)| *at);
-    results.into_iter().map(|(_, result)| result).collect()
 }
 
 /// What says how services are routed and probed.

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use litemap::LiteMap;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -294,9 +295,9 @@ pub struct ContainerFacts {
     /// When it started, as the engine prints it.
     pub started: Option<String>,
     /// Its address in each network.
-    pub addresses: BTreeMap<String, Ipv4Addr>,
+    pub addresses: LiteMap<String, Ipv4Addr>,
     /// Its labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: LiteMap<String, String>,
     /// Bytes of memory that its processes hold and that the kernel cannot simply drop, where it runs and could be asked.
     #[serde(default)]
     pub memory: Option<u64>,
@@ -391,6 +392,8 @@ pub struct Observation {
 #[derive(Debug, Clone, Default)]
 struct Alike {
     images: BTreeMap<ImageId, Shared<Image>>,
+    /// The first service with the variables and labels of a container, by the digest of its specification.
+    specs: BTreeMap<Digest, Shared<PlannedService>>,
     roster: Option<Shared<Roster>>,
 }
 
@@ -417,6 +420,14 @@ impl Alike {
             if *known == service.image && !known.is_same(&service.image) {
                 service.to_mut().image = known.clone();
             }
+            let known = &self.specs.entry(service.spec).or_insert_with(|| service.clone()).container_spec;
+            let spec = &service.container_spec;
+            // A host may say a digest that is another's.
+            let same = known.env == spec.env && known.labels == spec.labels;
+            if same && !(known.env.is_same(&spec.env) && known.labels.is_same(&spec.labels)) {
+                let spec = &mut service.to_mut().container_spec;
+                (spec.env, spec.labels) = (known.env.clone(), known.labels.clone());
+            }
         }
     }
 }
@@ -425,6 +436,14 @@ impl Observation {
     /// The answer of `host` to the want `id`.
     pub fn answer(&self, host: &HostName, id: &str) -> Option<&Answer> {
         self.hosts.get(host)?.get(id)
+    }
+
+    /// Drops what plugins asked for, once they have answered: files and outputs of commands that nobody reads again.
+    pub fn forget_plugins(&mut self) {
+        for facts in self.hosts.values_mut() {
+            // `PLUGIN/…`; no want of the core has a slash.
+            facts.retain(|id, _| !id.contains('/'));
+        }
     }
 
     /// Adds facts of one host.

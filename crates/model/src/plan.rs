@@ -447,10 +447,10 @@ pub struct ContainerSpec {
     /// Its address in that network.
     pub address: Option<Ipv4Addr>,
     /// Environment variables.
-    pub env: BTreeMap<String, Word>,
+    pub env: Shared<BTreeMap<String, Word>>,
     /// Labels. The executor adds `jiji.spec` ([`ContainerSpec::digest`]), `jiji.address` where it has an address, and `jiji.secrets`
     /// where `env` has secrets.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Shared<BTreeMap<String, String>>,
     /// Volumes and directories.
     pub mounts: Vec<Mount>,
     /// Ports of the host.

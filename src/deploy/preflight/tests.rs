@@ -172,8 +172,8 @@ fn proxy(publish: &[(Option<Ipv4Addr>, u16)]) -> ContainerSpec {
         image: ContainerImage::Pinned { reference: "proxy@sha256:x".to_owned() },
         network: "jiji".to_owned(),
         address: None,
-        env: BTreeMap::new(),
-        labels: BTreeMap::new(),
+        env: BTreeMap::new().into(),
+        labels: BTreeMap::new().into(),
         mounts: Vec::new(),
         publish: publish
             .iter()

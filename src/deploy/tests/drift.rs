@@ -88,7 +88,7 @@ fn a_container_that_is_gone_stopped_or_renamed_is_replaced_and_a_stray_one_goes(
     world.machine("one").containers[0].name = "mine".to_owned();
     let mut stray = world.machine("two").containers[0].clone();
     stray.name = "stray".to_owned();
-    stray.labels = BTreeMap::from([(LABEL_SCOPE.to_owned(), "shop".to_owned())]);
+    stray.labels = [(LABEL_SCOPE.to_owned(), "shop".to_owned())].into_iter().collect();
     stray.addresses.clear();
     world.machine("two").containers[0].state = "exited".to_owned();
     world.machine("two").containers.push(stray);

@@ -281,11 +281,12 @@ fn answers(name: &str, to: &str) -> Answers {
         image: ContainerImage::Pinned { reference: PROXY.to_owned() },
         network: NETWORK.to_owned(),
         address: Some(Ipv4Addr::new(10, 210, 0, 130)),
-        env: BTreeMap::new(),
+        env: BTreeMap::new().into(),
         labels: BTreeMap::from([
             (LABEL_SCOPE.to_owned(), "*".to_owned()),
             (LABEL_PLUGIN.to_owned(), "proxy-kamal".to_owned()),
-        ]),
+        ])
+        .into(),
         mounts: Vec::new(),
         publish: vec![Publish { address: None, host_port: 80, container_port: 80 }],
         entrypoint: None,

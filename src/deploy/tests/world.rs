@@ -198,7 +198,7 @@ impl Machine {
         let ContainerImage::Seeded { id, .. } = &spec.image else { panic!("a host runs seeded images alone") };
         assert!(self.images.contains(id), "{} runs an image that is not there", spec.name);
         let address = spec.address.unwrap_or(Ipv4Addr::new(10, 210, 0, 130));
-        let mut labels = spec.labels.clone();
+        let mut labels = BTreeMap::clone(&spec.labels);
         labels.insert(LABEL_SPEC.to_owned(), spec.digest().to_string());
         if !spec.secrets().is_empty() {
             labels.insert(LABEL_SECRETS.to_owned(), self.mac.clone());
@@ -213,8 +213,8 @@ impl Machine {
             exit: None,
             oom: false,
             started: None,
-            addresses: BTreeMap::from([(NETWORK.to_owned(), address)]),
-            labels,
+            addresses: [(NETWORK.to_owned(), address)].into_iter().collect(),
+            labels: labels.into_iter().collect(),
             memory: None,
         });
         let network = self.network.as_mut().expect("the network was made before");

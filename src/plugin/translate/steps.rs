@@ -137,7 +137,7 @@ impl StepsOf<'_> {
                 .iter()
                 .map(|(key, value)| Ok((key.clone(), word(value, earlier)?)))
                 .collect::<Refused<_>>()?,
-            labels,
+            labels: labels.into(),
             mounts: spec.mounts.iter().map(mount).collect::<Refused<_>>()?,
             publish: spec
                 .publish

@@ -64,3 +64,35 @@ fn a_plan_does_not_depend_on_how_many_threads_make_it() {
     };
     assert_eq!(plan(1), plan(3));
 }
+
+#[test]
+fn what_hosts_say_alike_is_kept_once_and_a_host_that_says_a_wrong_digest_changes_nobody_else() {
+    let project = fleet::project(Shape { hosts: 3, services: 2, per_host: 2 });
+    let one = fleet::project(Shape { hosts: 1, services: 2, per_host: 2 });
+    let old = fleet::images(&one, |_| false);
+    let first = Rehearsal::new(&one, &old, plugins(&one), fleet::seeds(), 1);
+    let first = first.plan(&fleet::hosts(&one), fleet::empty).expect("a plan");
+    let fleet = Fleet::shipped(&project, &first.planned.plan);
+    let query = jiji_model::observation::Query::Records { scope: project.scope() };
+    let want = Want { id: "core.records".to_owned(), query };
+    let mut observation = Observation::default();
+    for (number, host) in project.servers.keys().enumerate() {
+        // As they come from a host: nothing is shared with another's.
+        let told = serde_json::to_string(&fleet.answer(host, std::slice::from_ref(&want))).expect("JSON");
+        let told = if number == 1 { told.replace("jiji.service", "jiji.other") } else { told };
+        observation.add(host, serde_json::from_str(&told).expect("facts"));
+    }
+    let labels: Vec<_> = observation
+        .hosts
+        .values()
+        .map(|answers| match &answers["core.records"] {
+            jiji_model::observation::Answer::Records(records) => {
+                let service = records.releases[0].services.values().next().expect("a service");
+                service.container_spec.labels.clone()
+            }
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert!(labels[0].is_same(&labels[2]));
+    assert!(labels[1].contains_key("jiji.other") && !labels[0].contains_key("jiji.other"));
+}

@@ -48,7 +48,7 @@ pub enum SpecError {
 
 /// The labels of a container: the specification's, and what the executor adds.
 pub fn labels(spec: &ContainerSpec, digest: &Digest, secrets: Option<&str>) -> BTreeMap<String, String> {
-    let mut labels = spec.labels.clone();
+    let mut labels = BTreeMap::clone(&spec.labels);
     labels.insert(LABEL_SPEC.to_owned(), digest.to_string());
     if let Some(address) = spec.address {
         labels.insert(LABEL_ADDRESS.to_owned(), address.to_string());
@@ -240,8 +240,8 @@ mod tests {
             },
             network: "jiji".into(),
             address: Some([10, 210, 0, 140].into()),
-            env: BTreeMap::from([("A".into(), Word::lit("b c"))]),
-            labels: BTreeMap::from([("jiji.scope".into(), "shop".into())]),
+            env: BTreeMap::from([("A".into(), Word::lit("b c"))]).into(),
+            labels: BTreeMap::from([("jiji.scope".into(), "shop".into())]).into(),
             mounts: vec![Mount { source: MountSource::Bind(path("/srv/a b")), target: path("/data"), read_only: true }],
             publish: vec![Publish { address: Some([127, 0, 0, 1].into()), host_port: 8080, container_port: 80 }],
             entrypoint: None,
