@@ -27,6 +27,10 @@ const MEMORY_MIB: usize = 64;
 const KEPT: usize = 4 * 1024 * 1024;
 /// The same of a table.
 const KEPT_OF_TABLE: usize = 64 * 1024;
+/// Most core instances, memories and tables of one call.
+const INSTANCES: u32 = 32;
+const MEMORIES: u32 = 4;
+const TABLES: u32 = 16;
 /// Most elements of a table.
 const TABLE: usize = 100_000;
 /// Bytes that a guest may hand out in one call, in whole (`Store::set_hostcall_fuel`).
@@ -127,17 +131,25 @@ impl Runtime {
     }
 }
 
+/// Most calls at once. Planning makes them from as many threads as there are processors, and nothing else makes any meanwhile: twice as many
+/// leave room.
+fn concurrent_calls() -> u32 {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    u32::try_from(threads).unwrap_or(u32::MAX).saturating_mul(2).max(16)
+}
+
 /// Memories for calls, used again and again: a plan for a thousand hosts makes thousands of calls, and to give memory back to the kernel
 /// after each costs more than most calls do. What a call left is wiped before the next one sees it.
 fn pool() -> PoolingAllocationConfig {
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    // Planning calls from as many threads as there are processors; some more may be judging health meanwhile.
-    let calls = u32::try_from(threads).unwrap_or(u32::MAX).saturating_mul(2).clamp(16, 256);
+    let calls = concurrent_calls();
     let mut pool = PoolingAllocationConfig::new();
+    // Whatever one call may have, each of them can have at once.
     pool.total_component_instances(calls)
-        .total_core_instances(calls * 4)
-        .total_memories(calls)
-        .total_tables(calls * 2)
+        .total_core_instances(calls.saturating_mul(INSTANCES))
+        .total_memories(calls.saturating_mul(MEMORIES))
+        .total_tables(calls.saturating_mul(TABLES))
+        .max_memories_per_module(MEMORIES)
+        .max_tables_per_module(TABLES)
         .max_memory_size(MEMORY_MIB << 20)
         .table_elements(TABLE)
         .linear_memory_keep_resident(KEPT)
@@ -215,15 +227,15 @@ impl ResourceLimiter for Call {
     }
 
     fn instances(&self) -> usize {
-        32
+        INSTANCES as usize
     }
 
     fn memories(&self) -> usize {
-        4
+        MEMORIES as usize
     }
 
     fn tables(&self) -> usize {
-        16
+        TABLES as usize
     }
 }
 
@@ -242,5 +254,31 @@ impl proxy::jiji::plan::log::Host for Call {
             Level::Info => tracing::info!(%plugin, "{message}"),
             Level::Warn => tracing::warn!(%plugin, "{message}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_call_that_can_be_made_at_once_may_have_all_that_one_may_have() {
+        let memories = "(memory 1)".repeat(MEMORIES as usize);
+        let tables = "(table 1 funcref)".repeat(TABLES as usize);
+        let text = format!("(component (core module $all {memories} {tables}) (core instance (instantiate $all)))");
+        let runtime = Runtime::new().expect("a runtime");
+        let component = Component::new(&runtime.engine, wat::parse_str(text).expect("a component")).expect("compiled");
+        let nothing = Linker::<Call>::new(&runtime.engine);
+        let calls: Vec<_> = (0..concurrent_calls())
+            .map(|number| {
+                let mut store = Store::new(&runtime.engine, Call { plugin: "greedy".to_owned(), lines: 0 });
+                store.limiter(|call| call);
+                store.set_fuel(FUEL).expect("fuel is on");
+                store.set_epoch_deadline(TICKS);
+                nothing.instantiate(&mut store, &component).unwrap_or_else(|error| panic!("call {number}: {error:#}"));
+                store
+            })
+            .collect();
+        assert!(calls.len() >= 16);
     }
 }
