@@ -1,6 +1,8 @@
 //! What a transaction did on this host, written before and after it is done.
 //!
-//! One JSON entry per line, appended and synced. A process that dies while it writes leaves a torn last line: it announces nothing, so
+//! One JSON entry per line, appended and synced: before what it announces is done, and before anybody is told what it tells. That a step has
+//! ended may become lasting with the entry after it. Whoever loses it with the host's power finds the step begun, as after a death between
+//! its effect and its entry. A process that dies while it writes leaves a torn last line: it announces nothing, so
 //! it is left out when reading and cut off before the next append. The transitions themselves are [`jiji_model::transaction::journal`]'s.
 
 use std::fs::{File, OpenOptions};
@@ -25,6 +27,8 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     transaction: Transaction,
+    /// The last entry, where it is written and not synced.
+    unsynced: Option<Entry>,
 }
 
 /// Reads the transaction off a journal; none where there is no journal. Writes nothing.
@@ -104,7 +108,7 @@ impl Journal {
             file.set_len(whole).and_then(|()| file.sync_all()).map_err(failed("cut the torn line off", path))?;
         }
         file.seek(std::io::SeekFrom::End(0)).map_err(failed("seek in", path))?;
-        Ok(Self { path: path.to_owned(), file, transaction })
+        Ok(Self { path: path.to_owned(), file, transaction, unsynced: None })
     }
 
     /// The state that the entries tell.
@@ -127,22 +131,56 @@ impl Journal {
         step.map_or_else(|| word.to_owned(), |step| place_of(step, word))
     }
 
-    /// Appends an entry, syncs it, and takes it into the state.
+    /// Appends an entry, syncs it with all before it, and takes it into the state.
     ///
     /// # Errors
     /// [`PlaceError`]; the entry may or may not be there then.
     pub fn append(&mut self, entry: Entry) -> Result<(), PlaceError> {
-        let failed = |action| failed(action, &self.path);
-        let text = line(&entry);
-        let place = || self.place(&entry);
-        abort::torn(place, &mut || {
+        self.write(&entry)?;
+        self.sync_at(&entry)?;
+        self.take(entry)
+    }
+
+    /// Appends an entry that need not outlast the host's power until the next one or [`Self::sync`], and takes it into the state.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn append_unsynced(&mut self, entry: Entry) -> Result<(), PlaceError> {
+        self.write(&entry)?;
+        self.unsynced = Some(entry.clone());
+        self.take(entry)
+    }
+
+    /// Syncs what was appended without.
+    ///
+    /// # Errors
+    /// [`PlaceError`]; the entries may or may not outlast the host's power then.
+    pub fn sync(&mut self) -> Result<(), PlaceError> {
+        match self.unsynced.take() {
+            Some(entry) => self.sync_at(&entry),
+            None => Ok(()),
+        }
+    }
+
+    fn write(&mut self, entry: &Entry) -> Result<(), PlaceError> {
+        let text = line(entry);
+        abort::torn(|| self.place(entry), &mut || {
             // What cannot be written even so is torn all the more.
             let _ = (&self.file).write_all(&text[..text.len() / 2]);
         });
-        self.file.write_all(&text).map_err(failed("write"))?;
-        abort::point("written", || self.place(&entry));
-        self.file.sync_data().map_err(failed("sync"))?;
-        abort::point("synced", || self.place(&entry));
+        (&self.file).write_all(&text).map_err(failed("write", &self.path))?;
+        abort::point("written", || self.place(entry));
+        Ok(())
+    }
+
+    fn sync_at(&mut self, entry: &Entry) -> Result<(), PlaceError> {
+        self.file.sync_data().map_err(failed("sync", &self.path))?;
+        self.unsynced = None;
+        abort::point("synced", || self.place(entry));
+        Ok(())
+    }
+
+    fn take(&mut self, entry: Entry) -> Result<(), PlaceError> {
         self.transaction
             .apply(entry)
             .map_err(|step| PlaceError::Record { path: self.path.clone(), reason: format!("unknown step `{step}`") })

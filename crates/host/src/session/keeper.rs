@@ -79,6 +79,12 @@ impl<'s> Keeper<'s> {
         Ok(self.open()?.append(entry)?)
     }
 
+    /// Appends that a step has ended: lasting with the next entry, or once all steps of a request are done.
+    fn append_end(&mut self, entry: Entry) -> Result<(), Refusal> {
+        let _lock = self.guard()?;
+        Ok(self.open()?.append_unsynced(entry)?)
+    }
+
     pub(super) async fn acquire(&mut self, request: &LeaseRequest) -> Result<Reply, Refusal> {
         let project = self.session.place.project(&request.scope)?;
         // Taken out for the while: the reader must not want the lock that a takeover holds.
@@ -194,6 +200,7 @@ impl<'s> Keeper<'s> {
             }
             report.failure = report.failure.or(failure.map(Box::new));
         }
+        self.open()?.sync()?;
         Ok(Reply::Ran(report))
     }
 
@@ -221,6 +228,7 @@ impl<'s> Keeper<'s> {
             let failure = self.step(&step, true, &mut report.steps).await?;
             report.failure = report.failure.or(failure.map(Box::new));
         }
+        self.open()?.sync()?;
         Ok(Reply::Ran(report))
     }
 
@@ -295,7 +303,7 @@ impl<'s> Keeper<'s> {
         let (outcome, mut failure) = self.act(step, action, undo).await?;
         abort::point("acted", || journal::place_of(step, if undo { "undo" } else { "do" }));
         let ended = outcome.clone();
-        self.append(if undo {
+        self.append_end(if undo {
             Entry::UndoEnded { step: id(), outcome: ended }
         } else {
             Entry::Ended { step: id(), outcome: ended }
