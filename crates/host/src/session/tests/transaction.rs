@@ -487,7 +487,8 @@ fn an_operator_who_is_not_heard_for_two_leases_is_given_up_once_the_step_in_hand
     let begin = numbered(vec![run_it(image.id()), exec("slow", &["slow"]), exec("next", &["true"])], 1);
     let mut operator = machine.session();
     operator.secrets(&[("KEY", "hunter2")]);
-    operator.ask(acquire("a", 1, 400));
+    // Long enough for what is asked at first, on a machine that is late.
+    operator.ask(acquire("a", 1, 900));
     operator.ask(Request::Begin(Box::new(begin)));
     assert!(ran(operator.ask(Request::Run { phase: Phase::Prepare })).failure.is_none());
     let begun = Instant::now();
@@ -495,7 +496,7 @@ fn an_operator_who_is_not_heard_for_two_leases_is_given_up_once_the_step_in_hand
     // The line stays open, and nothing comes.
     while operator.next().is_some() {}
     let took = begun.elapsed();
-    assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(10), "{took:?}");
+    assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(20), "{took:?}");
     let Operator { thread, to_host, .. } = operator;
     assert!(matches!(thread.join().expect("no panic"), Err(SessionError::Silent)));
     drop(to_host);
