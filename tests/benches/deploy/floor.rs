@@ -1,4 +1,5 @@
-//! The least that a deploy can take: what a person would type on each host, as one script over one ssh.
+//! The least that a deploy can take: what a person would type on each host, as one script over one ssh. Where nothing changed, it is the
+//! two questions whose answers say so.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use jiji_lab::command::command;
 use super::{Costs, HOSTS, measured, median, rounds};
 
 /// Pull, run, probe, route, stop, remove. Arguments: the image, the new container's name, the old one's.
-const SCRIPT: &str = r#"
+const DEPLOY: &str = r#"
 set -e
 docker pull --quiet "$1"
 docker run --detach --name "$2" --network jiji --env GREETING=hello --env HELLO_KEY=x "$1"
@@ -24,25 +25,36 @@ docker exec kamal-proxy kamal-proxy deploy floor --target "$address:8080" --host
 if [ -n "$3" ]; then docker stop "$3"; docker rm "$3"; fi
 "#;
 
-/// Runs the script on all hosts at once, each over an ssh of its own.
-fn deploy(site: &Site, hosts: &[Host], image: &str, new: &str, old: &str) -> Outcome {
+/// What runs, and what is routed to it.
+const LOOK: &str = r#"
+set -e
+docker ps --all --no-trunc
+docker exec kamal-proxy kamal-proxy list
+"#;
+
+/// Runs a script on all hosts at once, each over an ssh of its own. ssh hands the host's shell one line, so arguments are words that need
+/// no quotes.
+fn run(site: &Site, hosts: &[Host], script: &str, args: &[&str]) -> Outcome {
+    let words = ["sh", "-s", "--"].iter().chain(args).copied().collect::<Vec<_>>().join(" ");
     let children = hosts.iter().map(|host| {
         let mut ssh = site.lab.operator_command("/usr/bin/ssh");
-        // ssh hands the host's shell one line; the words of this one need no quotes but the empty one.
-        let words = format!("sh -s -- {image} {new} {}", if old.is_empty() { "''" } else { old });
-        ssh.arg("-F").arg(site.lab.ssh_config()).arg(&host.name).arg(words);
+        ssh.arg("-F").arg(site.lab.ssh_config()).arg(&host.name).arg(&words);
         ssh.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()
     });
     let children: Vec<_> = children.collect::<Result<_, _>>()?;
     for mut child in children {
         if let Some(mut stdin) = child.stdin.take() {
-            std::io::Write::write_all(&mut stdin, SCRIPT.as_bytes())?;
+            std::io::Write::write_all(&mut stdin, script.as_bytes())?;
         }
         if !child.wait()?.success() {
-            return Err("a deploy by hand failed".into());
+            return Err("a script typed by hand failed".into());
         }
     }
     Ok(())
+}
+
+fn deploy(site: &Site, hosts: &[Host], image: &str, new: &str, old: &str) -> Outcome {
+    run(site, hosts, DEPLOY, &[image, new, if old.is_empty() { "''" } else { old }])
 }
 
 /// Measures it beside jiji's proxy, which is there.
@@ -69,6 +81,10 @@ pub fn costs(site: &Site) -> Outcome<Costs> {
             taken.push(cost);
         }
         costs.insert((count, true), median(&taken));
+        let looks = (0..rounds()).map(|_| measured(&hosts, || run(site, &hosts, LOOK, &[])));
+        let looks = looks.collect::<Outcome<Vec<_>>>()?;
+        eprintln!("floor, {count} hosts, unchanged: {looks:?}");
+        costs.insert((count, false), median(&looks));
         for host in &hosts {
             host.engine(&["rm", "--force", &name(rounds() + 1)])?;
             host.engine(&["exec", "kamal-proxy", "kamal-proxy", "remove", "floor"])?;

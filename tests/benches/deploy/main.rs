@@ -181,7 +181,7 @@ fn main() -> Outcome {
             let of = if count == 1 { "1 host".to_owned() } else { format!("{count} hosts") };
             let (new, same) = (jiji[&(count, true)], jiji[&(count, false)]);
             let (kamal_new, kamal_same) = (kamal[&(count, true)], kamal[&(count, false)]);
-            let least = floor[&(count, true)];
+            let (least, least_same) = (floor[&(count, true)], floor[&(count, false)]);
             let rtt = if far { rtt.as_secs_f64() } else { 0.0 };
             let name = |what: &str| format!("{what}, {of}, {place}");
             let limit = least.seconds * 1.3 + 10.0 * rtt;
@@ -190,6 +190,7 @@ fn main() -> Outcome {
             row(name("new version"), "s", new.seconds, (kamal_new.seconds, "kamal"), limit);
             let limit = kamal_same.seconds / if far { 10.0 } else { 8.0 };
             row(name("unchanged"), "s", same.seconds, (kamal_same.seconds, "kamal"), Some(limit));
+            row(name("unchanged"), "s", same.seconds, (least_same.seconds, "floor"), None);
             for (what, ours, peer) in [("new version", new, kamal_new), ("unchanged", same, kamal_same)] {
                 row(name(&format!("{what}: execs")), "per host", ours.execs, (peer.execs, "kamal"), Some(1.0));
                 row(name(&format!("{what}: turns")), "per host", ours.turns, (peer.turns, "kamal"), None);
