@@ -56,7 +56,7 @@ fn after_a_death_at_any_step_the_next_ship_makes_all_hosts_agree_without_a_faile
     let project = one_by_one(&site, "crash")?;
     let authority = project.authority();
     project.ship()?;
-    let load = site.load(&authority, Duration::from_secs(600));
+    let load = site.brisk_load(&authority, Duration::from_secs(600));
     let ((), report) = site.under_load(&load, || {
         for (number, (point, way)) in (2..).zip(POINTS) {
             let version = format!("v{number}");
@@ -100,7 +100,7 @@ fn a_run_that_is_killed_in_the_middle_of_a_cutover_is_settled_by_the_next() -> O
     let authority = project.authority();
     project.ship()?;
     project.set_version("v2")?;
-    let (run, report) = site.under_load(&site.load(&authority, Duration::from_secs(150)), || {
+    let (run, report) = site.under_load(&site.brisk_load(&authority, Duration::from_secs(150)), || {
         let mut run = project.start(&["ship"])?;
         run.wait_for("the second host's cutover", |event| {
             event["event"] == "apply.step-started" && event["phase"] == "cutover" && event["host"] == "two"

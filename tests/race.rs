@@ -25,7 +25,7 @@ fn under_load<T>(site: &Site, authority: &str, work: impl FnOnce() -> Outcome<T>
     if std::env::var_os("RACE_LOAD").is_none() {
         return work();
     }
-    let (done, report) = site.under_load(&site.load(authority, LOAD), work)?;
+    let (done, report) = site.under_load(&site.brisk_load(authority, LOAD), work)?;
     println!("{report}");
     report.without_failure()?;
     Ok(done)

@@ -129,8 +129,9 @@ fn a_release_is_gone_back_to_after_its_image_was_pruned_everywhere_it_can_be_had
     // By the beginning of its image's digest, from this machine's store, with another value of the secret, under load.
     project.secret = "another value".to_owned();
     let image = first.image("web")?;
-    let (run, report) =
-        site.under_load(&site.load(&authority, Duration::from_secs(150)), || project.run(&["rollback", &image[..19]]))?;
+    let (run, report) = site.under_load(&site.brisk_load(&authority, Duration::from_secs(150)), || {
+        project.run(&["rollback", &image[..19]])
+    })?;
     let run = run.expect(0)?;
     println!("rolled back in {:.1}s under load: {report}", run.took.as_secs_f64());
     report.without_failure()?;

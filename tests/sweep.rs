@@ -33,6 +33,7 @@ fn whatever_strikes_at_a_step_that_is_drawn_the_next_run_makes_all_hosts_agree_w
         points: Some(6),
         seed: seed()?,
         only: Vec::new(),
+        without: Vec::new(),
         all_hosts: false,
         rate: RATE,
         time: Some(Duration::from_secs(90)),

@@ -74,6 +74,13 @@ impl Site {
         spec
     }
 
+    /// The same where many runs follow each other: slow answers take up to half a second, and so do drains, on one host after the other.
+    pub fn brisk_load(&self, authority: &str, limit: Duration) -> LoadSpec {
+        let mut spec = self.load(authority, limit);
+        (spec.mix.slow_least, spec.mix.slow_most) = (0.2, 0.5);
+        spec
+    }
+
     /// Runs a load while `work` is done, and gives both results. Requests are sent for more than a second before and after it.
     ///
     /// # Errors

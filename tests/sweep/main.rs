@@ -34,6 +34,9 @@ struct Args {
     /// Run only cases whose name has this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// Run no case whose name has this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    without: Vec<String>,
     /// Run every case on every host, and not on one drawn by the seed
     #[arg(long)]
     all_hosts: bool,
@@ -98,6 +101,7 @@ fn run(args: &Args) -> Outcome<bool> {
         points: args.points,
         seed: args.seed.unwrap_or(clock),
         only: args.only.clone(),
+        without: args.without.clone(),
         all_hosts: args.all_hosts,
         rate: args.rate.unwrap_or(100.0),
         time: args.time,

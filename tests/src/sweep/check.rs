@@ -124,13 +124,19 @@ pub fn settled(site: &Site, hosts: &[Host], scope: &str, patience: Duration) -> 
 }
 
 fn once(site: &Site, hosts: &[Host], scope: &str) -> Outcome<String> {
+    let authority = format!("{scope}.test");
+    let look = |host| Ok((ask(host, scope)?, answers(site, host, &authority)));
+    let looks: Vec<Outcome<(Said, Outcome<String>)>> = std::thread::scope(|threads| {
+        let looking: Vec<_> = hosts.iter().map(|host| threads.spawn(move || look(host))).collect();
+        looking.into_iter().map(|one| one.join().map_err(|_| "a thread panicked")?).collect()
+    });
     let mut wrong = Vec::new();
     let (mut releases, mut answered) = (BTreeSet::new(), BTreeSet::new());
-    for host in hosts {
-        let said = ask(host, scope)?;
+    for (host, looked) in hosts.iter().zip(looks) {
+        let (said, answer) = looked?;
         wrong.extend(said.wrong);
         releases.insert(said.release);
-        match answers(site, host, &format!("{scope}.test")) {
+        match answer {
             Ok(answer) => _ = answered.insert(answer),
             Err(error) => wrong.push(format!("{}: it does not answer: {error}", host.name)),
         }

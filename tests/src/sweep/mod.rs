@@ -31,6 +31,8 @@ pub struct Order {
     pub seed: u64,
     /// Only cases whose name has all of these words.
     pub only: Vec<String>,
+    /// No case whose name has one of these words.
+    pub without: Vec<String>,
     /// Every case on every host, and not on one that the seed draws.
     pub all_hosts: bool,
     /// Requests per second and host.
@@ -249,7 +251,7 @@ impl<'a> Sweep<'a> {
         println!("seed {}: {} points, {} cases", order.seed, summary.labels, summary.cases);
         let mut passed = Passed::read(order.passed.as_deref())?;
         let chosen = choose(all, order, &passed);
-        let mut load = self.site.load(&self.authority(), Duration::from_secs(24 * 3600));
+        let mut load = self.site.brisk_load(&self.authority(), Duration::from_secs(24 * 3600));
         load.rate = order.rate;
         load.targets.truncate(self.hosts.len());
         let mut quiet = load.clone();
@@ -391,13 +393,16 @@ fn choose(all: Vec<Case>, order: &Order, passed: &Passed) -> Vec<Case> {
     let mut lot = Lot(order.seed);
     let wanted = |case: &Case| {
         let name = case.to_string();
-        order.only.iter().all(|word| name.contains(word.as_str())) && !passed.names.contains(&name)
+        order.only.iter().all(|word| name.contains(word.as_str()))
+            && !order.without.iter().any(|word| name.contains(word.as_str()))
+            && !passed.names.contains(&name)
     };
+    let kind = |case: &Case| (case.scenario, case.label.clone(), case.fault);
+    let mut seen: BTreeSet<_> = all.iter().filter(|case| passed.names.contains(&case.to_string())).map(kind).collect();
     let mut chosen: Vec<Case> = all.into_iter().filter(wanted).collect();
     lot.shuffle(&mut chosen);
     if !order.all_hosts {
-        let mut seen = BTreeSet::new();
-        chosen.retain(|case| seen.insert((case.scenario, case.label.clone(), case.fault)));
+        chosen.retain(|case| seen.insert(kind(case)));
     }
     if let Some(points) = order.points {
         chosen.truncate(points);

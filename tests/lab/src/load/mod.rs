@@ -64,8 +64,10 @@ pub struct Mix {
     pub post: u32,
     /// `GET /chunked`, answered in chunks.
     pub chunked: u32,
-    /// `GET /slow`, answered after 1 s to `slow_most` seconds.
+    /// `GET /slow`, answered after `slow_least` to `slow_most` seconds.
     pub slow: u32,
+    /// The shortest that a slow answer takes, in seconds.
+    pub slow_least: f64,
     /// The longest that a slow answer takes, in seconds.
     pub slow_most: f64,
     /// How many of 100 requests have a connection of their own; the others use kept ones.
@@ -74,7 +76,7 @@ pub struct Mix {
 
 impl Default for Mix {
     fn default() -> Self {
-        Self { get: 60, post: 20, chunked: 17, slow: 3, slow_most: 5.0, fresh_percent: 50 }
+        Self { get: 60, post: 20, chunked: 17, slow: 3, slow_least: 1.0, slow_most: 5.0, fresh_percent: 50 }
     }
 }
 

@@ -200,11 +200,24 @@ impl Random {
             RequestKind::Chunked => 1 + self.below(20) as usize,
             RequestKind::Get | RequestKind::Slow => 0,
         };
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few thousand milliseconds")]
-        let span = ((mix.slow_most - 1.0).max(0.0) * 1000.0) as u32;
-        let millis = if kind == RequestKind::Slow { 1000 + u64::from(self.below(span + 1)) } else { 0 };
+        let millis = if kind == RequestKind::Slow {
+            let least = milliseconds(mix.slow_least);
+            u64::from(least + self.below(milliseconds(mix.slow_most).saturating_sub(least) + 1))
+        } else {
+            0
+        };
         Plan { kind, fresh, amount, millis, in_chunks: kind == RequestKind::Post && self.below(2) == 0 }
     }
+}
+
+fn milliseconds(seconds: f64) -> u32 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a few thousand; less than none is none"
+    )]
+    let millis = (seconds * 1000.0) as u32;
+    millis
 }
 
 #[cfg(test)]
