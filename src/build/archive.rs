@@ -20,6 +20,10 @@ use super::rootfs::{Content, Found, entry_of};
 
 /// The blocks that a tar is made of.
 const BLOCK: usize = 512;
+/// How far back xz may look, in bytes: `xz -9` looks 64 MiB back (xz(1), "-0 ... -9"). bzip2 needs 4 MiB at most by its format.
+const WINDOW: u32 = 64 << 20;
+/// What else the reader of xz needs, in KiB: 104 by its own account.
+const BESIDES: u32 = 1024;
 
 /// Why an archive could not be unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -27,12 +31,9 @@ pub enum ArchiveError {
     /// It cannot be read, or is broken.
     #[error("read the archive")]
     Read(#[from] io::Error),
-    /// It is compressed in a way that jiji does not know.
-    #[error("read the archive: it is compressed with {codec}")]
-    Codec {
-        /// The name of the compression.
-        codec: &'static str,
-    },
+    /// What it was compressed with wants more memory than any archive needs.
+    #[error("unpack the archive: a window of more than {} MiB was used to compress it with xz", WINDOW >> 20)]
+    Window,
     /// An entry is called so that it would come to lie elsewhere.
     #[error("unpack `{name}` of the archive: the name leads out of it")]
     Climbs {
@@ -70,7 +71,7 @@ impl ArchiveError {
     /// What a person can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            Self::Codec { .. } => "compress it with gzip or zstd, or COPY it and unpack it in a RUN step",
+            Self::Window => "compress it with `xz -9` or less, or COPY it and unpack it in a RUN step",
             Self::Climbs { .. } => "COPY it and unpack it in a RUN step if the names are meant",
             Self::Sparse { .. } => "pack it without `--sparse`",
             Self::Changed => "build again when nothing writes to the context",
@@ -99,6 +100,8 @@ impl Archive {
         let mut first = Vec::with_capacity(BLOCK);
         match reader.by_ref().take(BLOCK as u64).read_to_end(&mut first) {
             Ok(_) if is_header(&first) => {}
+            // What is too large to be looked into may be an archive.
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => return Err(ArchiveError::Window),
             // Something else that is compressed, or begins as if it were.
             Ok(_) | Err(_) => return Ok(None),
         }
@@ -107,7 +110,10 @@ impl Archive {
         // Headers and padding come on top of the content.
         let most = limits.bytes.saturating_add(limits.entries.saturating_mul(2 * BLOCK as u64));
         let too_large = ArchiveError::TooLarge { bytes: limits.bytes, entries: limits.entries };
-        let written = io::copy(&mut reader.by_ref().take(most), &mut tar)?;
+        let written = io::copy(&mut reader.by_ref().take(most), &mut tar).map_err(|error| match error.kind() {
+            io::ErrorKind::OutOfMemory => ArchiveError::Window,
+            _ => ArchiveError::Read(error),
+        })?;
         if written == most {
             return Err(too_large);
         }
@@ -164,8 +170,10 @@ fn decompressed<'a, R: io::BufRead>(source: &'a mut R) -> Result<Option<Box<dyn 
     Ok(Some(match head {
         [0x1f, 0x8b, 0x08, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(source)?),
-        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, ..] => return Err(ArchiveError::Codec { codec: "bzip2" }),
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => return Err(ArchiveError::Codec { codec: "xz" }),
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, ..] => Box::new(bzip2::bufread::MultiBzDecoder::new(source)),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
+            Box::new(lzma_rust2::XzReader::new_mem_limit(source, true, (WINDOW >> 10) + BESIDES))
+        }
         head if head.len() < BLOCK => return Ok(None),
         _ => Box::new(source),
     }))
@@ -235,6 +243,7 @@ fn read(tar: &File, digest: &Digest, most: u64) -> Result<Option<BTreeMap<TarPat
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::build::tests::fixture::with_window;
 
     fn archive(entries: &[(&str, tar::EntryType, &str)]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
@@ -270,6 +279,20 @@ mod tests {
         encoder.finish().expect("finished")
     }
 
+    fn bzip2(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::best());
+        encoder.write_all(bytes).expect("written");
+        encoder.finish().expect("finished")
+    }
+
+    fn xz(bytes: &[u8]) -> Vec<u8> {
+        let mut options = lzma_rust2::XzOptions::with_preset(1);
+        options.lzma_options.dict_size = 1 << 20;
+        let mut encoder = lzma_rust2::XzWriter::new(Vec::new(), options).expect("begun");
+        encoder.write_all(bytes).expect("written");
+        encoder.finish().expect("finished")
+    }
+
     #[test]
     fn an_archive_is_told_by_its_content_and_read_where_it_lies() {
         let tar = archive(&[
@@ -281,7 +304,17 @@ mod tests {
             ("link", tar::EntryType::Symlink, "../../etc/passwd"),
             ("/rooted", tar::EntryType::Regular, "r"),
         ]);
-        for bytes in [tar.clone(), gzip(&tar), zstd::encode_all(&tar[..], 1).expect("compressed")] {
+        let (first, second) = tar.split_at(700);
+        for bytes in [
+            tar.clone(),
+            gzip(&tar),
+            zstd::encode_all(&tar[..], 1).expect("compressed"),
+            bzip2(&tar),
+            [bzip2(first), bzip2(second)].concat(),
+            xz(&tar),
+            with_window(xz(&tar), 28),
+            [xz(first), vec![0; 8], xz(second)].concat(),
+        ] {
             let archive = open(&bytes, UnpackLimits::default()).expect("read").expect("an archive");
             let names: Vec<String> = archive.entries.keys().map(ToString::to_string).collect();
             assert_eq!(names, ["/a", "/a/one", "/a/twin", "/link", "/rooted"]);
@@ -296,9 +329,19 @@ mod tests {
                 Node::Hardlink(TarPath::normal("a/one"))
             );
         }
-        for other in
-            [&b""[..], b"text", &[0; 2048], &gzip(b"{}"), &gzip(&[0; 2048]), &vec![b'x'; 4096], b"\x1f\x8b\x08broken"]
-        {
+        for other in [
+            &b""[..],
+            b"text",
+            &[0; 2048],
+            &gzip(b"{}"),
+            &gzip(&[0; 2048]),
+            &vec![b'x'; 4096],
+            b"\x1f\x8b\x08broken",
+            &bzip2(b"{}"),
+            &xz(b"{}"),
+            b"\xfd7zXZ\0\0broken",
+            b"BZh91AY&SYbroken",
+        ] {
             assert!(open(other, UnpackLimits::default()).expect("read").is_none());
         }
         let changed = archive_error(Archive::open(
@@ -343,11 +386,65 @@ mod tests {
         let mut cut = many.clone();
         cut.truncate(700);
         assert!(matches!(archive_error(open(&cut, UnpackLimits::default())), ArchiveError::Read(_)));
-        for (head, codec) in [(&b"BZh91AY&SY"[..], "bzip2"), (b"\xfd7zXZ\0\0", "xz")] {
-            let bytes = [head, &[0; 600]].concat();
-            assert!(
-                matches!(archive_error(open(&bytes, UnpackLimits::default())), ArchiveError::Codec { codec: said } if said == codec)
-            );
+    }
+
+    /// What the programs that people use write: `xz -9e --check=sha256` (5.4.1) and `bzip2 -9` (1.0.8) of a file `a`.
+    #[test]
+    fn archives_of_other_programs_are_read() {
+        for bytes in [&include_bytes!("tests/data/a.tar.xz")[..], include_bytes!("tests/data/a.tar.bz2")] {
+            let archive = open(bytes, UnpackLimits::default()).expect("read").expect("an archive");
+            let found = &archive.entries[&TarPath::normal("a")];
+            assert_eq!((found.entry.uid, found.entry.gid, &found.entry.node), (3, 4, &Node::File { size: 6 }));
+        }
+    }
+
+    #[test]
+    fn compressed_archives_that_mean_harm_are_refused() {
+        let file = tar::EntryType::Regular;
+        let zeros = {
+            let mut header = tar::Header::new_gnu();
+            header.set_path("zeros").expect("a name");
+            header.set_size(64 << 20);
+            header.set_entry_type(file);
+            header.set_cksum();
+            [header.as_bytes().to_vec(), vec![0; (64 << 20) + 1024]].concat()
+        };
+        let good = archive(&[("a", file, "x")]);
+        let cut = |mut bytes: Vec<u8>, less: usize| {
+            bytes.truncate(bytes.len() - less);
+            bytes
+        };
+        let damaged = |mut bytes: Vec<u8>, from_end: usize| {
+            let at = bytes.len() - from_end;
+            bytes[at] ^= 0x55;
+            bytes
+        };
+        let noise: Vec<u8> = (0..4_u32 << 18).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        let long = [good[..1024].to_vec(), noise].concat();
+        let limits = UnpackLimits { bytes: 1 << 20, entries: 10 };
+        let wide = UnpackLimits::default();
+        for (name, bytes, limits, due) in [
+            ("a bomb of bzip2", bzip2(&zeros), limits, "TooLarge"),
+            ("a bomb of xz", xz(&zeros), limits, "TooLarge"),
+            ("a bomb of zstd", zstd::encode_all(&zeros[..], 1).expect("compressed"), limits, "TooLarge"),
+            ("a bomb of gzip", gzip(&zeros), limits, "TooLarge"),
+            ("a window of xz of 96 MiB", with_window(xz(&good), 29), wide, "Window"),
+            ("a window of xz of 4 GiB", with_window(xz(&good), 40), wide, "Window"),
+            ("a large window in the second stream", [xz(&good), with_window(xz(&good), 40)].concat(), wide, "Window"),
+            ("bzip2 cut short", cut(bzip2(&long), 100), wide, "Read"),
+            ("bzip2 with a wrong sum", damaged(bzip2(&long), 3), wide, "Read"),
+            ("bzip2 with something after it", [bzip2(&good), b"BZh9nothing".to_vec()].concat(), wide, "Read"),
+            ("xz cut short", cut(xz(&long), 100), wide, "Read"),
+            ("xz without its index", cut(xz(&good), 20), wide, "Read"),
+            ("xz with a wrong sum of its content", damaged(xz(&long), 32), wide, "Read"),
+            ("xz with a wrong end", damaged(xz(&good), 1), wide, "Read"),
+            ("xz with something after it", [xz(&good), b"more".to_vec()].concat(), wide, "Read"),
+            ("xz with crooked padding", [xz(&good), vec![0; 3]].concat(), wide, "Read"),
+        ] {
+            match open(&bytes, limits) {
+                Err(error) => assert!(format!("{error:?}").starts_with(due), "{name}: {error:?}"),
+                Ok(read) => panic!("{name}: {read:?}"),
+            }
         }
     }
 }

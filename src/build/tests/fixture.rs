@@ -23,6 +23,17 @@ use super::super::{BuildError, BuildRequest, Builder, Built, DEFAULT_EPOCH, Sour
 use crate::lockfile::{BuildSection, Target};
 use crate::registry::{Depth, RegistryError};
 
+/// A file of xz with another window, which the first block's header says: bits 0 of its exponent and the rest (xz-file-format 1.2.0, 5.3.1).
+pub(in crate::build) fn with_window(mut xz: Vec<u8>, property: u8) -> Vec<u8> {
+    let header = 12..12 + usize::from(xz[12]) * 4;
+    assert_eq!(xz[header.start + 2..header.start + 4], [0x21, 1], "LZMA2 with one byte of properties");
+    xz[header.start + 4] = property;
+    let mut sum = flate2::Crc::new();
+    sum.update(&xz[header.clone()]);
+    xz[header.end..header.end + 4].copy_from_slice(&sum.sum().to_le_bytes());
+    xz
+}
+
 /// The manifest of the one image that the registry has. Its own digest is not the point here.
 pub(super) static IMAGE: LazyLock<Digest> = LazyLock::new(|| Digest::of("the base image"));
 

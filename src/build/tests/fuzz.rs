@@ -2,16 +2,18 @@
 //! value or an error. `FUZZ_SECONDS` says how long each goes on, `FUZZ_SEED` draws the same again.
 
 use std::collections::BTreeMap;
-use std::io::Cursor;
+use std::io::{Cursor, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use jiji_model::digest::Digest;
 use jiji_sandbox::{UnpackLimits, each_entry};
 
+use super::super::archive::Archive;
 use super::super::dockerfile::{self, Kind, expand};
 use crate::lockfile::LockFile;
 
-/// Seconds for each reader, where nothing else is said: 30 for all.
+/// Seconds for each reader, where nothing else is said: 40 for all.
 const SECONDS: u64 = 10;
 /// More than any input of these sizes may take.
 const LONG: Duration = Duration::from_secs(10);
@@ -175,6 +177,45 @@ fn any_tar_is_read_or_refused() {
                 Ok::<_, std::io::Error>(())
             });
         }
+    });
+}
+
+#[test]
+fn any_compressed_archive_is_read_or_refused() {
+    let mut header = tar::Header::new_gnu();
+    header.set_path("a").expect("a name");
+    header.set_size(9000);
+    header.set_cksum();
+    let content = b"some content of a file ".repeat(500);
+    let tar = [header.as_bytes(), &content[..9216], &[0; 1024]].concat();
+    let bzip2 = {
+        let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        encoder.write_all(&tar).expect("written");
+        encoder.finish().expect("finished")
+    };
+    let xz = |check, filters: Vec<lzma_rust2::FilterConfig>| {
+        let mut options = lzma_rust2::XzOptions::with_preset(1);
+        options.check_type = check;
+        options.filters = filters;
+        let mut encoder = lzma_rust2::XzWriter::new(Vec::new(), options).expect("begun");
+        encoder.write_all(&tar).expect("written");
+        encoder.finish().expect("finished")
+    };
+    let real = vec![
+        xz(lzma_rust2::CheckType::None, Vec::new()),
+        xz(lzma_rust2::CheckType::Crc32, vec![lzma_rust2::FilterConfig::new_bcj_x86(0)]),
+        xz(lzma_rust2::CheckType::Sha256, vec![lzma_rust2::FilterConfig::new_delta(4)]),
+        bzip2,
+    ];
+    let words: Vec<&[u8]> =
+        vec![b"\xfd7zXZ\0", b"YZ", b"BZh9", b"1AY&SY", &[0x17, 0x72, 0x45, 0x38], &[0; 4], &[0xff; 4], &[0x21, 1, 40]];
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("file");
+    let limits = UnpackLimits { bytes: 1 << 20, entries: 1000 };
+    fuzz(&real, &words, |bytes| {
+        std::fs::write(&path, bytes).expect("written");
+        let file = std::fs::File::open(&path).expect("opened");
+        let _ = Archive::open(file, &Digest::of(bytes), dir.path(), limits);
     });
 }
 

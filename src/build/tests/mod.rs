@@ -1,6 +1,6 @@
 //! Whole builds with a scripted executor: what is built, what is not, and what is remembered. Real steps are in `hermetic.rs`.
 
-mod fixture;
+pub(in crate::build) mod fixture;
 mod fuzz;
 mod hostile;
 
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::*;
 use crate::build::execute::{Exit, StepSource};
-use fixture::{Fixture, IMAGE, locked};
+use fixture::{Fixture, IMAGE, locked, with_window};
 
 #[test]
 fn two_checkouts_with_other_modes_times_and_places_give_the_same_manifest() {
@@ -369,7 +369,7 @@ fn every_failure_names_its_place_and_a_way_out() {
         ("FROM scratch\nCOPY a gone /x/\n", "copy `gone`: it is not in the context", (2, 8), "relative to the context"),
         ("FROM scratch\nCOPY --chown=me a /\n", "find user `me` in the image's `/etc/passwd`", (2, 14), "use a number"),
         ("FROM scratch\nCOPY --chmod=u+q a /\n", "", (2, 14), ""),
-        ("FROM scratch\nADD a a.bz2 /\n", "add `a.bz2`", (2, 7), "compress it with gzip or zstd"),
+        ("FROM scratch\nADD a a.xz /\n", "add `a.xz`", (2, 7), "compress it with `xz -9` or less"),
         ("FROM scratch\n\nRUN fail\n", "run `fail`: it exited with 3", (3, 1), ""),
         ("FROM scratch\nRUN offline\n", "run `offline`: it exited with 3", (2, 1), "RUN has no network"),
         ("FROM scratch\nENV A=${B\n", "", (2, 7), ""),
@@ -381,7 +381,7 @@ fn every_failure_names_its_place_and_a_way_out() {
     ];
     for (dockerfile, cause, place, hint) in cases {
         let fixture = Fixture::new(dockerfile, &[("a", "1")]);
-        fixture.write_bytes("a.bz2", b"BZh91AY&SY");
+        fixture.write_bytes("a.xz", &with_window(include_bytes!("data/a.tar.xz").to_vec(), 40));
         let error = fixture.fails();
         let at = error.place().unwrap_or_else(|| panic!("{error}"));
         assert_eq!((at.line, at.column), place, "{dockerfile:?}: {error}");
