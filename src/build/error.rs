@@ -134,6 +134,8 @@ pub enum StepError {
         command: String,
         /// How it ended.
         exit: Exit,
+        /// Whether it had the network.
+        network: bool,
         /// The end of its output.
         output: Vec<String>,
     },
@@ -150,6 +152,8 @@ pub enum StepError {
         expected: Digest,
         /// The layer that it gave.
         actual: Digest,
+        /// Whether it had the network.
+        network: bool,
         /// What differs when it is run again, one line each.
         evidence: Vec<String>,
     },
@@ -270,6 +274,9 @@ impl StepError {
             Self::Registry(error) => error.hint(),
             Self::Execute(error) => error.hint(),
             Self::NotLocked { .. } => Some("build without `--locked` and commit jiji.lock if the change is meant"),
+            Self::Locked { network: true, .. } => Some(
+                "what a step fetches must not change: name exact versions (`apt-get install x=1.2`, `npm ci`, `pip install --require-hashes`, `cargo fetch --locked`). Build without `--locked` to take what it gives now",
+            ),
             Self::Locked { .. } => Some(
                 "the step does not give the same each time, or not on every machine; `jiji build --check` looks at each step. Build without `--locked` to take what it gives now",
             ),
@@ -279,8 +286,11 @@ impl StepError {
             ),
             Self::OtherFile { .. } => Some("the file behind the URL is another one; do not use it unless you know why"),
             Self::Secret { .. } => Some("name it in `build.secrets` in deploy.yml, and set it where jiji runs"),
-            Self::Failed { output, .. } if output.iter().any(|line| is_about_network(line)) => Some(
-                "RUN has no network, so that the same input gives the same image; copy what it needs into the context",
+            Self::Failed { network: false, output, .. } if output.iter().any(|line| is_about_network(line)) => Some(
+                "RUN has no network, so that the same input gives the same image; `RUN --network=default` has it, runs once, and jiji.lock says what it gave",
+            ),
+            Self::Failed { output, .. } if output.iter().any(|line| is_about_lists(line)) => Some(
+                "what a RUN fetched to know what there is (lists, indexes, caches) is no part of the image: fetch and use it in one RUN with `--network=default`",
             ),
             _ => None,
         }
@@ -301,6 +311,13 @@ fn is_about_network(line: &str) -> bool {
     ]
     .iter()
     .any(|words| line.contains(words))
+}
+
+/// Whether a line of output looks like a program that misses what was cleaned up after a step before.
+fn is_about_lists(line: &str) -> bool {
+    ["Unable to locate package", "has no installation candidate", "you're using offline mode"]
+        .iter()
+        .any(|words| line.contains(words))
 }
 
 fn exit_text(exit: Exit) -> String {

@@ -28,6 +28,12 @@ pub trait Sources: Sync {
         depth: Depth,
     ) -> Result<Image, RegistryError>;
 
+    /// Whether a step may use the network, for what the store lacks.
+    ///
+    /// # Errors
+    /// When nobody may be asked: `what` is then named.
+    fn reachable(&self, what: &dyn Fn() -> String) -> Result<(), RegistryError>;
+
     /// Takes what a URL has into the store: its digest and length in bytes.
     ///
     /// # Errors
@@ -64,6 +70,10 @@ impl Sources for Registries<'_> {
         depth: Depth,
     ) -> Result<Image, RegistryError> {
         self.runtime.block_on(self.client.pull(reference, digest, platform, store, depth))
+    }
+
+    fn reachable(&self, what: &dyn Fn() -> String) -> Result<(), RegistryError> {
+        self.client.online(what)
     }
 
     fn fetch(&self, url: &str, store: &Store) -> Result<(Digest, u64), RegistryError> {

@@ -94,7 +94,10 @@ impl Client {
     }
 
     /// Whether somebody may be asked for this.
-    pub(super) fn online(&self, what: impl FnOnce() -> String) -> Result<(), RegistryError> {
+    ///
+    /// # Errors
+    /// [`RegistryError::Offline`].
+    pub fn online(&self, what: impl FnOnce() -> String) -> Result<(), RegistryError> {
         if self.offline { Err(RegistryError::Offline { what: what() }) } else { Ok(()) }
     }
 

@@ -20,6 +20,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use rustix::thread::UnshareFlags;
 
 use crate::inside;
+use crate::step::Network;
 use crate::sys::{self, Fork};
 use crate::wire::{self, Doing, During as _, Failure, Reply, Request, Run};
 
@@ -56,7 +57,7 @@ fn null() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// All that a step is separated in. The user namespace is not among them: the step's root is this machine's root, with few
+/// All that a step is separated in, unless it is given the network. The user namespace is not among them: the step's root is this machine's root, with few
 /// capabilities, because files must get owners that the layer can name.
 pub(crate) const NAMESPACES: UnshareFlags = UnshareFlags::NEWNS
     .union(UnshareFlags::NEWPID)
@@ -76,7 +77,11 @@ fn watch(run: &Run, control: &UnixStream) -> Result<Reply, Failure> {
     }
     let (reports, report) = pipe()?;
     let (gate, go) = pipe()?;
-    sys::unshare(NAMESPACES).during(Doing::Namespaces)?;
+    let namespaces = match run.network {
+        Network::None => NAMESPACES,
+        Network::Machine => NAMESPACES.difference(UnshareFlags::NEWNET),
+    };
+    sys::unshare(namespaces).during(Doing::Namespaces)?;
     let first = match sys::fork().during(Doing::Fork)? {
         Fork::Child => {
             drop((go, reports));

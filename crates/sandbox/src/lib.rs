@@ -1,7 +1,7 @@
 //! Runs one command as if it were alone on a machine that never changes, and tells what it changed.
 //!
-//! A step sees the image it starts from and nothing else of this machine: no network, no foreign process, no file of the host, a
-//! fixed name, clock zone, umask, number of processors. It may do to its own files whatever root may do in a container; what it did
+//! A step sees the image it starts from and nothing else of this machine: no network unless it is given, no foreign process, no file of
+//! the host, a fixed name, clock zone, umask, number of processors. It may do to its own files whatever root may do in a container; what it did
 //! is read afterwards from the scratch directory, as a sorted list of changes against the layers below.
 //!
 //! This crate knows nothing of Dockerfiles, images, digests or stores: directories come in, changes go out. What a step may cost
@@ -47,6 +47,6 @@ pub use helper::enter_if_requested;
 pub use probe::{Refusal, Support, probe};
 pub use run::{Canceller, RunError, Sandbox, run};
 pub use scratch::Scratch;
-pub use step::{Content, Exit, Limits, Mount, Outcome, Source, Step, Stream, VERSION};
+pub use step::{Content, Exit, Limits, Mount, Network, Outcome, Source, Step, Stream, VERSION};
 pub use unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
 pub use wire::{Doing, Failure};

@@ -148,6 +148,7 @@ impl Sandbox {
             layers: step.layers.iter().map(|layer| layer.clone().into_os_string()).collect(),
             scratch: scratch.path().as_os_str().to_owned(),
             mounts: step.mounts.clone(),
+            network: step.network,
             source_date_epoch: step.source_date_epoch,
             cpus: step.limits.cpus.get(),
             millis: step.limits.time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),

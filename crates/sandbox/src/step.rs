@@ -29,6 +29,8 @@ pub struct Step {
     pub layers: Vec<PathBuf>,
     /// What is laid over the image while the command runs. None of it is a change, and neither are the mount points.
     pub mounts: Vec<Mount>,
+    /// Whom the command can talk to.
+    pub network: Network,
     /// What `SOURCE_DATE_EPOCH` says to the command, in seconds.
     pub source_date_epoch: u64,
     /// What the command may use.
@@ -46,10 +48,21 @@ impl Step {
             workdir: PathBuf::from("/"),
             layers,
             mounts: Vec::new(),
+            network: Network::None,
             source_date_epoch: 0,
             limits: Limits::default(),
         }
     }
+}
+
+/// Whom a step can talk to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Network {
+    /// Itself: it has a loopback interface of its own.
+    #[default]
+    None,
+    /// Whomever this machine can: it has this machine's network, names and resolver. What it gives is no longer a matter of what it was given.
+    Machine,
 }
 
 /// Something laid over the image while a step runs.

@@ -9,7 +9,7 @@
 use std::convert::Infallible;
 use std::ffi::{CStr, CString, c_int, c_ulong, c_void};
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::ptr;
 
 use rustix::process::Pid;
@@ -94,6 +94,39 @@ pub(crate) fn seccomp(filter: &[sock_filter]) -> io::Result<()> {
     // SAFETY: `program` describes `filter` exactly (seccompiler's and libc's sock_filter are both the kernel's), and the kernel
     // copies it without writing.
     checked(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) })?;
+    Ok(())
+}
+
+/// The version of Landlock that the kernel has; 0 where it has none.
+pub(crate) fn landlock_version() -> i64 {
+    const VERSION: c_int = 1; // LANDLOCK_CREATE_RULESET_VERSION (linux/landlock.h)
+    // SAFETY: with this flag the kernel reads no memory and answers a number.
+    checked(unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, ptr::null::<c_void>(), 0_usize, VERSION) })
+        .unwrap_or(0)
+}
+
+/// `struct landlock_ruleset_attr`, linux/landlock.h.
+#[repr(C)]
+struct LandlockRuleset {
+    handled_access_fs: u64,
+    handled_access_net: u64,
+    scoped: u64,
+}
+
+/// From here on this process and all that it starts reach no socket whose name is no file but those of their own. Needs CAP_SYS_ADMIN, or
+/// no_new_privs set before. Linux 6.12.
+pub(crate) fn scope_abstract_sockets() -> io::Result<()> {
+    const ABSTRACT_SOCKETS: u64 = 1; // LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET
+    let rules = LandlockRuleset { handled_access_fs: 0, handled_access_net: 0, scoped: ABSTRACT_SOCKETS };
+    // SAFETY: `rules` has the layout of the kernel's structure and the size passed is its own; the kernel only reads it. What it answers
+    // is a new descriptor that nobody else owns.
+    let ruleset = unsafe {
+        let size = size_of::<LandlockRuleset>();
+        let fd = checked(libc::syscall(libc::SYS_landlock_create_ruleset, &raw const rules, size, 0))?;
+        OwnedFd::from_raw_fd(c_int::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?)
+    };
+    // SAFETY: plain numbers.
+    checked(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) })?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::step::Mount;
+use crate::step::{Mount, Network};
 
 /// Longest frame, bytes: an environment may be large, nothing else is.
 const FRAME: u32 = 32 << 20;
@@ -36,6 +36,7 @@ pub(crate) struct Run {
     pub(crate) layers: Vec<OsString>,
     pub(crate) scratch: OsString,
     pub(crate) mounts: Vec<Mount>,
+    pub(crate) network: Network,
     pub(crate) source_date_epoch: u64,
     pub(crate) cpus: u32,
     pub(crate) millis: Option<u64>,

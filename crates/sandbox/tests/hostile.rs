@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use image::{Image, needs_root};
-use jiji_sandbox::{Exit, Failure, RunError};
+use jiji_sandbox::{Exit, Failure, Mount, Network, RunError, Source, Step};
 
 #[test]
 fn a_link_in_place_of_a_mount_point_is_refused() {
@@ -153,6 +153,88 @@ fn descriptors_of_the_host_do_not_come_along() {
     let ran = image.sh("ls /proc/self/fd");
     // 0 to 2, and the one that lists.
     assert_eq!(ran.out, "0\n1\n2\n3\n", "{}", ran.err);
+}
+
+#[test]
+fn a_step_with_the_machines_network_can_talk_and_nothing_more() {
+    needs_root!();
+    let image = Image::new();
+    let server = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let at = server.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for mut stream in server.incoming().flatten() {
+            let _ = std::io::Read::read(&mut stream, &mut [0; 4096]);
+            let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello");
+        }
+    });
+    let step = |script: &str| Step { network: Network::Machine, ..image.step(script) };
+    let run = |script: &str| image.run(&step(script)).expect("begins");
+
+    let ran = run(&format!(
+        "wget -q -O - http://{at}/ && echo; cat /etc/hostname; grep -E '^Cap(Eff|Bnd)' /proc/self/status"
+    ));
+    assert_eq!(
+        ran.out, "hello\nlocalhost\nCapEff:\t00000000a80401fb\nCapBnd:\t00000000a80401fb\n",
+        "Docker's without NET_RAW and NET_BIND_SERVICE: {}",
+        ran.err
+    );
+    let shown = run("cat /etc/resolv.conf").out;
+    assert_eq!(shown, fs::read_to_string("/etc/resolv.conf").unwrap_or(shown.clone()));
+    assert_eq!(run("touch /etc/resolv.conf; echo x >> /etc/hosts; true").changed, [] as [&str; 0]);
+
+    for (name, poke) in [
+        ("set up an interface", "ip link add x type dummy"),
+        ("take one down", "ip link set lo down"),
+        ("add an address", "ip addr add 192.0.2.7/32 dev lo"),
+        ("stand in for a service", "nc -l -p 81 -w 1"),
+        ("send raw packets", "busybox arping -I lo -c 1 -w 1 127.0.0.1"),
+        ("listen to packets", "busybox udhcpc -i lo -n -q -t 1 -T 1"),
+        ("write to a process's files", "echo 1 > /proc/self/oom_score_adj"),
+        (
+            "write to the network's files",
+            "find /proc/self/net/ -type f -perm -u+w | while read f; do ( : >> $f ) && echo $f; done | grep .",
+        ),
+        ("write to a sysctl", "echo 1 > /proc/sys/net/ipv4/ip_forward"),
+        ("another network namespace", "unshare -n true"),
+        ("write to an interface", "echo 1 > /sys/class/net/lo/mtu"),
+    ] {
+        let ran = run(&format!("( {poke} ) >/dev/null 2>&1 && echo through; echo ended"));
+        assert_eq!(ran.out, "ended\n", "{name}");
+    }
+}
+
+#[test]
+fn names_of_sockets_that_are_no_files_are_not_the_machines() {
+    use std::os::linux::net::SocketAddrExt as _;
+    needs_root!();
+    if !Path::new("/usr/bin/perl").exists() {
+        eprintln!("SKIPPED: /usr/bin/perl is not there");
+        return;
+    }
+    let image = Image::new();
+    let name = format!("jiji-test-{}", std::process::id());
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");
+    let _listener = std::os::unix::net::UnixListener::bind_addr(&address).expect("bound");
+    for (link, to) in [("lib", "usr/lib"), ("lib64", "usr/lib64")] {
+        symlink(to, image.base(link)).expect("linked");
+    }
+    let script = format!(
+        "perl -e 'use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0) or die \"none\\n\"; \
+         connect(S, pack_sockaddr_un(\"\\0{name}\")) or die \"refused\\n\"; print \"through\\n\"' 2>&1; \
+         perl -e 'use Socket; socketpair(A, B, AF_UNIX, SOCK_STREAM, 0) and print \"a pair\\n\"'"
+    );
+    let usr = Source::Layers { layers: vec!["/usr".into()], path: "/".into() };
+    let mounts = vec![Mount { target: "/usr".into(), source: usr, read_only: true }];
+    for network in [Network::None, Network::Machine] {
+        let step = Step { network, mounts: mounts.clone(), ..image.step(&script) };
+        let ran = image.run(&step).expect("begins");
+        assert!(
+            ["refused\na pair\n", "none\na pair\n"].contains(&ran.out.as_str()),
+            "{network:?}: {}{}",
+            ran.out,
+            ran.err
+        );
+    }
 }
 
 #[test]

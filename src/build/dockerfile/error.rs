@@ -238,7 +238,7 @@ impl Problem {
             }
             Self::UnknownInstruction { .. } => "a line that goes on needs a backslash at the end of the line before it",
             Self::UnsupportedFlag { flag, .. } if flag.starts_with("--network") => {
-                "RUN has no network, so that the same input gives the same image; copy what it needs into the context"
+                "`RUN --network=default` has the network, runs once, and jiji.lock says what it gave"
             }
             Self::AddRepository { .. } => {
                 "ADD an archive of one commit by its URL, or make the repository a submodule of the context and COPY it"

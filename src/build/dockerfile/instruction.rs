@@ -118,6 +118,8 @@ pub enum Command {
 pub struct Run {
     /// What is run. A here-document is part of the shell's text.
     pub command: Command,
+    /// Whether it is `--network=default`: with the network.
+    pub network: bool,
     /// `--mount`, as often as it stands there, to be read with [`mount`](super::mount()) after variables are replaced.
     pub mounts: Vec<Word>,
     /// The program that `command` runs, where it is a here-document that begins with `#!`: its name and content.
@@ -493,13 +495,16 @@ impl<'a> Reader<'a> {
     fn run(&mut self) -> Found<Run> {
         for flag in &self.flags {
             let value = flag.value.as_deref().unwrap_or_default();
-            if flag.name == "network" && value != "none" || flag.name == "security" && value != "sandbox" {
+            if flag.name == "network" && !matches!(value, "none" | "default")
+                || flag.name == "security" && value != "sandbox"
+            {
                 let flag_text = format!("--{}={value}", flag.name);
                 return Err((flag.at, Problem::UnsupportedFlag { instruction: self.name, flag: flag_text }));
             }
         }
         let mounts = self.repeated("mount")?;
-        self.flags(&["network", "security"], &["device"])?;
+        let flags = self.flags(&["network", "security"], &["device"])?;
+        let network = flags.get("network").is_some_and(|word| word.text == "default");
         let mut command = self.command()?;
         let mut script = None;
         match &mut command {
@@ -511,7 +516,7 @@ impl<'a> Reader<'a> {
         if let Some((name, _)) = &script {
             command = Command::Shell(format!("{SCRIPTS}/{name}"));
         }
-        Ok(Run { command, mounts, script })
+        Ok(Run { command, network, mounts, script })
     }
 
     /// A here-document of RUN is the shell's to read, except where it is the whole command: then it is the script itself.

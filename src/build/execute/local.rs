@@ -7,10 +7,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use jiji_model::digest::Digest;
-use jiji_sandbox::{Canceller, Change, Changes, Kind, Limits, Mount, Sandbox, Scratch, Source, Step};
+use jiji_sandbox::{Canceller, Change, Changes, Kind, Limits, Mount, Network, Sandbox, Scratch, Source, Step};
 use jiji_store::{Cache, Layer, Store};
 
-use super::{ExecuteError, Executor, Ran, RunStep, StepMount, StepSource, Stream};
+use super::{ExecuteError, Executor, Ran, RunStep, StepMount, StepSource, Stream, cleanup};
 use crate::build::copy::with_parents;
 use crate::build::layer::{Entry, Node, TarPath, WHITEOUT};
 use crate::build::rootfs::{Content, Found, Layers};
@@ -90,6 +90,7 @@ impl Executor for Local {
             workdir: PathBuf::from(&step.workdir),
             layers,
             mounts,
+            network: step.network,
             source_date_epoch: step.epoch,
             limits: Limits::default(),
         };
@@ -177,7 +178,11 @@ impl Held {
 
 impl Local {
     fn layer(&self, changes: &Changes, step: &RunStep, store: &Store) -> Result<Option<Layer>, ExecuteError> {
-        let entries = entries(changes.list());
+        let kept = match step.network {
+            Network::None => changes.list().to_vec(),
+            Network::Machine => cleanup::kept(changes, &step.env).map_err(ExecuteError::Cleanup)?,
+        };
+        let entries = entries(&kept);
         if entries.is_empty() {
             return Ok(None);
         }

@@ -1,5 +1,6 @@
 //! Who runs a RUN step: this machine's sandbox, or something else that gives the same.
 
+mod cleanup;
 mod local;
 
 use jiji_model::image::Platform;
@@ -10,7 +11,8 @@ use super::layer::LayerError;
 use super::rootfs::IndexError;
 use super::trees::TreeError;
 
-pub use jiji_sandbox::{Canceller, Exit, Stream};
+pub(in crate::build) use cleanup::VERSION as CLEANUPS;
+pub use jiji_sandbox::{Canceller, Exit, Network, Stream};
 pub use local::Local;
 
 /// A RUN step with everything that its result depends on.
@@ -32,6 +34,8 @@ pub struct RunStep {
     pub layers: Vec<Layer>,
     /// What is laid over that while it runs.
     pub mounts: Vec<StepMount>,
+    /// Whom it can talk to. With the network, what package managers leave behind of the time is no change of it.
+    pub network: Network,
     /// Variables that are secrets. Their values are in no key: the step must give the same with any.
     pub secrets: Vec<(String, Secret)>,
 }
@@ -147,6 +151,9 @@ pub enum ExecuteError {
     /// The sandbox could not run it.
     #[error(transparent)]
     Sandbox(#[from] jiji_sandbox::RunError),
+    /// What it left behind of the time could not be looked into.
+    #[error("clean up after a step that had the network")]
+    Cleanup(#[source] std::io::Error),
     /// What it changed could not be read.
     #[error(transparent)]
     Changes(#[from] jiji_sandbox::ChangeError),

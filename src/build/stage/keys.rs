@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::explain::Parts;
 use crate::build::copy::Selected;
-use crate::build::execute::RunStep;
+use crate::build::execute::{CLEANUPS, Network, RunStep};
 use crate::build::layer::{LAYER_FORMAT, Node, TarPath};
 use crate::build::rootfs::{Content, Found};
 
@@ -45,6 +45,10 @@ pub(super) fn run(step: &RunStep, mounts: &[Value]) -> Digest {
         "network": "none",
         "sandbox": jiji_sandbox::VERSION,
     });
+    if step.network == Network::Machine {
+        body["network"] = json!("default");
+        body["clean-ups"] = json!(CLEANUPS);
+    }
     if !mounts.is_empty() {
         body["mounts"] = json!(mounts);
     }

@@ -162,7 +162,7 @@ impl Evaluation<'_> {
             };
             step.mounts.push(StepMount { target, source, read_only });
         }
-        step.secrets = planned.secrets;
+        step.secrets.extend(planned.secrets);
         Ok(())
     }
 

@@ -44,7 +44,7 @@ impl Scope {
     }
 }
 
-/// Arguments that may be given though nothing declares them: they are about the build and reach no step, which has no network.
+/// Arguments that may be given though nothing declares them: they are about the build. Those of proxies reach steps that have the network.
 pub(super) const PREDEFINED: [&str; 11] = [
     "ALL_PROXY",
     "FTP_PROXY",

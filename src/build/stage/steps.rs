@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiji_model::digest::Digest;
+use jiji_model::secret::Secret;
 use jiji_sandbox::UnpackLimits;
 use jiji_store::{Layer, Store};
 use serde_json::{Value, json};
 
 use super::explain::{Known, Parts};
 use super::mounts::Planned;
+use super::scope::PREDEFINED;
 use super::turns::held;
 use super::{Evaluation, Given, Memory, Result, State, keys, stage_named, step_error, urls};
 use crate::build::BuildRequest;
@@ -22,7 +24,7 @@ use crate::build::context;
 use crate::build::copy::{self, About, Choice, CopyError, ModeChange, Ownership, Selected, Source};
 use crate::build::dockerfile::{self, Command, Healthcheck, Instruction, Position, Problem, Run, Word};
 use crate::build::error::{BuildError, StepError};
-use crate::build::execute::{Ran, RunStep, Stream};
+use crate::build::execute::{Network, Ran, RunStep, Stream};
 use crate::build::image::Draft;
 use crate::build::layer::{CODEC, Node, TarPath};
 use crate::build::rootfs::{Accounts, Content, Layers, Tree};
@@ -93,6 +95,7 @@ impl Evaluation<'_> {
             platform: state.draft.platform.clone(),
             layers: state.draft.layers.clone(),
             mounts: Vec::new(),
+            network: if run.network { Network::Machine } else { Network::None },
             secrets: Vec::new(),
         };
         let key = keys::run(&step, &planned.key);
@@ -153,6 +156,14 @@ impl Evaluation<'_> {
                 None => {
                     let parts = parts();
                     self.missed(instruction, key, &parts, state)?;
+                    if step.network == Network::Machine {
+                        let what = || format!("what `{}` gave", first_line(&instruction.text));
+                        self.builder.sources.reachable(&what)?;
+                        // As in Docker: which proxies there are is this machine's, and in no key.
+                        let proxies = self.request.args.iter().filter(|(name, _)| is_proxy(name));
+                        let proxies = proxies.filter(|(name, _)| !step.env.iter().any(|(own, _)| own == *name));
+                        step.secrets.extend(proxies.map(|(name, value)| (name.clone(), Secret::new(value.as_str()))));
+                    }
                     if !planned.key.is_empty() {
                         let below = self.below(&state.draft)?;
                         self.mount(planned, step, &below)?;
@@ -170,8 +181,14 @@ impl Evaluation<'_> {
         let actual = diff_id(layer.as_ref());
         if let Some(expected) = expected.filter(|expected| *expected != actual) {
             if self.request.locked {
-                let evidence = if cached { Vec::new() } else { self.varies(instruction, step, layer.as_ref(), state)? };
-                return Err(StepError::Locked { expected, actual, evidence });
+                let evidence = match store.layer(&expected, CODEC)? {
+                    // All is done again: what it should have given is here.
+                    Some(due) => compare::lines(&compare::layers(Some(&due), layer.as_ref(), store)?),
+                    None if cached => Vec::new(),
+                    None => self.varies(instruction, step, layer.as_ref(), state)?,
+                };
+                let network = step.network == Network::Machine;
+                return Err(StepError::Locked { expected, actual, network, evidence });
             }
             let text = format!("{} gave another result than jiji.lock says", first_line(&instruction.text));
             self.tell("build.differs", text, json!({"key": key, "expected": expected, "actual": actual}));
@@ -193,6 +210,9 @@ impl Evaluation<'_> {
         let second = self.execute(instruction, step, state)?;
         let differences = compare::layers(first, second.as_ref(), self.builder.store)?;
         Ok(match differences.is_empty() {
+            true if step.network == Network::Machine => {
+                vec!["it gave the same when it was run again, so what it fetches is another than it was".to_owned()]
+            }
             true => vec![
                 "it gave the same when it was run again, so it depends on something else of this machine".to_owned(),
             ],
@@ -224,7 +244,8 @@ impl Evaluation<'_> {
             Ran::Changed(layer) => Ok(layer),
             Ran::Failed(exit) => {
                 let command = instruction.text.split_once(char::is_whitespace).map_or("", |(_, rest)| rest.trim());
-                Err(StepError::Failed { command: first_line(command), exit, output: tail.into() })
+                let network = step.network == Network::Machine;
+                Err(StepError::Failed { command: first_line(command), exit, network, output: tail.into() })
             }
         }
     }
@@ -531,8 +552,16 @@ fn run_parts(step: &RunStep, planned: &Planned, state: &State<'_>) -> Parts {
     parts.add("user", &json!(step.user));
     parts.add("workdir", &json!(step.workdir));
     parts.add("platform", &json!(step.platform.to_string()));
+    if step.network == Network::Machine {
+        parts.add("network", &json!("default"));
+    }
     planned.parts(&mut parts);
     parts
+}
+
+/// Whether an argument says which proxies there are.
+fn is_proxy(name: &str) -> bool {
+    PREDEFINED.contains(&name) && name.to_ascii_lowercase().ends_with("_proxy")
 }
 
 /// The `diff_id` of what a step gave.

@@ -45,6 +45,7 @@ pub(super) struct Fixture {
     secrets: Mutex<BTreeMap<String, Secret>>,
     stage: Mutex<Option<String>>,
     locked: AtomicBool,
+    offline: AtomicBool,
     base: Mutex<Value>,
     more: Mutex<Option<String>>,
     ran: Mutex<Vec<RunStep>>,
@@ -66,6 +67,7 @@ impl Fixture {
             secrets: Mutex::default(),
             stage: Mutex::default(),
             locked: AtomicBool::new(false),
+            offline: AtomicBool::new(false),
             base: Mutex::new(json!({"Env": ["BASE=yes"], "Cmd": ["base"]})),
             more: Mutex::default(),
             ran: Mutex::default(),
@@ -143,6 +145,11 @@ impl Fixture {
     /// Sets what the configuration of the one image that the registry has says of containers.
     pub(super) fn base(&self, config: Value) {
         *locked(&self.base) = config;
+    }
+
+    /// Whether steps may not use the network.
+    pub(super) fn offline(&self, offline: bool) {
+        self.offline.store(offline, Ordering::Relaxed);
     }
 
     pub(super) fn locked(&self, locked: bool) {
@@ -322,6 +329,13 @@ impl Executor for Fixture {
 }
 
 impl Sources for Fixture {
+    fn reachable(&self, what: &dyn Fn() -> String) -> Result<(), RegistryError> {
+        match self.offline.load(Ordering::Relaxed) {
+            true => Err(RegistryError::Offline { what: what() }),
+            false => Ok(()),
+        }
+    }
+
     /// A URL has what the context has under its file's name.
     fn fetch(&self, url: &str, store: &Store) -> Result<(Digest, u64), RegistryError> {
         locked(&self.asked).push(format!("fetch {url}"));

@@ -57,6 +57,7 @@ fn main() -> ExitCode {
         ("what_is_mounted_is_in_no_layer", what_is_mounted_is_in_no_layer),
         ("a_base_image_is_pulled_once_and_run_in", a_base_image_is_pulled_once_and_run_in),
         ("a_failed_step_says_where_and_what_it_said", a_failed_step_says_where_and_what_it_said),
+        ("a_step_with_the_network_runs_once_and_gives_the_same", a_step_with_the_network_runs_once_and_gives_the_same),
         (
             "another_builder_puts_the_same_files_to_the_same_places",
             another_builder_puts_the_same_files_to_the_same_places,
@@ -86,6 +87,10 @@ fn able() -> Result<(), String> {
 struct Nowhere;
 
 impl Sources for Nowhere {
+    fn reachable(&self, _: &dyn Fn() -> String) -> Result<(), RegistryError> {
+        Ok(())
+    }
+
     fn fetch(&self, url: &str, _: &Store) -> Result<(Digest, u64), RegistryError> {
         Err(RegistryError::NotFound { registry: "nowhere".to_owned(), what: url.to_owned() })
     }
@@ -134,30 +139,37 @@ impl Project {
     }
 
     fn build_stage_from(&self, stage: Option<&str>, sources: &dyn Sources) -> Result<Built, BuildError> {
+        self.build_as(&BuildRequest { stage: stage.map(str::to_owned), ..self.request() }, sources)
+    }
+
+    fn request(&self) -> BuildRequest {
         let target =
             Target { service: ServiceName::new("web").expect("a service"), environment: None, platform: platform() };
-        let request = BuildRequest {
-            target: target.clone(),
+        BuildRequest {
+            target,
             repository: RepositoryName::new("shop/web").expect("a repository"),
             context: self.root.clone(),
             dockerfile: self.root.join("Dockerfile"),
             dockerfile_name: "Dockerfile".to_owned(),
             args: Default::default(),
             secrets: secrets(),
-            stage: stage.map(str::to_owned),
+            stage: None,
             platform: platform(),
             epoch: DEFAULT_EPOCH,
             locked: false,
             renew: false,
             explain: false,
             threads: 2,
-        };
+        }
+    }
+
+    fn build_as(&self, request: &BuildRequest, sources: &dyn Sources) -> Result<Built, BuildError> {
         let lock_file = LockFile::of_project(&self.root);
         let mut lock = lock_file.read().expect("a lock").build;
         let executor = Local::new(2);
         let builder = Builder { store: &self.store, sources, executor: &executor, events: &Silent };
-        let built = builder.build(&request, &mut lock)?;
-        let changes = jiji::build::Changes::of(&target, &lock);
+        let built = builder.build(request, &mut lock)?;
+        let changes = jiji::build::Changes::of(&request.target, &lock);
         lock_file.update_build(|section| changes.apply(section)).expect("written");
         Ok(built)
     }
@@ -505,7 +517,117 @@ fn a_failed_step_says_where_and_what_it_said() {
     assert_eq!(error.evidence().first().map(String::as_str), Some("before"), "{:?}", error.evidence());
     let source = std::error::Error::source(&error).expect("a cause").to_string();
     assert!(source.ends_with("it exited with 7"), "{source}");
-    assert!(error.hint().is_some_and(|hint| hint.contains("RUN has no network")), "{:?}", error.evidence());
+    assert!(error.hint().is_some_and(|hint| hint.contains("RUN --network=default")), "{:?}", error.evidence());
+}
+
+/// A server on this machine that gives everybody one text, until it is dropped. How often it was asked is counted.
+struct Server {
+    address: std::net::SocketAddr,
+    text: std::sync::Arc<std::sync::Mutex<String>>,
+    asked: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Server {
+    fn start(text: &str) -> Self {
+        use std::io::{Read as _, Write as _};
+        use std::sync::atomic::Ordering;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let text = std::sync::Arc::new(std::sync::Mutex::new(text.to_owned()));
+        let asked = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let (said, count) = (std::sync::Arc::clone(&text), std::sync::Arc::clone(&asked));
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request);
+                let body = said.lock().expect("nobody panicked").clone();
+                count.fetch_add(1, Ordering::Relaxed);
+                let _ = write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            }
+        });
+        Self { address, text, asked }
+    }
+
+    fn say(&self, text: &str) {
+        *self.text.lock().expect("nobody panicked") = text.to_owned();
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.swap(0, std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+fn a_step_with_the_network_runs_once_and_gives_the_same() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start("first");
+    let at = server.address;
+    let steps = format!(
+        "FROM base\nRUN mkdir -p /var/lib/apt/lists; echo base > /var/lib/apt/lists/old; echo base > /var/log.txt\n\
+         RUN --network=default wget -q -O /got http://{at}/file && cat /etc/resolv.conf > /dev/null; \\\n\
+         mkdir -p /var/log/apt /root/.cache/pip/http /root/.npm/_logs /var/lib/apt/lists/partial; \\\n\
+         for f in /var/log/apt/history.log /var/log/dpkg.log /root/.cache/pip/http/a /root/.npm/_logs/l \\\n\
+         /var/lib/apt/lists/Release /var/lib/apt/lists/old; do date +%s%N > $f; done\n\
+         RUN cat got > copy; ! wget -q -T 1 -O - http://{at}/\n"
+    );
+    let project = project(dir.path(), &steps);
+    let built = project.built();
+    assert_eq!(server.asked(), 1, "the step after it has no network");
+    assert_eq!(file(&project, &built, "copy"), "first");
+    let mut image = built.image.clone();
+    image.layers.pop();
+    let names = last_layer(&project, &Built { image, ..built.clone() });
+    let names: Vec<&str> = names.iter().map(|name| name.split(' ').next().expect("a name")).collect();
+    for gone in
+        ["var/log/apt/history.log", "var/log/dpkg.log", "root/.cache/pip/", "root/.npm/_logs/", "var/lib/apt/lists/old"]
+    {
+        assert!(!names.contains(&gone), "{names:?}");
+    }
+    for kept in ["got", "var/log/apt/", "var/lib/apt/lists/partial/"] {
+        assert!(names.contains(&kept), "{names:?}");
+    }
+
+    // Another machine with the same lock, of which the store knows nothing: the step runs again and gives the same.
+    let other = |name: &str| {
+        let store = Store::open(dir.path().join(name)).expect("a store");
+        Project { root: project.root.clone(), store }
+    };
+    let locked = BuildRequest { locked: true, ..project.request() };
+    let second = other("second");
+    assert_eq!(second.build_as(&locked, &Nowhere).expect("built").image.manifest, built.image.manifest);
+    assert_eq!(server.asked(), 1);
+
+    // What is fetched is another now. Who has the layer does not notice; who has not is told, or refused.
+    server.say("changed");
+    assert_eq!(project.build_as(&locked, &Nowhere).expect("built").image.manifest, built.image.manifest);
+    assert_eq!(server.asked(), 0);
+    let error = other("third").build_as(&locked, &Nowhere).expect_err("it is refused");
+    assert!(error.is_locked_mismatch(), "{error}");
+    assert_eq!(error.place().map(|place| place.line), Some(6));
+    assert!(error.evidence()[0].contains("what it fetches is another"), "{:?}", error.evidence());
+    assert_eq!(server.asked(), 2, "once more, to see what differs");
+    let renewed = BuildRequest { renew: true, ..locked.clone() };
+    let error = project.build_as(&renewed, &Nowhere).expect_err("it is refused");
+    let evidence = error.evidence().join("\n");
+    assert!(evidence.contains("/got") && evidence.contains("first") && evidence.contains("changed"), "{evidence}");
+    server.asked();
+
+    // The check does it again elsewhere, with the network.
+    let here = Local::new(2);
+    let builder = Builder { store: &second.store, sources: &Nowhere, executor: &here, events: &Silent };
+    let lock = LockFile::of_project(&second.root).read().expect("a lock").build;
+    let elsewhere = Local::new(2).elsewhere();
+    let conditions =
+        jiji::build::Elsewhere { executor: &elsewhere, wait: std::time::Duration::ZERO, today: Vec::new() };
+    server.say("first");
+    let checked = builder.check(&second.request(), &lock, &conditions).expect("checked");
+    assert!(checked.findings.is_empty() && server.asked() == 1, "{:?}", checked.findings);
+    server.say("changed");
+    let checked = builder.check(&second.request(), &lock, &conditions).expect("checked");
+    assert_eq!(checked.findings.len(), 1, "{:?}", checked.findings);
+
+    let third = other("fourth").built().image;
+    assert_ne!(third.manifest, built.image.manifest, "without `--locked` the lock says what it gives now");
+    assert_eq!(other("third").build_as(&locked, &Nowhere).expect("built").image.manifest, third.manifest);
 }
 
 /// Every path of an image with its kind, mode, owner, link and content, from the layers of a layout.

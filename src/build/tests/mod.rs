@@ -8,7 +8,8 @@ use jiji_model::digest::Digest;
 use serde_json::json;
 
 use super::*;
-use crate::build::execute::{Exit, StepSource};
+use crate::build::execute::{Exit, Network, StepSource};
+use crate::build::layer::CODEC;
 use fixture::{Fixture, IMAGE, locked, with_window};
 
 #[test]
@@ -350,6 +351,48 @@ fn what_the_lock_says_is_taken_from_the_store_without_running_anything() {
 }
 
 #[test]
+fn a_step_with_the_network_is_taken_by_what_the_lock_says() {
+    let fixture = Fixture::new("FROM scratch\nRUN --network=default fetch\nRUN use\n", &[]);
+    fixture.arg("HTTPS_PROXY", "http://proxy:3128");
+    let built = fixture.built();
+    let ran = fixture.ran();
+    let seen: Vec<_> = ran.iter().map(|step| (step.network, step.secrets.len())).collect();
+    assert_eq!(seen, [(Network::Machine, 1), (Network::None, 0)], "proxies are for whom has a network");
+    fixture.arg("HTTPS_PROXY", "http://another:3128");
+    fixture.offline(true);
+    assert_eq!((fixture.built().image, fixture.ran().len()), (built.image.clone(), 0), "and are in no key");
+
+    // What the store has not is named, and with the network done again.
+    for key in fixture.store.actions().expect("listed") {
+        fixture.store.forget_action(&key).expect("forgotten");
+    }
+    for diff_id in locked(&fixture.lock).runs.values() {
+        fixture.store.forget_layer(diff_id, CODEC).expect("forgotten");
+    }
+    let error = fixture.fails();
+    assert_eq!((error.place().map(|place| place.line), fixture.ran().len()), (Some(2), 0));
+    let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    assert_eq!(
+        source,
+        "find what `RUN --network=default fetch` gave without asking anybody: the store does not have it"
+    );
+    assert!(error.registry().is_some());
+    fixture.offline(false);
+    fixture.locked(true);
+    assert_eq!((fixture.built().image, fixture.ran().len()), (built.image, 2));
+
+    // Another result than the lock says is refused with `--locked`, with another way out than that of a step without the network.
+    for diff_id in locked(&fixture.lock).runs.values_mut() {
+        *diff_id = Digest::of("another machine's");
+    }
+    let error = fixture.fails();
+    assert!(error.is_locked_mismatch() && error.hint().is_some_and(|hint| hint.contains("exact versions")), "{error}");
+    fixture.locked(false);
+    fixture.built();
+    assert_eq!(fixture.told("build.differs").len(), 2);
+}
+
+#[test]
 fn what_others_wrote_into_the_lock_meanwhile_stays() {
     let fixture = Fixture::new("FROM base:1\nRUN one\n", &[]);
     fixture.built();
@@ -365,13 +408,14 @@ fn what_others_wrote_into_the_lock_meanwhile_stays() {
 
 #[test]
 fn every_failure_names_its_place_and_a_way_out() {
-    let cases: [(&str, &str, (u32, u32), &str); 12] = [
+    let cases: [(&str, &str, (u32, u32), &str); 13] = [
         ("FROM scratch\nCOPY a gone /x/\n", "copy `gone`: it is not in the context", (2, 8), "relative to the context"),
         ("FROM scratch\nCOPY --chown=me a /\n", "find user `me` in the image's `/etc/passwd`", (2, 14), "use a number"),
         ("FROM scratch\nCOPY --chmod=u+q a /\n", "", (2, 14), ""),
         ("FROM scratch\nADD a a.xz /\n", "add `a.xz`", (2, 7), "compress it with `xz -9` or less"),
         ("FROM scratch\n\nRUN fail\n", "run `fail`: it exited with 3", (3, 1), ""),
-        ("FROM scratch\nRUN offline\n", "run `offline`: it exited with 3", (2, 1), "RUN has no network"),
+        ("FROM scratch\nRUN offline\n", "run `offline`: it exited with 3", (2, 1), "`RUN --network=default`"),
+        ("FROM scratch\nRUN --network=default fail\n", "run `--network=default fail`", (2, 1), ""),
         ("FROM scratch\nENV A=${B\n", "", (2, 7), ""),
         ("FROM scratch\nEXPOSE 70000\n", "", (2, 8), ""),
         ("FROM $NOTHING\n", "begin a stage from nothing", (1, 6), ""),

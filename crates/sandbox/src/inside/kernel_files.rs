@@ -14,6 +14,7 @@ use rustix::mount::MountAttrFlags;
 
 use super::devices::{data_only, new};
 use super::place::{DATA_ONLY, READ_ONLY, attach, bind, clone_flags, mount_point};
+use crate::step::Network;
 use crate::sys;
 use crate::wire::{Doing, During as _, Failure};
 
@@ -21,12 +22,19 @@ use crate::wire::{Doing, During as _, Failure};
 const HIDDEN: [&[u8]; 2] = [b"keys", b"key-users"];
 
 /// Mounts `/proc` for the pid namespace of this process.
-pub(super) fn mount_proc(root: BorrowedFd<'_>) -> Result<(), Failure> {
+///
+/// With the machine's network nothing in it can be written to: below `net` of each process are files of the machine's packet filters and
+/// file servers, some of which ask a writer for no capability (`xt_recent`, `rpc`).
+pub(super) fn mount_proc(root: BorrowedFd<'_>, network: Network) -> Result<(), Failure> {
     let at = mount_point(root, "proc", Doing::Proc)?;
     let proc = new("proc", &[], data_only()).during(Doing::Proc)?;
     attach(proc.as_fd(), at.as_fd()).during(Doing::Proc)?;
     protect(proc.as_fd())
-        .map_err(|e| Failure::System { doing: Doing::Proc, errno: e.raw_os_error().unwrap_or(libc::EIO) })
+        .map_err(|e| Failure::System { doing: Doing::Proc, errno: e.raw_os_error().unwrap_or(libc::EIO) })?;
+    match network {
+        Network::None => Ok(()),
+        Network::Machine => sys::mount_setattr(proc.as_fd(), false, READ_ONLY).during(Doing::Proc),
+    }
 }
 
 fn protect(proc: BorrowedFd<'_>) -> std::io::Result<()> {

@@ -24,6 +24,7 @@ use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{DumpableBehavior, Signal};
 
 use crate::helper::NAMESPACES;
+use crate::step::Network;
 use crate::sys;
 use crate::wire::{self, Doing, During as _, Failure, Reply, Run};
 
@@ -73,9 +74,10 @@ pub(crate) struct Place {
 fn build(run: &Run) -> Result<Place, Failure> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     private()?;
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).during(Doing::Loopback)?;
-    sys::loopback_up(socket.as_fd()).during(Doing::Loopback)?;
-    drop(socket);
+    if run.network == Network::None {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).during(Doing::Loopback)?;
+        sys::loopback_up(socket.as_fd()).during(Doing::Loopback)?;
+    }
     rustix::system::sethostname(HOST_NAME).during(Doing::HostName)?;
     rustix::system::setdomainname(DOMAIN_NAME).during(Doing::HostName)?;
 
@@ -90,7 +92,7 @@ fn build(run: &Run) -> Result<Place, Failure> {
     let user = accounts::resolve(root.as_fd(), run.user.as_deref())?;
     let mut workdir = place::workdir(root.as_fd(), Path::new(&run.workdir))?;
     devices::fill(root.as_fd())?;
-    kernel_files::mount_proc(root.as_fd())?;
+    kernel_files::mount_proc(root.as_fd(), run.network)?;
     kernel_files::mount_sys(root.as_fd(), scratch)?;
     place::bind_etc(root.as_fd(), scratch)?;
     if !mounts.is_empty() {

@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Read as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,18 +16,23 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use super::devices::{data_only, new};
 use super::mounts;
+use crate::step::Network;
 use crate::sys;
 use crate::wire::{Doing, During as _, Failure, Run, absolute};
 
 /// Names of the image are resolved as if its root were `/`, and never through `/proc`'s links to open files.
 pub(super) const IN_IMAGE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
-/// What the three files say. The host name is fixed, there is no network, and a resolver that asks nobody fails at once.
+/// What the three files say, unless the step has this machine's network and with it this machine's names and resolver. The host name is fixed,
+/// there is no network, and a resolver that asks nobody fails at once.
 const ETC: [(&str, &str); 3] = [
     ("hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost\n"),
     ("hostname", "localhost\n"),
     ("resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"),
 ];
+
+/// The longest file of this machine's that a step with its network is shown, in bytes.
+const MACHINES_LIMIT: u64 = 256 << 10;
 
 /// Fills the lowest layer, and a small file system of its own with what will be bound into the image: bound from the scratch
 /// directory, the step's list of mounts would show where that lies.
@@ -48,13 +54,30 @@ pub(super) fn prepare(scratch: &Path, run: &Run, mounts: &[mounts::Ready<'_>]) -
     // None of these may show the time at which the step began.
     let time = UNIX_EPOCH + Duration::from_secs(run.source_date_epoch);
     for (name, text) in ETC {
-        for (path, text) in [(below.join("etc").join(name), ""), (bound.join(name), text)] {
+        let own = match run.network {
+            Network::Machine if name != "hostname" => machines(name),
+            Network::Machine | Network::None => None,
+        };
+        let text = own.unwrap_or_else(|| text.as_bytes().to_vec());
+        for (path, text) in [(below.join("etc").join(name), Vec::new()), (bound.join(name), text)] {
             fs::write(&path, text).during(Doing::Etc)?;
             set_time(&path, time).during(Doing::Etc)?;
         }
     }
     mounts::mount_points(mounts, &below, time).during(Doing::Mounts)?;
     set_time(&below.join("etc"), time).during(Doing::Etc)
+}
+
+/// What this machine's own file of this name says; none where there is no such file of bearable length.
+fn machines(name: &str) -> Option<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = fs::File::from(rustix::fs::open(Path::new("/etc").join(name), flags, Mode::empty()).ok()?);
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut text = Vec::new();
+    file.take(MACHINES_LIMIT + 1).read_to_end(&mut text).ok()?;
+    (text.len() as u64 <= MACHINES_LIMIT).then_some(text)
 }
 
 fn set_time(path: &Path, time: SystemTime) -> std::io::Result<()> {

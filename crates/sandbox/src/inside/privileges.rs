@@ -13,6 +13,7 @@ use seccompiler::{
 };
 
 use super::accounts::User;
+use crate::step::Network;
 use crate::sys;
 use crate::wire::{Doing, During as _, Failure};
 
@@ -32,26 +33,54 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::KILL)
     .union(CapabilitySet::AUDIT_WRITE);
 
+/// What a step may ask of the kernel.
+pub(super) struct Rights {
+    kept: CapabilitySet,
+    filters: Vec<BpfProgram>,
+    /// Whether names of sockets that are no files are this step's alone.
+    scoped: bool,
+}
+
+impl Rights {
+    /// A step with the machine's network can neither listen to others' packets nor stand in for a service of the machine, and the names of
+    /// sockets that are no files (unix(7), "abstract") are the network's: some of the machine's own services do what anybody says who
+    /// reaches them there (CVE-2020-15257). Landlock closes that door since Linux 6.12; before, such a step has no sockets of that family.
+    pub(super) fn of(network: Network) -> Result<Self, Failure> {
+        let (kept, families, scoped) = match network {
+            Network::None => (KEPT, &FAMILIES[..], false),
+            Network::Machine => {
+                let kept = KEPT.difference(CapabilitySet::NET_RAW.union(CapabilitySet::NET_BIND_SERVICE));
+                let scoped = sys::landlock_version() >= SCOPES;
+                (kept, if scoped { &OF_THE_MACHINE[..] } else { &OF_THE_MACHINE[1..] }, scoped)
+            }
+        };
+        Ok(Self { kept, filters: filters(families)?, scoped })
+    }
+}
+
 /// Makes this process the step's user with the step's rights. The filters go in while it may still add them.
-pub(super) fn become_user(user: &User, filters: &[BpfProgram]) -> Result<(), Failure> {
-    bound(KEPT)?;
+pub(super) fn become_user(user: &User, rights: &Rights) -> Result<(), Failure> {
+    if rights.scoped {
+        sys::scope_abstract_sockets().during(Doing::Privileges)?;
+    }
+    bound(rights.kept)?;
     let groups: Vec<Gid> = user.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     rustix::thread::set_thread_groups(&groups).during(Doing::Privileges)?;
     rustix::thread::set_thread_res_gid(gid, gid, gid).during(Doing::Privileges)?;
-    install(filters)?;
+    install(&rights.filters)?;
     // From root to another user the kernel takes all capabilities away by itself.
     rustix::thread::set_thread_res_uid(uid, uid, uid).during(Doing::Privileges)?;
     if user.uid == 0 {
-        hold(KEPT)?;
+        hold(rights.kept)?;
     }
     Ok(())
 }
 
 /// Leaves this process, the first of the sandbox, no rights at all.
-pub(super) fn give_up(filters: &[BpfProgram]) -> Result<(), Failure> {
+pub(super) fn give_up(rights: &Rights) -> Result<(), Failure> {
     bound(CapabilitySet::empty())?;
-    install(filters)?;
+    install(&rights.filters)?;
     hold(CapabilitySet::empty())
 }
 
@@ -89,6 +118,10 @@ const NAMESPACE_FLAGS: [u64; 8] =
 /// Address families a step may use: unix, inet, inet6, netlink, packet. The others reach beyond the network namespace (vsock,
 /// bluetooth) or into parts of the kernel that builds have no business in.
 const FAMILIES: [u64; 5] = [1, 2, 10, 16, 17];
+/// The same with the machine's network: packet would reach below it.
+const OF_THE_MACHINE: [u64; 4] = [1, 2, 10, 16];
+/// The version of Landlock that knows of sockets whose names are no files (Linux 6.12).
+const SCOPES: i64 = 6;
 
 /// Answered with "not permitted": mounts, namespaces, other processes' kernels, clocks, modules, keys, and what has been a way out.
 const DENIED: &[libc::c_long] = &[
@@ -157,11 +190,11 @@ const UNJUDGED: u32 = 470;
 
 /// The filters, to be added one after the other. A program for another processor interface (32-bit on a 64-bit machine) is
 /// killed at its first call.
-pub(super) fn filters() -> Result<Vec<BpfProgram>, Failure> {
-    compile().map_err(|_| Failure::System { doing: Doing::Privileges, errno: libc::EINVAL })
+fn filters(families: &[u64]) -> Result<Vec<BpfProgram>, Failure> {
+    compile(families).map_err(|_| Failure::System { doing: Doing::Privileges, errno: libc::EINVAL })
 }
 
-fn compile() -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
+fn compile(families: &[u64]) -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
     let equal = |arg, value| SeccompCondition::new(arg, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);
     let bit = |arg, flag| SeccompCondition::new(arg, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(flag), flag);
     let rule = |condition| SeccompRule::new(vec![condition?]);
@@ -174,7 +207,7 @@ fn compile() -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
     let terminal = [libc::TIOCSTI, libc::TIOCLINUX].map(|request| rule(equal(1, u64::from(request as u32))));
     denied.insert(libc::SYS_ioctl, terminal.into_iter().collect::<Result<_, _>>()?);
     let families =
-        FAMILIES.iter().map(|&family| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family));
+        families.iter().map(|&family| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family));
     denied.insert(libc::SYS_socket, vec![SeccompRule::new(families.collect::<Result<_, _>>()?)?]);
 
     // Its flags lie in memory, where a filter cannot look; a C library that finds it missing uses clone.
@@ -212,9 +245,11 @@ mod tests {
 
     #[test]
     fn the_filters_compile_for_this_machine() {
-        let filters = filters().expect("the rules are constants");
-        assert_eq!(filters.len(), 2);
-        assert!(filters.iter().all(|filter| filter.len() < 4096));
+        for families in [&FAMILIES[..], &OF_THE_MACHINE, &OF_THE_MACHINE[1..]] {
+            let filters = filters(families).expect("the rules are constants");
+            assert_eq!(filters.len(), 2);
+            assert!(filters.iter().all(|filter| filter.len() < 4096));
+        }
     }
 
     #[test]

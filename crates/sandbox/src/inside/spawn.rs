@@ -19,7 +19,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 /// Starts the command and waits for its end.
 pub(super) fn command(run: &Run, place: Place) -> Result<Reply, Failure> {
-    let filters = privileges::filters()?;
+    let rights = privileges::Rights::of(run.network)?;
     let (answers, answer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(Doing::Fork)?;
     // A user who is not root opens `/dev/stdout` by path, and the kernel asks the pipe's owner.
     for stream in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
@@ -29,7 +29,7 @@ pub(super) fn command(run: &Run, place: Place) -> Result<Reply, Failure> {
     let command = match sys::fork().during(Doing::Fork)? {
         Fork::Child => {
             drop(answers);
-            let failure = match become_command(run, &place, &filters) {
+            let failure = match become_command(run, &place, &rights) {
                 Ok(never) => match never {},
                 Err(failure) => failure,
             };
@@ -40,7 +40,7 @@ pub(super) fn command(run: &Run, place: Place) -> Result<Reply, Failure> {
         Fork::Parent(pid) => pid,
     };
     drop((answer, place));
-    privileges::give_up(&filters)?;
+    privileges::give_up(&rights)?;
     // The command's exec closes the other end; until then it can say why there will be none.
     if let Ok(failure) = wire::receive::<Failure>(&mut File::from(answers)) {
         return Err(failure);
@@ -68,11 +68,7 @@ fn reap(command: Pid) -> Result<Reply, Failure> {
     }
 }
 
-fn become_command(
-    run: &Run,
-    place: &Place,
-    filters: &[seccompiler::BpfProgram],
-) -> Result<std::convert::Infallible, Failure> {
+fn become_command(run: &Run, place: &Place, rights: &privileges::Rights) -> Result<std::convert::Infallible, Failure> {
     rustix::process::setsid().during(Doing::Fork)?;
     let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).during(Doing::Dev)?;
     rustix::stdio::dup2_stdin(null).during(Doing::Dev)?;
@@ -87,7 +83,7 @@ fn become_command(
     fixed::apply(run.cpus)?;
     sys::default_signals();
     sys::close_on_exec_from(3).during(Doing::Privileges)?;
-    privileges::become_user(&place.user, filters)?;
+    privileges::become_user(&place.user, rights)?;
     Err(exec(program, &candidates, &argv, &env))
 }
 
