@@ -12,7 +12,7 @@ mod strike;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,8 @@ pub struct Order {
     pub rate: f64,
     /// No new case is begun when the first was begun so long ago.
     pub time: Option<Duration>,
-    /// A file with the names of cases that have passed, one a line: those are not run again, and those that pass are added.
+    /// A file with the names of cases that have passed, one a line: those are not run again, and those that pass are added. Several
+    /// sweeps may share one.
     pub passed: Option<PathBuf>,
 }
 
@@ -249,8 +250,9 @@ impl<'a> Sweep<'a> {
         let labels: BTreeSet<_> = all.iter().map(|case| (case.scenario, case.host, &case.label)).collect();
         let mut summary = Summary { labels: labels.len(), cases: all.len(), ..Summary::default() };
         println!("seed {}: {} points, {} cases", order.seed, summary.labels, summary.cases);
-        let mut passed = Passed::read(order.passed.as_deref())?;
+        let mut passed = Passed::read(order.passed.as_deref(), &all, order.all_hosts)?;
         let chosen = choose(all, order, &passed);
+        println!("{} of them to run", chosen.len());
         let mut load = self.site.brisk_load(&self.authority(), Duration::from_secs(24 * 3600));
         load.rate = order.rate;
         load.targets.truncate(self.hosts.len());
@@ -295,6 +297,10 @@ impl<'a> Sweep<'a> {
             if over() {
                 break;
             }
+            passed.hear()?;
+            if passed.has(&case) {
+                continue;
+            }
             let started = Instant::now();
             let name = case.to_string();
             let end = self.strike(&case, &mut lot, summary);
@@ -320,7 +326,7 @@ impl<'a> Sweep<'a> {
                 failed = now;
             }
             if word == "ok" {
-                passed.add(&name)?;
+                passed.add(&case)?;
             }
             let seconds = started.elapsed().as_secs_f64();
             let entry = summary.run.entry(case.fault.name()).or_default();
@@ -364,25 +370,59 @@ impl<'a> Sweep<'a> {
     }
 }
 
-/// Cases that have passed, here or in an earlier sweep.
+/// What of a case counts where it need pass on one host alone.
+type Kind = (Scenario, String, Fault);
+
+fn kind(case: &Case) -> Kind {
+    (case.scenario, case.label.clone(), case.fault)
+}
+
+/// Cases that have passed, here or in another sweep, before or meanwhile.
 struct Passed {
     names: BTreeSet<String>,
+    /// Where a case that passed on one host need not be run on others: what has.
+    kinds: Option<BTreeSet<Kind>>,
+    known: BTreeMap<String, Kind>,
     file: Option<File>,
+    /// How much of the file is taken in.
+    heard: u64,
 }
 
 impl Passed {
-    fn read(path: Option<&Path>) -> Outcome<Self> {
-        let Some(path) = path else { return Ok(Self { names: BTreeSet::new(), file: None }) };
-        let mut file = File::options().create(true).read(true).append(true).open(path)?;
-        let mut text = String::new();
-        file.read_to_string(&mut text)?;
-        Ok(Self { names: text.lines().map(str::to_owned).collect(), file: Some(file) })
+    fn read(path: Option<&Path>, all: &[Case], all_hosts: bool) -> Outcome<Self> {
+        let open = |path| File::options().create(true).read(true).append(true).open(path);
+        let file = path.map(open).transpose()?;
+        let known = all.iter().map(|case| (case.to_string(), kind(case))).collect();
+        let mut passed =
+            Self { names: BTreeSet::new(), kinds: (!all_hosts).then(BTreeSet::new), known, file, heard: 0 };
+        passed.hear()?;
+        Ok(passed)
     }
 
-    fn add(&mut self, name: &str) -> Outcome {
-        if let Some(file) = self.file.as_mut().filter(|_| !self.names.contains(name)) {
-            writeln!(file, "{name}")?;
+    /// Takes in what came into the file since.
+    fn hear(&mut self) -> Outcome {
+        let mut text = String::new();
+        if let Some(file) = &mut self.file {
+            // Whoever appends is at the end afterwards.
+            file.seek(SeekFrom::Start(self.heard))?;
+            self.heard += file.read_to_string(&mut text)? as u64;
+        }
+        for name in text.lines() {
             self.names.insert(name.to_owned());
+            if let (Some(kinds), Some(kind)) = (&mut self.kinds, self.known.get(name)) {
+                kinds.insert(kind.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn has(&self, case: &Case) -> bool {
+        self.names.contains(&case.to_string()) || self.kinds.as_ref().is_some_and(|kinds| kinds.contains(&kind(case)))
+    }
+
+    fn add(&mut self, case: &Case) -> Outcome {
+        if let Some(file) = &mut self.file {
+            file.write_all(format!("{case}\n").as_bytes())?;
         }
         Ok(())
     }
@@ -395,13 +435,12 @@ fn choose(all: Vec<Case>, order: &Order, passed: &Passed) -> Vec<Case> {
         let name = case.to_string();
         order.only.iter().all(|word| name.contains(word.as_str()))
             && !order.without.iter().any(|word| name.contains(word.as_str()))
-            && !passed.names.contains(&name)
+            && !passed.has(case)
     };
-    let kind = |case: &Case| (case.scenario, case.label.clone(), case.fault);
-    let mut seen: BTreeSet<_> = all.iter().filter(|case| passed.names.contains(&case.to_string())).map(kind).collect();
     let mut chosen: Vec<Case> = all.into_iter().filter(wanted).collect();
     lot.shuffle(&mut chosen);
     if !order.all_hosts {
+        let mut seen = BTreeSet::new();
         chosen.retain(|case| seen.insert(kind(case)));
     }
     if let Some(points) = order.points {
