@@ -15,8 +15,8 @@ use jiji_model::observation::{
 };
 use jiji_model::plan::{Action, LABEL_ADDRESS, LABEL_SECRETS, LABEL_SPEC, NETWORK, Plan, PlannedService, Word};
 use jiji_model::project::{
-    Build, Builder, Check, Engine, Environment, HealthCheck, Plugins, Project, Proxy, Rollout, Server, Service, Source,
-    Ssh,
+    Build, Builder, Check, Engine, Environment, Frontend, HealthCheck, Plugins, Project, Proxy, Rollout, Server,
+    Service, Source, Ssh,
 };
 use jiji_model::route::Route;
 use jiji_model::shared::Shared;
@@ -60,7 +60,8 @@ pub fn project(shape: Shape) -> Project {
         let service_of = Service {
             source: Source::Build(Build {
                 context: ".".to_owned(),
-                dockerfile: "Dockerfile".to_owned(),
+                file: "Dockerfile".to_owned(),
+                frontend: Frontend::Dockerfile,
                 args: BTreeMap::new(),
                 target: None,
                 secrets: Vec::new(),

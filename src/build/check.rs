@@ -81,7 +81,7 @@ impl Builder<'_> {
 
         let room = self.store.new_tree()?;
         let context = room.path().join("another/place");
-        copy_context(&request.context, &request.dockerfile, &context)?;
+        copy_context(&request.context, &request.file, &context)?;
         std::thread::sleep(elsewhere.wait);
         let threads = if request.threads == 1 { 2 } else { 1 };
         let again = BuildRequest { context, threads, locked: false, renew: false, explain: false, ..request.clone() };

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use jiji_model::digest::Digest;
+use jiji_model::project::Frontend;
 use jiji_model::reference::ParseReferenceError;
 use jiji_store::StoreError;
 
@@ -14,6 +15,7 @@ use super::dockerfile::{DockerfileError, Place};
 use super::execute::{ExecuteError, Exit};
 use super::image::BaseError;
 use super::layer::LayerError;
+use super::recipe::RecipeError;
 use super::rootfs::IndexError;
 use super::trees::TreeError;
 use crate::registry::RegistryError;
@@ -21,17 +23,22 @@ use crate::registry::RegistryError;
 /// Why an image could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// The Dockerfile cannot be opened.
+    /// The Dockerfile or recipe cannot be opened.
     #[error("read `{path}`", path = path.display())]
-    NoDockerfile {
+    NoFile {
         /// Its path.
         path: PathBuf,
+        /// Which of the two it is.
+        frontend: Frontend,
         /// What the system said.
         source: std::io::Error,
     },
     /// The Dockerfile cannot be read, or holds what jiji does not build.
     #[error(transparent)]
     Dockerfile(Box<DockerfileError>),
+    /// The recipe cannot be read.
+    #[error(transparent)]
+    Recipe(Box<RecipeError>),
     /// The context cannot be read.
     #[error(transparent)]
     Context(#[from] ContextError),
@@ -203,15 +210,21 @@ impl BuildError {
     /// What a person can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::NoDockerfile { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                Some("name it with `build.dockerfile` in deploy.yml; the path is relative to the context")
+            Self::NoFile { source, frontend, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Some(match frontend {
+                    Frontend::Dockerfile => {
+                        "name it with `build.dockerfile` in deploy.yml; the path is relative to the context"
+                    }
+                    Frontend::Recipe => "`build.recipe` in deploy.yml names it; the path is relative to the context",
+                })
             }
             Self::Dockerfile(error) => error.hint(),
+            Self::Recipe(error) => error.hint(),
             Self::Context(error) => error.hint(),
             Self::Step { cause, .. } => cause.hint(),
             Self::LockedImage { .. } => Some("build without `--locked` and commit jiji.lock if the change is meant"),
             Self::Epoch { .. } => Some("give the seconds since 1970, such as those of `git log -1 --format=%ct`"),
-            Self::NoDockerfile { .. }
+            Self::NoFile { .. }
             | Self::UnknownStage { .. }
             | Self::Ended
             | Self::Threads(_)
@@ -224,6 +237,7 @@ impl BuildError {
     pub fn place(&self) -> Option<&Place> {
         match self {
             Self::Dockerfile(error) => Some(&error.place),
+            Self::Recipe(error) => Some(&error.place),
             Self::Step { place, .. } => Some(place),
             _ => None,
         }

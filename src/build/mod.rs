@@ -1,6 +1,6 @@
 //! From a project's source to an image: the same input gives the same digest, on every machine.
 //!
-//! A Dockerfile is read into stages ([`dockerfile`]), the stages needed become steps with keys, and what is not remembered under its
+//! A Dockerfile ([`dockerfile`]) or a recipe ([`recipe`]) is read into stages, the stages needed become steps with keys, and what is not remembered under its
 //! key is done: COPY from the [`context`], RUN through an [`execute::Executor`]. Layers are written by [`layer`], configuration and
 //! manifest by [`image`]. What was resolved or run is noted in the lock's section that the caller hands in.
 //!
@@ -11,6 +11,7 @@
 //! | inner room | what it does |
 //! | --- | --- |
 //! | [`dockerfile`] | text to instructions, each with its place |
+//! | [`recipe`] | the same of jiji's own language |
 //! | [`context`], [`contents`] | the files that may be copied, and their digests |
 //! | [`rootfs`] | what layers hold, without unpacking them |
 //! | [`copy`], [`archive`] | which files a COPY takes and where they go; what ADD unpacks |
@@ -32,6 +33,7 @@ mod error;
 pub mod execute;
 pub mod image;
 pub mod layer;
+pub mod recipe;
 pub mod rootfs;
 mod sources;
 mod stage;
@@ -40,12 +42,13 @@ pub mod verify;
 mod write;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiji_model::digest::Digest;
 use jiji_model::event::{Record, Sink};
 use jiji_model::image::{Image, Platform};
 use jiji_model::name::RepositoryName;
+use jiji_model::project::Frontend;
 use jiji_model::reference::Reference;
 use jiji_model::secret::Secret;
 use jiji_store::Store;
@@ -69,8 +72,8 @@ pub const DEFAULT_EPOCH: u64 = 315_532_800;
 /// The argument that says another time than the default, in seconds since 1970 (reproducible-builds.org, "SOURCE_DATE_EPOCH").
 const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
-/// The longest Dockerfile, in bytes.
-const DOCKERFILE_LIMIT: u64 = 16 << 20;
+/// The longest Dockerfile or recipe, in bytes.
+const FILE_LIMIT: u64 = 16 << 20;
 
 /// What is to be built.
 #[derive(Debug, Clone)]
@@ -81,10 +84,12 @@ pub struct BuildRequest {
     pub repository: RepositoryName,
     /// The context directory.
     pub context: PathBuf,
-    /// The Dockerfile.
-    pub dockerfile: PathBuf,
-    /// What errors call the Dockerfile: its path as the project knows it.
-    pub dockerfile_name: String,
+    /// The file that says how: a Dockerfile or a recipe.
+    pub file: PathBuf,
+    /// Which of the two.
+    pub frontend: Frontend,
+    /// What errors call that file: its path as the project knows it.
+    pub file_name: String,
     /// Build arguments.
     pub args: BTreeMap<String, String>,
     /// What `RUN --mount=type=secret` may ask for, by id.
@@ -115,11 +120,24 @@ impl BuildRequest {
         Ok(Self { epoch, ..self.clone() })
     }
 
-    /// The Dockerfile.
     fn read(&self) -> Result<Dockerfile, BuildError> {
-        let content = context::read_small(&self.dockerfile, DOCKERFILE_LIMIT)
-            .map_err(|source| BuildError::NoDockerfile { path: self.dockerfile.clone(), source })?;
-        dockerfile::parse(&self.dockerfile_name, &content).map_err(BuildError::Dockerfile)
+        read(&self.file, self.frontend, &self.file_name)
+    }
+}
+
+/// What a file says, whichever its language. `name` is what errors call it.
+///
+/// # Errors
+/// When it cannot be opened or read.
+pub fn read(path: &Path, frontend: Frontend, name: &str) -> Result<Dockerfile, BuildError> {
+    let content = context::read_small(path, FILE_LIMIT).map_err(|source| BuildError::NoFile {
+        path: path.to_owned(),
+        frontend,
+        source,
+    })?;
+    match frontend {
+        Frontend::Dockerfile => dockerfile::parse(name, &content).map_err(BuildError::Dockerfile),
+        Frontend::Recipe => recipe::parse(name, &content).map_err(BuildError::Recipe),
     }
 }
 
@@ -166,7 +184,7 @@ impl Builder<'_> {
         let outcome = Evaluation::new(self, request, &file, lock, memory)?.target()?;
         let Outcome { draft, runs, steps, undeclared, .. } = outcome;
         for name in undeclared {
-            let text = format!("build argument `{name}` is declared by no ARG of {}", request.dockerfile_name);
+            let text = format!("build argument `{name}` is declared by no ARG of {}", request.file_name);
             self.events.emit(Record::new("build.warning", text).service(&request.target.service));
         }
         let image = draft.finish(&request.repository, request.epoch, self.store)?;

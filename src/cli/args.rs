@@ -82,6 +82,9 @@ pub enum Command {
     /// Show what `jiji.lock` pins, compare it with what its names mean now, and take that.
     #[command(subcommand)]
     Pins(PinsCommand),
+    /// Write recipes, which say in TOML how an image is made.
+    #[command(subcommand)]
+    Recipe(RecipeCommand),
     /// Look after this machine's store of images, steps and caches.
     #[command(subcommand)]
     Store(StoreCommand),
@@ -336,6 +339,16 @@ pub enum PinsCommand {
     Update {
         /// A tag or URL that is pinned; all otherwise. A repository alone means all its tags.
         name: Option<String>,
+    },
+}
+
+/// `jiji recipe …`.
+#[derive(Debug, Subcommand)]
+pub enum RecipeCommand {
+    /// Print a Dockerfile as a recipe that gives the same files. What a recipe has no word for is refused with its line.
+    From {
+        /// The Dockerfile.
+        dockerfile: PathBuf,
     },
 }
 

@@ -19,6 +19,7 @@ mod pins;
 mod plan;
 mod plugin;
 pub mod ready;
+mod recipe;
 #[cfg(test)]
 mod reference;
 mod releases;
@@ -114,6 +115,7 @@ fn run(cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) -> Result
         Command::Server(command) => drive(server::run(global, command, environment)),
         Command::Plugin(command) => plugin::run(global, command, environment, report, &runtime()?),
         Command::Pins(command) => drive(pins::run(global, command, environment, report)),
+        Command::Recipe(command) => recipe::run(global, command, report),
         Command::Store(command) => store::run(global, command, environment, report),
         Command::Version => version::run(global),
         Command::Host(args) => host::run(args),

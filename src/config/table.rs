@@ -187,6 +187,7 @@ static BUILD: Object = Object {
         field("dockerfile", Shape::Text, "the Dockerfile, relative to the context")
             .default("Dockerfile")
             .also(&["file"]),
+        field("recipe", Shape::Text, "the recipe that takes a Dockerfile's place, relative to the context"),
         field("args", Shape::Map { keys: "build arguments", values: &Shape::Text }, "build arguments"),
         field("target", Shape::Text, "the stage to build instead of the last"),
         field("secrets", TEXTS, "names of secrets that `RUN --mount=type=secret` may ask for").also(&["secret"]),

@@ -113,7 +113,7 @@ fn a_file_with_every_key_is_read_whole() {
 #[test]
 fn a_small_file_gets_the_defaults() {
     let project = load_one(SMALL).expect("the smallest useful file is right").project;
-    insta::assert_snapshot!(serde_json::to_string(&project.services).expect("services are JSON"), @r#"{"web":{"source":{"build":{"context":".","dockerfile":"Dockerfile","args":{},"target":null}},"hosts":["one"],"environment":{"clear":{},"secrets":[]},"command":null,"volumes":[],"proxy":{"app_port":8080,"hosts":[],"path_prefix":"/","ssl":false},"healthcheck":{"check":{"http":{"port":8080,"path":"/up"}},"interval_ms":500,"timeout_ms":5000,"deadline_ms":30000},"retain":3,"stop_timeout":10,"drain_timeout":30}}"#);
+    insta::assert_snapshot!(serde_json::to_string(&project.services).expect("services are JSON"), @r#"{"web":{"source":{"build":{"context":".","file":"Dockerfile","frontend":"dockerfile","args":{},"target":null}},"hosts":["one"],"environment":{"clear":{},"secrets":[]},"command":null,"volumes":[],"proxy":{"app_port":8080,"hosts":[],"path_prefix":"/","ssl":false},"healthcheck":{"check":{"http":{"port":8080,"path":"/up"}},"interval_ms":500,"timeout_ms":5000,"deadline_ms":30000},"retain":3,"stop_timeout":10,"drain_timeout":30}}"#);
     assert!(project.servers.values().all(jiji_model::project::Server::is_local));
 }
 
@@ -496,6 +496,18 @@ fn a_strangers_file_cannot_exhaust_the_machine() {
     let errors = load_one(&"a: 1\n".repeat(50_000 / 2)).expect_err("a key stands twice");
     assert_eq!(errors.errors().len(), 100);
     assert!(errors.more() > 1000);
+}
+
+#[test]
+fn a_recipe_takes_a_dockerfiles_place_and_does_not_stand_beside_it() {
+    let with = |build: &str| load_one(&SMALL.replace("build: .", &format!("build: {build}")));
+    let project = with("{ context: web, recipe: image.toml }").expect("a project").project;
+    let service = project.services.values().next().expect("a service");
+    let jiji_model::project::Source::Build(build) = &service.source else { panic!("it is built") };
+    assert_eq!((build.file.as_str(), build.frontend), ("image.toml", jiji_model::project::Frontend::Recipe));
+    let errors = told(with("{ recipe: image.toml, dockerfile: Dockerfile }"));
+    assert!(errors.contains("keep `dockerfile` or `recipe`"), "{errors}");
+    assert!(with("{ recipe: ../image.toml }").is_err(), "it stays inside");
 }
 
 #[test]

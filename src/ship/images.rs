@@ -101,9 +101,10 @@ impl Ship {
         BuildRequest {
             target: self.target(service, platform),
             repository: self.repository(service),
-            dockerfile: context.join(&build.dockerfile),
-            dockerfile_name: Path::new(&build.context)
-                .join(&build.dockerfile)
+            file: context.join(&build.file),
+            frontend: build.frontend,
+            file_name: Path::new(&build.context)
+                .join(&build.file)
                 .components()
                 .filter(|part| *part != Component::CurDir)
                 .collect::<PathBuf>()

@@ -255,13 +255,25 @@ pub enum Source {
     Build(Build),
 }
 
+/// The language of the file that says how an image is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Frontend {
+    /// That of `docker/dockerfile`.
+    Dockerfile,
+    /// jiji's own.
+    Recipe,
+}
+
 /// What to build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Build {
     /// The context directory, relative to the project's root.
     pub context: String,
-    /// The Dockerfile, relative to the context.
-    pub dockerfile: String,
+    /// The file that says how, relative to the context: a Dockerfile or a recipe.
+    pub file: String,
+    /// Which of the two.
+    pub frontend: Frontend,
     /// Build arguments.
     pub args: BTreeMap<String, String>,
     /// The stage to build instead of the last.

@@ -371,8 +371,8 @@ impl Evaluation<'_> {
         let (tree, contents) = match &mut *context {
             Some(context) => context,
             none => {
-                let BuildRequest { context, dockerfile, target, threads, .. } = self.request;
-                let tree = Arc::new(context::read(context, dockerfile)?);
+                let BuildRequest { context, file, target, threads, .. } = self.request;
+                let tree = Arc::new(context::read(context, file)?);
                 none.insert((tree, Contents::new(context, &target.to_string(), *threads, self.builder.store)?))
             }
         };

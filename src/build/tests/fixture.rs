@@ -12,6 +12,7 @@ use jiji_model::digest::{Digest, canonical_json};
 use jiji_model::event::Record;
 use jiji_model::image::{CONFIG, Descriptor, Image, MANIFEST, Platform};
 use jiji_model::name::{RepositoryName, ServiceName};
+use jiji_model::project::Frontend;
 use jiji_model::reference::Reference;
 use jiji_model::secret::Secret;
 use jiji_store::{Layer, Store};
@@ -169,8 +170,9 @@ impl Fixture {
             target: self.target(),
             repository: RepositoryName::new("shop/web").expect("a repository"),
             context: self.dir.path().join("context"),
-            dockerfile: self.dir.path().join("Dockerfile"),
-            dockerfile_name: "Dockerfile".to_owned(),
+            file: self.dir.path().join("Dockerfile"),
+            frontend: Frontend::Dockerfile,
+            file_name: "Dockerfile".to_owned(),
             args: locked(&self.args).clone(),
             secrets: locked(&self.secrets).clone(),
             stage: locked(&self.stage).clone(),

@@ -17,6 +17,7 @@ use jiji_model::digest::Digest;
 use jiji_model::event::Silent;
 use jiji_model::image::{Image, Platform};
 use jiji_model::name::{RepositoryName, ServiceName};
+use jiji_model::project::Frontend;
 use jiji_model::reference::Reference;
 use jiji_model::secret::Secret;
 use jiji_store::Store;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         ("two_clones_give_the_same_image", two_clones_give_the_same_image as fn()),
         ("a_step_sees_the_same_machine_everywhere", a_step_sees_the_same_machine_everywhere),
         ("a_layer_holds_what_a_step_changed_and_nothing_else", a_layer_holds_what_a_step_changed_and_nothing_else),
+        ("a_recipe_gives_the_layers_of_its_dockerfile", a_recipe_gives_the_layers_of_its_dockerfile),
         ("a_stage_gives_files_to_another", a_stage_gives_files_to_another),
         ("stages_that_do_not_need_each_other_run_side_by_side", stages_that_do_not_need_each_other_run_side_by_side),
         ("a_failed_stage_ends_those_that_come_after_it", a_failed_stage_ends_those_that_come_after_it),
@@ -149,8 +151,9 @@ impl Project {
             target,
             repository: RepositoryName::new("shop/web").expect("a repository"),
             context: self.root.clone(),
-            dockerfile: self.root.join("Dockerfile"),
-            dockerfile_name: "Dockerfile".to_owned(),
+            file: self.root.join("Dockerfile"),
+            frontend: Frontend::Dockerfile,
+            file_name: "Dockerfile".to_owned(),
             args: Default::default(),
             secrets: secrets(),
             stage: None,
@@ -349,6 +352,96 @@ fn a_layer_holds_what_a_step_changed_and_nothing_else() {
     );
     let again = project.built();
     assert_eq!((again.image.manifest.digest, again.steps.cached), (built.image.manifest.digest, again.steps.total));
+}
+
+/// The same inputs, steps and layers in both languages.
+fn a_recipe_gives_the_layers_of_its_dockerfile() {
+    const RECIPE: &str = r#"
+[inputs]
+system = { path = "base" }
+source = { path = "src", exclude = ["*.md"] }
+
+[steps.tools]
+on = "system"
+run = ["/bin/busybox", "--install", "-s", "/bin"]
+
+[steps.compile]
+on = "tools"
+see = { "/src" = "source" }
+cache = { "/cache" = "words" }
+secrets = ["token"]
+env = { QUOTE = "it's \"$5\" \\ done" }
+dir = "/work"
+out = "/work/out"
+run = """
+mkdir out
+tr a-z A-Z < /src/words > out/words
+echo "$QUOTE" > out/quote
+test "$token" = hunter2
+echo scratch > /src/written
+date > /cache/when
+"""
+
+[[layers]]
+name = "words"
+from = "compile:/words"
+to = "/srv/"
+owner = "7:8"
+mode = "640"
+
+[[layers]]
+from = "compile"
+to = "/opt/all"
+
+[image]
+on = "tools"
+command = ["cat", "/srv/words"]
+env = { GREETING = "a b" }
+ports = [8080, "53/udp"]
+user = "app"
+"#;
+    let dir = tempfile::tempdir().expect("a directory");
+    let project = project(
+        dir.path(),
+        concat!(
+            "FROM scratch AS source\nCOPY --exclude=*.md src/ /\n",
+            "FROM base AS compile\nARG QUOTE=it\\'s\\ \\\"\\$5\\\"\\ \\\\\\ done\nWORKDIR /work\n",
+            "RUN --mount=type=bind,from=source,target=/src,rw --mount=type=cache,id=words,target=/cache \\\n",
+            "    --mount=type=secret,id=token,env=token mkdir out; tr a-z A-Z < /src/words > out/words; echo \"$QUOTE\" > out/quote\n",
+            "FROM base\nCOPY --from=compile --chown=7:8 --chmod=640 /work/out/words /srv/\n",
+            "COPY --from=compile /work/out /opt/all\n",
+            "ENV GREETING=\"a b\"\nUSER app\nEXPOSE 8080 53/udp\nCMD [\"cat\", \"/srv/words\"]\n",
+        ),
+    );
+    fs::create_dir(project.root.join("src")).expect("created");
+    fs::write(project.root.join("src/words"), "some words\n").expect("written");
+    fs::write(project.root.join("src/README.md"), "not these\n").expect("written");
+    fs::write(project.root.join("image.toml"), RECIPE).expect("written");
+    let plain = project.built().image;
+    let request = BuildRequest {
+        file: project.root.join("image.toml"),
+        frontend: Frontend::Recipe,
+        file_name: "image.toml".to_owned(),
+        ..project.request()
+    };
+    let built = project.build_as(&request, &Nowhere).unwrap_or_else(|error| panic!("{error}: {:?}", error.evidence()));
+    assert_eq!(built.image.layers, plain.layers, "the same layers");
+    let again = project.build_as(&request, &Nowhere).expect("built");
+    assert_eq!((again.image.manifest.digest, again.steps.cached), (built.image.manifest.digest, again.steps.total));
+
+    let dockerfile =
+        jiji::build::read(&project.root.join("Dockerfile"), Frontend::Dockerfile, "Dockerfile").expect("read");
+    let converted = jiji::build::recipe::from_dockerfile(&dockerfile).expect("a recipe");
+    fs::write(project.root.join("converted.toml"), &converted).expect("written");
+    let request = BuildRequest { file: project.root.join("converted.toml"), ..request };
+    let same = project.build_as(&request, &Nowhere).unwrap_or_else(|error| panic!("{error}\n{converted}"));
+    assert_eq!(same.image.layers, plain.layers, "{converted}");
+
+    // A layer changes with what it takes and nothing else.
+    let request = BuildRequest { file: project.root.join("image.toml"), ..request };
+    fs::write(project.root.join("src/README.md"), "changed\n").expect("written");
+    let other = project.build_as(&request, &Nowhere).expect("built");
+    assert_eq!(other.image.manifest.digest, built.image.manifest.digest);
 }
 
 fn a_stage_gives_files_to_another() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiji_model::name::{AbsPath, HostName, SecretName, ServiceName};
 use jiji_model::project::{
-    Build, Certificate, Check, Environment, HealthCheck, Mount, MountSource, Proxy, Service, Source,
+    Build, Certificate, Check, Environment, Frontend, HealthCheck, Mount, MountSource, Proxy, Service, Source,
 };
 use jiji_model::reference::Reference;
 
@@ -80,16 +80,22 @@ impl Decoder<'_> {
         let rule = "expected a relative path that stays inside, without `..`";
         if matches!(node.value.kind, Kind::Scalar(_)) {
             let context = self.grammar(node, "context directory", rule, is_inside)?;
-            let (dockerfile, args) = ("Dockerfile".to_owned(), BTreeMap::new());
-            return Some(Build { context, dockerfile, args, target: None, secrets: Vec::new() });
+            let (file, frontend, args) = ("Dockerfile".to_owned(), Frontend::Dockerfile, BTreeMap::new());
+            return Some(Build { context, file, frontend, args, target: None, secrets: Vec::new() });
         }
         let context = match node.get("context") {
             Some(node) => self.grammar(&node, "context directory", rule, is_inside),
             None => Some(".".to_owned()),
         };
-        let dockerfile = match node.get("dockerfile") {
-            Some(node) => self.grammar(&node, "Dockerfile", rule, is_inside),
-            None => Some("Dockerfile".to_owned()),
+        let (file, frontend) = match (node.get("dockerfile"), node.get("recipe")) {
+            (Some(_), Some(recipe)) => {
+                let advice = "keep `dockerfile` or `recipe`: one file says how the image is built";
+                self.report_at_key(&recipe, Problem::Together { one: "dockerfile", other: "recipe", advice });
+                (None, Frontend::Recipe)
+            }
+            (Some(node), None) => (self.grammar(&node, "Dockerfile", rule, is_inside), Frontend::Dockerfile),
+            (None, Some(node)) => (self.grammar(&node, "recipe", rule, is_inside), Frontend::Recipe),
+            (None, None) => (Some("Dockerfile".to_owned()), Frontend::Dockerfile),
         };
         let mut args = BTreeMap::new();
         let written = node.get("args");
@@ -116,7 +122,7 @@ impl Decoder<'_> {
             self.asks(&item, &name, &by);
             secrets.push(name);
         }
-        Some(Build { context: context?, dockerfile: dockerfile?, args, target, secrets })
+        Some(Build { context: context?, file: file?, frontend, args, target, secrets })
     }
 
     fn hosts(&mut self, node: &Node<'_>, servers: &Servers) -> Option<Vec<HostName>> {

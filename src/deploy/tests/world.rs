@@ -14,7 +14,7 @@ use jiji_model::plan::{
     Action, ContainerImage, ContainerSpec, LABEL_SCOPE, LABEL_SECRETS, LABEL_SPEC, NETWORK, Plan, Step,
 };
 use jiji_model::project::{
-    Build, Builder, Engine, Environment, Plugins, Project, Proxy, Rollout, Server, Service, Source, Ssh,
+    Build, Builder, Engine, Environment, Frontend, Plugins, Project, Proxy, Rollout, Server, Service, Source, Ssh,
 };
 use jiji_model::transaction::{HostRecords, Release};
 
@@ -47,7 +47,8 @@ pub(in crate::deploy) fn service(hosts: &[&str]) -> Service {
     Service {
         source: Source::Build(Build {
             context: ".".to_owned(),
-            dockerfile: "Dockerfile".to_owned(),
+            file: "Dockerfile".to_owned(),
+            frontend: Frontend::Dockerfile,
             args: BTreeMap::new(),
             target: None,
             secrets: Vec::new(),

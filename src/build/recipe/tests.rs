@@ -1,0 +1,221 @@
+use super::super::dockerfile::{self, Dockerfile, Kind};
+use super::{from_dockerfile, parse};
+
+/// Stages as a Dockerfile would say them, with the mounts of steps.
+fn told(file: &Dockerfile) -> String {
+    let mut lines = Vec::new();
+    for stage in &file.stages {
+        let name = stage.from.name.as_ref().map_or(String::new(), |name| format!(" AS {name}"));
+        lines.push(format!("FROM {}{name}", stage.from.base.text));
+        for instruction in &stage.instructions {
+            lines.push(format!("  {}", instruction.text.lines().collect::<Vec<_>>().join("; ")));
+            if let Kind::Run(run) = &instruction.kind {
+                lines.extend(run.mounts.iter().map(|mount| format!("    {}", mount.text)));
+            }
+        }
+    }
+    lines.join("\n")
+}
+
+#[test]
+fn inputs_and_steps_become_stages_in_the_order_in_which_they_need_each_other() {
+    let recipe = r#"
+[inputs]
+python = { image = "python:3.12-slim" }
+source = { path = "app", only = ["*.py", "templates"] }
+wheel = { url = "https://example.test/w.whl", checksum = "sha256:00" }
+
+[steps.check]
+on = "install"
+see = { "/app" = "source", "/x,y" = "wheel:/w.whl", "/tests" = "./tests" }
+run = ["python", "-m", "compileall", "/app"]
+
+[steps.install]
+on = "python"
+cache = { "/root/.cache/pip" = "pip" }
+network = true
+secrets = ["TOKEN"]
+out = "/venv/"
+run = """
+python -m venv /venv
+/venv/bin/pip install flask
+"""
+
+[[layers]]
+name = "dependencies"
+from = "install"
+to = "/venv"
+
+[[layers]]
+from = "install:/bin"
+to = "/bin"
+owner = "7:8"
+
+[[layers]]
+from = "./server.py"
+to = "/srv/"
+
+[image]
+on = "python"
+entrypoint = ["/venv/bin/python"]
+env = { PORT = "80" }
+volumes = ["/data"]
+"#;
+    let file = parse("image.toml", recipe.as_bytes()).expect("a recipe");
+    insta::assert_snapshot!(told(&file), @r#"
+    FROM python:3.12-slim AS python
+    FROM scratch AS source
+      COPY app/./*.py app/./templates /
+    FROM scratch AS wheel
+      ADD https://example.test/w.whl /
+    FROM python AS install
+      RUN python -m venv /venv; /venv/bin/pip install flask
+        type=cache,id=pip,target=/root/.cache/pip
+        type=secret,id=TOKEN,env=TOKEN,required=true
+    FROM install AS check
+      RUN python -m compileall /app
+        type=bind,from=source,source=/,target=/app,rw=true
+        type=bind,source=tests,target=/tests,rw=true
+        type=bind,from=wheel,source=/w.whl,\"target=/x,y\",rw=true
+    FROM python
+      COPY dependencies: install /venv
+      COPY install:/bin /bin
+      COPY ./server.py /srv/
+      ENV PORT=80
+      VOLUME /data
+      ENTRYPOINT ["/venv/bin/python"]
+    "#);
+}
+
+#[test]
+fn what_is_wrong_is_said_at_its_place() {
+    for (recipe, place, said) in [
+        ("[inputs]\na = { image = \"x\", path = \".\" }", (2, 1), "input `a` is 2 things"),
+        ("[inputs]\na = {}", (2, 1), "input `a` is 0 things"),
+        ("[inputs]\na = { image = \"x\", only = [\"y\"] }", (2, 28), "`only` says nothing about an image"),
+        ("[inputs]\na = { path = \"x\", unpack = true }", (2, 28), "`unpack` says nothing about a path"),
+        ("[inputs]\na = { git = \"x\", checksum = \"y\" }", (2, 29), "`checksum` says nothing about a repository"),
+        ("[inputs]\n1a = { path = \"x\" }", (2, 1), "`1a` is no name"),
+        ("[inputs]\nscratch = { path = \"x\" }", (2, 1), "`scratch` is no name"),
+        ("[inputs]\na = { path = \"x\" }\n[steps.a]\non = \"a\"\nrun = \"x\"", (3, 8), "`a` is an input and a step"),
+        ("[steps.a]\non = \"b\"\nrun = \"x\"", (2, 6), "there is no input and no step `b`"),
+        (
+            "[steps.a]\non = \"b\"\nrun = \"x\"\n[steps.b]\non = \"a\"\nrun = \"x\"",
+            (1, 8),
+            "`a` needs itself: a → b → a",
+        ),
+        ("[inputs]\nb = { path = \"x\" }\n[steps.a]\non = \"b\"\nrun = \" \"", (5, 7), "nothing is run"),
+        ("[inputs]\nb = { path = \"x\" }\n[[layers]]\nfrom = \"b\"\nto = \"x\"", (5, 6), "`x` is not an absolute path"),
+        (
+            "[inputs]\nb = { path = \"x\" }\n[[layers]]\nfrom = \"b:x\"\nto = \"/\"",
+            (4, 8),
+            "`x` is not an absolute path",
+        ),
+        ("[image]\nenvironment = {}", (2, 1), "unknown field `environment`"),
+        ("[image]\nports = [true]", (2, 9), "expected a port, such as 8080 or \"53/udp\""),
+    ] {
+        let error = parse("image.toml", recipe.as_bytes()).expect_err(recipe);
+        assert_eq!((error.place.line, error.place.column), place, "{recipe}\n{error}");
+        assert!(error.to_string().contains(said), "{recipe}\n{error}");
+    }
+    let error = parse("image.toml", b"[image]\n\xff").expect_err("no text");
+    assert_eq!((error.place.line, error.place.column), (2, 1));
+}
+
+#[test]
+fn a_dockerfile_becomes_a_recipe() {
+    let file = r#"ARG VERSION=3.12
+FROM python:${VERSION}-slim AS base
+ENV HOME=/srv
+WORKDIR /srv
+
+FROM base AS build
+ARG FLAGS=-q
+COPY requirements.txt ./
+RUN --mount=type=cache,id=pip,target=/root/.cache/pip --network=default pip install $FLAGS -r requirements.txt && rm -r /x
+COPY --chown=7:8 app app2 $HOME/app/
+RUN python -m compileall app
+
+FROM scratch AS data
+ADD --checksum=sha256:00 https://example.test/words.txt /words/
+
+FROM base
+COPY --from=build /srv/app app
+COPY --from=data /words /words
+COPY --from=busybox:1 /bin/busybox /bin/
+USER 65534
+EXPOSE 8080 53/udp
+LABEL a="b c"
+CMD ["python", "app"]
+"#;
+    let file = dockerfile::parse("Dockerfile", file.as_bytes()).expect("a Dockerfile");
+    let recipe = from_dockerfile(&file).expect("a recipe");
+    insta::assert_snapshot!(recipe, @r#"
+    [inputs]
+    python = { image = "python:3.12-slim" }
+    words-txt = { url = "https://example.test/words.txt", checksum = "sha256:00" }
+    busybox = { image = "busybox:1" }
+
+    [steps.build]
+    on = "python"
+    put = [{ from = "./requirements.txt", to = "/srv/" }]
+    cache = { "/root/.cache/pip" = "pip" }
+    env = { "FLAGS" = "-q", "HOME" = "/srv" }
+    dir = "/srv"
+    network = true
+    run = ["/bin/sh", "-c", "pip install $FLAGS -r requirements.txt && rm -r /x"]
+
+    [steps.build-2]
+    on = "build"
+    put = [{ from = "./app", to = "/srv/app/", owner = "7:8" }, { from = "./app2", to = "/srv/app/", owner = "7:8" }]
+    env = { "FLAGS" = "-q", "HOME" = "/srv" }
+    dir = "/srv"
+    run = "python -m compileall app"
+
+    [steps.data]
+    put = [{ from = "words-txt:/words.txt", to = "/words/" }]
+
+    [[layers]]
+    from = "build-2:/srv/app"
+    to = "/srv/app"
+
+    [[layers]]
+    from = "data:/words"
+    to = "/words"
+
+    [[layers]]
+    from = "busybox:/bin/busybox"
+    to = "/bin/"
+
+    [image]
+    on = "python"
+    env = { "HOME" = "/srv" }
+    labels = { "a" = "b c" }
+    dir = "/srv"
+    user = "65534"
+    ports = [8080, "53/udp"]
+    command = ["python", "app"]
+    "#);
+    parse("image.toml", recipe.as_bytes()).expect("it can be read");
+}
+
+#[test]
+fn what_a_recipe_has_no_word_for_is_refused_at_its_place() {
+    for (line, column, what) in [
+        ("COPY <<a /b\nx\na", 1, "a file that stands in the Dockerfile"),
+        ("COPY --parents a /b", 1, "`--parents`"),
+        ("ADD a.tar.gz /b", 5, "an archive that is unpacked"),
+        ("ARG TARGETARCH", 5, "`TARGETARCH`, whose value depends on the build"),
+        ("COPY $x /b", 6, "`$x`, whose value nobody says here"),
+        ("RUN --mount=type=tmpfs,target=/x true", 13, "this kind of mount"),
+        ("RUN --mount=type=cache,target=/x,mode=0700 true", 13, "the options of this cache"),
+        ("COPY a b", 8, "`b` from the working directory of an image"),
+        ("HEALTHCHECK NONE", 1, "HEALTHCHECK"),
+        ("ONBUILD RUN true", 1, "ONBUILD"),
+    ] {
+        let text = format!("FROM a\n{line}\n");
+        let file = dockerfile::parse("Dockerfile", text.as_bytes()).expect(line);
+        let error = from_dockerfile(&file).expect_err(line);
+        assert_eq!((error.place.line, error.place.column, error.what.as_str()), (2, column, what), "{line}");
+    }
+}
