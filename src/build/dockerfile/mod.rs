@@ -120,7 +120,7 @@ pub fn trigger(text: &str, at: Position) -> Result<Instruction, Problem> {
 const SHOWN: usize = 2000;
 
 /// The most stages of a Dockerfile: each that is needed may have a thread that waits.
-const STAGES: usize = 1000;
+pub(super) const STAGES: usize = 1000;
 
 /// A problem before it knows the text it stands in.
 type Found<T> = Result<T, (Position, Problem)>;

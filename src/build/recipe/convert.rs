@@ -246,7 +246,11 @@ impl Converter<'_> {
             }
             Kind::Volume(words) => {
                 for word in words {
-                    state.volumes.push(self.expand(word, &state.scope)?);
+                    let path = self.expand(word, &state.scope)?;
+                    if !path.starts_with('/') {
+                        return Err((word.at, "a volume that is no absolute path".to_owned()));
+                    }
+                    state.volumes.push(path);
                 }
             }
             Kind::StopSignal(word) => state.stop_signal = Some(self.expand(word, &state.scope)?),

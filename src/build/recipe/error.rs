@@ -21,7 +21,7 @@ impl RecipeError {
     /// What a person can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match &self.problem {
-            Problem::Syntax { .. } | Problem::NotUtf8 => None,
+            Problem::Syntax { .. } | Problem::NotUtf8 | Problem::TooMany { .. } => None,
             Problem::Name { .. } => Some("begin with a small letter; small letters, digits, `-` and `_` may follow"),
             Problem::Twice { .. } => Some("inputs and steps share their names: call one of the two something else"),
             Problem::Unknown { .. } => Some("declare it below `[inputs]` or as `[steps.NAME]`"),
@@ -31,7 +31,6 @@ impl RecipeError {
             Problem::Nothing => {
                 Some("write a text for the shell, or a list of words; only a step with `put` needs no `run`")
             }
-            Problem::NoSystem => Some("say with `on` in which input or step, or `put` files there"),
             Problem::NotAbsolute { .. } => Some("begin it with `/`"),
         }
     }
@@ -48,6 +47,12 @@ pub enum Problem {
     Syntax {
         /// What the reader of TOML says.
         message: String,
+    },
+    /// There are more inputs and steps than anybody needs.
+    #[error("more than {most} inputs and steps")]
+    TooMany {
+        /// The most that there may be.
+        most: usize,
     },
     /// A name is none.
     #[error("`{name}` is no name")]
@@ -94,9 +99,6 @@ pub enum Problem {
     /// A command without words, or a step without a command and without files.
     #[error("nothing is run")]
     Nothing,
-    /// A command without a file system to run in.
-    #[error("there is nothing that it could run in")]
-    NoSystem,
     /// A path inside an image that does not say from where.
     #[error("`{path}` is not an absolute path")]
     NotAbsolute {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::Spanned;
 
 use super::super::dockerfile::{
-    Command as Argv, Copy, Declaration, From, Instruction, Kind, Pair, Position, Run, Source, Stage, Text, Word,
+    Command as Argv, Copy, Declaration, From, Instruction, Kind, Pair, Position, Run, STAGES, Source, Stage, Text, Word,
 };
 use super::error::position;
 use super::read::{Command, Image, Input, Layer, Recipe, Step};
@@ -41,7 +41,10 @@ struct Names<'a> {
 
 impl<'a> Names<'a> {
     fn of(recipe: &'a Recipe) -> Found<Self> {
-        for name in recipe.inputs.keys().chain(recipe.steps.keys()) {
+        for (number, name) in recipe.inputs.keys().chain(recipe.steps.keys()).enumerate() {
+            if number == STAGES {
+                return Err((name.span().start, Problem::TooMany { most: STAGES }));
+            }
             check_name(name)?;
         }
         if let Some(twice) = recipe.steps.keys().find(|name| recipe.inputs.contains_key(*name)) {
@@ -308,9 +311,6 @@ impl Places<'_> {
             Command::Words(words) if !words.is_empty() => (words.clone(), words.join(" ")),
             Command::Shell(_) | Command::Words(_) => return Err((at, Problem::Nothing)),
         };
-        if step.on.is_none() && step.put.is_empty() {
-            return Err((at, Problem::NoSystem));
-        }
         let mounts = self.mounts(step, names)?;
         let kind = Kind::Run(Run { command: Argv::Exec(argv), network: step.network, mounts, script: None });
         Ok(self.instruction(at, "RUN", text, kind))

@@ -118,6 +118,10 @@ fn what_is_wrong_is_said_at_its_place() {
         assert_eq!((error.place.line, error.place.column), place, "{recipe}\n{error}");
         assert!(error.to_string().contains(said), "{recipe}\n{error}");
     }
+    let many: String =
+        (0..2000).map(|number| format!("[steps.s{number}]\non = \"s{}\"\nrun = \"x\"\n", number + 1)).collect();
+    let error = parse("image.toml", many.as_bytes()).expect_err("too many");
+    assert!(error.to_string().ends_with("more than 1000 inputs and steps"), "{error}");
     let error = parse("image.toml", b"[image]\n\xff").expect_err("no text");
     assert_eq!((error.place.line, error.place.column), (2, 1));
 }

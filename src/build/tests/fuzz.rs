@@ -11,6 +11,7 @@ use jiji_sandbox::{UnpackLimits, each_entry};
 
 use super::super::archive::Archive;
 use super::super::dockerfile::{self, Kind, expand};
+use super::super::recipe;
 use crate::lockfile::LockFile;
 
 /// Seconds for each reader, where nothing else is said: 40 for all.
@@ -115,6 +116,10 @@ fn any_dockerfile_is_read_or_refused() {
         // One with a stage before it, so that more of it is looked at.
         for input in [bytes.to_vec(), [b"FROM scratch\n", bytes].concat()] {
             let Ok(file) = dockerfile::parse("Dockerfile", &input) else { continue };
+            if let Ok(text) = recipe::from_dockerfile(&file) {
+                let read = recipe::parse("image.toml", text.as_bytes());
+                assert!(read.is_ok(), "what is written can be read: {:?}\n{text}", read.err());
+            }
             for instruction in file.stages.iter().flat_map(|stage| &stage.instructions) {
                 if let Kind::Env(pairs) | Kind::Label(pairs) = &instruction.kind {
                     for pair in pairs {
@@ -128,6 +133,39 @@ fn any_dockerfile_is_read_or_refused() {
             let _ = dockerfile::mount(line, &|text| expand(text, '\\', &environment));
         }
     });
+}
+
+#[test]
+fn any_recipe_is_read_or_refused() {
+    let real = [
+        "[inputs]\na = { image = \"x\" }\nb = { path = \".\", only = [\"*\"], exclude = [\"y\"] }\nc = { url = \"https://x.test/y\", unpack = true }\n",
+        "[steps.d]\non = \"a\"\nput = [{ from = \"./x\", to = \"/y\" }]\nsee = { \"/b\" = \"b\", \"/e\" = \"e:/x\" }\ncache = { \"/c\" = \"c\" }\nsecrets = [\"S\"]\nout = \"/o\"\nrun = [\"x\"]\n",
+        "[steps.e]\non = \"d\"\nenv = { A = '$' }\nnetwork = true\nrun = \"\"\"\nx\n\"\"\"\n[[layers]]\nfrom = \"e\"\nto = \"/\"\nmode = \"644\"\n[image]\non = \"a\"\nports = [1, \"2/udp\"]\ncommand = []\n",
+    ];
+    let mut real: Vec<Vec<u8>> = real.iter().map(|text| text.as_bytes().to_vec()).collect();
+    real.push(real.concat());
+    let words = [
+        "[",
+        "]",
+        "{",
+        "}",
+        "\"",
+        "'",
+        "\"\"\"",
+        "=",
+        "\n",
+        ":/",
+        "./",
+        "[steps.",
+        "[[layers]]",
+        "é",
+        "\0",
+        "a",
+        "e",
+        ".",
+    ];
+    let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+    fuzz(&real, &words, |bytes| drop(recipe::parse("image.toml", bytes)));
 }
 
 #[test]
