@@ -155,8 +155,8 @@ fn copy_context(root: &Path, dockerfile: &Path, to: &Path) -> Result<(), BuildEr
                 use std::os::unix::ffi::OsStrExt as _;
                 std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), &path).map_err(failed(&path))?;
             }
-            (Node::File { .. }, Content::Path(from)) => {
-                let mut source = context::open(root, from).map_err(failed(from))?;
+            (Node::File { .. }, Content::Context(from)) => {
+                let mut source = context::open(root, &from.path).map_err(failed(&from.path))?;
                 let mut file = fs::File::create(&path).map_err(failed(&path))?;
                 io::copy(&mut source, &mut file).map_err(failed(&path))?;
                 let mode = if found.entry.mode & 0o100 == 0 { 0o600 } else { 0o700 };

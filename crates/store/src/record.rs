@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::blob::{name_of, remove_file};
 use crate::{Store, StoreError, failed, place};
 
-/// The longest record that is read, in bytes. Longer ones were not written by jiji.
-const LIMIT: u64 = 16 * 1024 * 1024;
+/// The longest record, in bytes: the digests or the index of some million files. Longer ones are not kept, and what is longer was not written by
+/// jiji.
+const LIMIT: u64 = 256 * 1024 * 1024;
 
 /// How a layer's tar was compressed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,11 +39,15 @@ impl Store {
         Ok(record)
     }
 
-    /// Records what the step of this key gave. The last to record wins.
+    /// Records what the step of this key gave. The last to record wins. What is longer than a record may be is not kept, so that it is found
+    /// out again.
     ///
     /// # Errors
     /// [`StoreError::Io`].
     pub fn record_action(&self, key: &Digest, value: &[u8]) -> Result<(), StoreError> {
+        if value.len() as u64 > LIMIT {
+            return self.forget_action(key).map(drop);
+        }
         place::write_atomic(&self.tmp(), &self.action_path(key), value)
     }
 
@@ -163,6 +168,19 @@ mod tests {
         assert_eq!(store.actions().expect("listed"), [key]);
         assert!(store.forget_action(&key).expect("forgotten"));
         assert!(!store.forget_action(&key).expect("forgotten"));
+    }
+
+    #[test]
+    fn a_record_of_many_files_is_kept_and_one_that_is_too_long_is_found_out_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path()).expect("a store");
+        let key = Digest::of(b"key");
+        let many = vec![7; 20 << 20];
+        store.record_action(&key, &many).expect("recorded");
+        assert_eq!(store.action(&key).expect("looked").map(|record| record.len()), Some(many.len()));
+        let length = usize::try_from(LIMIT).expect("a length") + 1;
+        store.record_action(&key, &vec![0; length]).expect("looked at");
+        assert_eq!(store.action(&key).expect("looked"), None);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use crate::build::contents::{self, Stat};
 use crate::build::layer::{Entry, Node, TarPath};
 use crate::build::rootfs::{Content, Found, Tree};
 
@@ -144,7 +145,8 @@ fn look(path: &Path, metadata: &Metadata) -> io::Result<Found> {
     }
     // git keeps of a mode whether the owner may execute, and so does a context.
     let mode = if metadata.permissions().mode() & 0o100 != 0 { 0o755 } else { 0o644 };
-    Ok(Found { entry: Entry::file(mode, metadata.len()), content: Content::Path(path.to_owned()) })
+    let file = contents::File { path: path.to_owned(), stat: Stat::of(metadata), digest: None };
+    Ok(Found { entry: Entry::file(mode, metadata.len()), content: Content::Context(Box::new(file)) })
 }
 
 /// Opens a file below `root`, of a context or of an unpacked layer: nothing of the way below `root` may be a link, should it have become one meanwhile,

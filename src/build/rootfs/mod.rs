@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use jiji_model::digest::Digest;
 
+use super::contents;
 use super::layer::{Entry, Node, TarPath};
 
 pub use index::{IndexError, Layers};
@@ -35,6 +36,8 @@ pub enum Content {
     None,
     /// A file of this machine.
     Path(PathBuf),
+    /// A file of the context.
+    Context(Box<contents::File>),
     /// These bytes.
     Bytes(Vec<u8>),
     /// A path in the unpacked layer of this `diff_id`.

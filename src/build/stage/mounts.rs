@@ -8,7 +8,7 @@ use jiji_store::{CacheUse, Layer};
 use serde_json::{Value, json};
 
 use super::explain::Parts;
-use super::steps::{Digests, Opened, Stepped, digest_of};
+use super::steps::{Opened, Stepped, digest_of};
 use super::{Evaluation, Result, State, error, keys, step_error};
 use crate::build::context;
 use crate::build::copy::{self, Choice, Ownership, Selected, Source};
@@ -33,7 +33,7 @@ pub(super) struct Planned {
 
 enum PlannedSource {
     /// Files of the context.
-    Context { selected: Vec<Selected>, digests: Digests, path: String },
+    Context { selected: Vec<Selected>, path: String },
     /// Anything else.
     Ready(StepSource),
 }
@@ -51,8 +51,8 @@ impl Planned {
             parts.hide(&name, &rest);
         }
         for (_, _, source) in &self.mounts {
-            if let PlannedSource::Context { selected, digests, .. } = source {
-                parts.files(keys::files(selected, &|content| digest_of(content, digests)));
+            if let PlannedSource::Context { selected, .. } = source {
+                parts.files(keys::files(selected, &digest_of));
             }
         }
     }
@@ -92,9 +92,9 @@ impl Evaluation<'_> {
         let rest = json!({"target": target, "read-only": read_only});
         let source = match kind {
             MountKind::Bind { from: None, source } => {
-                let (selected, digests, taken) = self.selected(&source).map_err(failed)?;
+                let (selected, taken) = self.selected(&source).map_err(failed)?;
                 planned.key.push(json!({"type": "context", "source": source, "taken": taken, "mount": rest}));
-                PlannedSource::Context { selected, digests, path: source }
+                PlannedSource::Context { selected, path: source }
             }
             MountKind::Bind { from: Some(name), source } => {
                 let from = self.from(&name, state, failed)?;
@@ -145,11 +145,11 @@ impl Evaluation<'_> {
     }
 
     /// What a bind mount shows of the context, and what a key says of it.
-    fn selected(&self, source: &str) -> Stepped<(Vec<Selected>, Digests, Value)> {
+    fn selected(&self, source: &str) -> Stepped<(Vec<Selected>, Value)> {
         let path = if source.is_empty() { "." } else { source };
-        let (selected, digests) = self.select(&[Source::Path(path.to_owned())], &Choice::default())?;
-        let taken = keys::selected(&selected, &|content| digest_of(content, &digests));
-        Ok((selected, digests, taken))
+        let selected = self.select(&[Source::Path(path.to_owned())], &Choice::default())?;
+        let taken = keys::selected(&selected, &digest_of);
+        Ok((selected, taken))
     }
 
     /// Makes the mounts ready for a step that is about to run.
@@ -158,7 +158,7 @@ impl Evaluation<'_> {
             let target = below.resolve(&TarPath::normal(&target)).map_err(copy::CopyError::from)?.to_string();
             let source = match source {
                 PlannedSource::Ready(source) => source,
-                PlannedSource::Context { selected, digests, path } => self.context_layer(&selected, &digests, &path)?,
+                PlannedSource::Context { selected, path } => self.context_layer(&selected, &path)?,
             };
             step.mounts.push(StepMount { target, source, read_only });
         }
@@ -167,22 +167,21 @@ impl Evaluation<'_> {
     }
 
     /// Files of the context as a layer of their own, in which they lie as COPY would lay them.
-    fn context_layer(&self, selected: &[Selected], digests: &Digests, path: &str) -> Stepped<StepSource> {
+    fn context_layer(&self, selected: &[Selected], path: &str) -> Stepped<StepSource> {
         let (store, epoch) = (self.builder.store, self.request.epoch);
         let file = selected.iter().all(|one| !one.top.is_directory());
         let entries = copy::place(selected, "/", &TarPath::root(), &Ownership::default(), &Tree::default())?;
-        let digest = |content: &Content| digest_of(content, digests);
-        let by_entries = keys::entries(&entries, epoch, &digest);
+        let by_entries = keys::entries(&entries, epoch, &digest_of);
         let layer = match self.recall(&by_entries)?.flatten() {
             Some(layer) => layer,
             None => {
                 let open = |content: &Content, _: u64| -> std::io::Result<Opened> {
                     match content {
-                        Content::Path(path) => Ok(Box::new(context::open(&self.request.context, path)?)),
+                        Content::Context(file) => Ok(Box::new(context::open(&self.request.context, &file.path)?)),
                         _ => Ok(Box::new(std::io::empty())),
                     }
                 };
-                write_layer(&entries, epoch, self.request.threads, store, &digest, &open)?
+                write_layer(&entries, epoch, self.request.threads, store, &digest_of, &open)?
             }
         };
         self.remember(&by_entries, Some(&layer), None)?;

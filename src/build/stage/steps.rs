@@ -1,8 +1,9 @@
 //! The instructions that make layers: RUN, COPY, WORKDIR. And the rules of some values that the others hold.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use jiji_model::digest::Digest;
@@ -365,8 +366,8 @@ impl Evaluation<'_> {
         }
     }
 
-    /// What is taken from the context, which is read once, and the digests of the files among it.
-    pub(super) fn select(&self, sources: &[Source], choice: &Choice) -> Stepped<(Vec<Selected>, Digests)> {
+    /// What is taken from the context, which is read once, with the digests of the files among it.
+    pub(super) fn select(&self, sources: &[Source], choice: &Choice) -> Stepped<Vec<Selected>> {
         let mut context = held(&self.context);
         let (tree, contents) = match &mut *context {
             Some(context) => context,
@@ -376,42 +377,41 @@ impl Evaluation<'_> {
                 none.insert((tree, Contents::new(context, &target.to_string(), *threads, self.builder.store)?))
             }
         };
-        let selected = copy::select(sources, choice, tree, "the context")?;
-        let digests = learn(&selected, contents)?;
-        Ok((selected, digests))
+        let mut selected = copy::select(sources, choice, tree, "the context")?;
+        learn(&mut selected, contents)?;
+        Ok(selected)
     }
 
     fn copy_context(&self, sources: &[Source], unpack: Unpack, put: &Put<'_>) -> Stepped<Given> {
-        let (selected, digests) = self.select(sources, &put.choice)?;
-        let digest = |content: &Content| digest_of(content, &digests);
-        let taken = keys::selected(&selected, &digest);
+        let selected = self.select(sources, &put.choice)?;
+        let taken = keys::selected(&selected, &digest_of);
         let key = keys::copy(&put.state.draft.layers, self.request.epoch, &taken, &put.to);
         // Only where the layer is not remembered is an archive looked into.
         let mut archives = BTreeMap::new();
         let store = self.builder.store;
         self.passed(put.instruction, &key, put.state);
         let laid = match (unpack.context || unpack.fetched) && self.recall(&key)?.is_none() {
-            true => unpacked(selected.clone(), unpack, &digests, &self.request.context, store, &mut archives)?,
-            false => selected.clone(),
+            true => Cow::Owned(unpacked(selected.clone(), unpack, &self.request.context, store, &mut archives)?),
+            false => Cow::Borrowed(&selected),
         };
         let open = |content: &Content, size: u64| -> io::Result<Opened> {
             match content {
-                Content::Path(path) => Ok(Box::new(context::open(&self.request.context, path)?)),
+                Content::Context(file) => Ok(Box::new(context::open(&self.request.context, &file.path)?)),
                 Content::Bytes(bytes) => Ok(Box::new(Cursor::new(bytes.clone()))),
                 Content::Part { of, offset } => {
                     let archive: &Archive = archives.get(of).ok_or(io::ErrorKind::NotFound)?;
                     Ok(Box::new(archive.part(*offset, size)))
                 }
                 Content::Blob(digest) => Ok(Box::new(store.open_blob(digest).map_err(io::Error::other)?.0)),
-                Content::None | Content::Layer(..) => Ok(Box::new(io::empty())),
+                Content::None | Content::Path(_) | Content::Layer(..) => Ok(Box::new(io::empty())),
             }
         };
         let parts = || {
             let mut parts = put.parts(self.request.epoch);
-            parts.files(keys::files(&selected, &digest));
+            parts.files(keys::files(&selected, &digest_of));
             parts
         };
-        self.place(&Named { key, parts: &parts }, &laid, put, &digest, &|| Ok(()), &|(), content, size| {
+        self.place(&Named { key, parts: &parts }, &laid, put, &digest_of, &|| Ok(()), &|(), content, size| {
             open(content, size)
         })
     }
@@ -448,7 +448,9 @@ impl Evaluation<'_> {
                     Ok(Box::new(context::open(tree, &path.below(tree))?))
                 }
                 Content::Bytes(bytes) => Ok(Box::new(Cursor::new(bytes.clone()))),
-                Content::None | Content::Path(_) | Content::Part { .. } | Content::Blob(_) => Ok(Box::new(io::empty())),
+                Content::None | Content::Path(_) | Content::Context(_) | Content::Part { .. } | Content::Blob(_) => {
+                    Ok(Box::new(io::empty()))
+                }
             }
         };
         let parts = || {
@@ -586,34 +588,31 @@ fn place_of((written, replaced): (&dockerfile::Source, &Source)) -> Option<(Posi
     }
 }
 
-/// The digests of files of the context.
-pub(super) type Digests = BTreeMap<PathBuf, Digest>;
-
-pub(super) fn digest_of(content: &Content, digests: &Digests) -> Option<Digest> {
+/// The digest of a content that a key says more of than where it is.
+pub(super) fn digest_of(content: &Content) -> Option<Digest> {
     match content {
-        Content::Path(path) => Some(*digests.get(path).expect("all files that are copied were learned before")),
+        Content::Context(file) => Some(file.digest.expect("all files that are copied were learned before")),
         Content::Bytes(bytes) => Some(Digest::of(bytes)),
         Content::Blob(digest) => Some(*digest),
-        Content::None | Content::Layer(..) | Content::Part { .. } => None,
+        Content::None | Content::Path(_) | Content::Layer(..) | Content::Part { .. } => None,
     }
 }
 
 /// Learns the digests of all files that are taken.
-fn learn(selected: &[Selected], contents: &mut Contents) -> Stepped<Digests> {
-    let found = || selected.iter().flat_map(|one| std::iter::once(&one.top).chain(one.below.iter().map(|(_, f)| f)));
+fn learn(selected: &mut [Selected], contents: &mut Contents) -> Stepped<()> {
     if let Some(Selected { name, .. }) = selected.iter().find(|one| {
         one.top.entry.node == Node::Fifo || one.below.iter().any(|(_, found)| found.entry.node == Node::Fifo)
     }) {
         return Err(CopyError::Special { path: TarPath::normal(name) }.into());
     }
-    let files: Vec<&Path> = found()
-        .filter_map(|found| match &found.content {
-            Content::Path(path) => Some(path.as_path()),
-            _ => None,
-        })
-        .collect();
-    contents.learn(&files)?;
-    Ok(files.iter().filter_map(|file| Some(((*file).to_owned(), *contents.get(file)?))).collect())
+    let found = selected
+        .iter_mut()
+        .flat_map(|one| std::iter::once(&mut one.top).chain(one.below.iter_mut().map(|(_, found)| found)));
+    let files = found.filter_map(|found| match &mut found.content {
+        Content::Context(file) => Some(&mut **file),
+        _ => None,
+    });
+    Ok(contents.learn(files.collect())?)
 }
 
 /// What `jiji.lock` says of a step that changed nothing: the digest of a tar without entries.
@@ -700,7 +699,6 @@ pub(super) fn healthcheck(check: Option<&Healthcheck>, state: &State<'_>) -> Val
 fn unpacked(
     selected: Vec<Selected>,
     wanted: Unpack,
-    digests: &Digests,
     root: &Path,
     store: &Store,
     archives: &mut BTreeMap<Digest, Archive>,
@@ -708,7 +706,7 @@ fn unpacked(
     let room = store.root().join("tmp");
     let unpack = |one: Selected| {
         let wanted = match &one.top.content {
-            Content::Path(_) => wanted.context,
+            Content::Context(_) => wanted.context,
             Content::Blob(_) => wanted.fetched,
             _ => false,
         };
@@ -717,9 +715,9 @@ fn unpacked(
         }
         let name = || String::from_utf8_lossy(one.path.as_bytes()).into_owned();
         let failed = |source| StepError::Archive { path: name(), source };
-        let digest = digest_of(&one.top.content, digests).ok_or(ArchiveError::Changed).map_err(failed)?;
+        let digest = digest_of(&one.top.content).ok_or(ArchiveError::Changed).map_err(failed)?;
         let file = match &one.top.content {
-            Content::Path(path) => context::open(root, path).map_err(|source| failed(source.into()))?,
+            Content::Context(file) => context::open(root, &file.path).map_err(|source| failed(source.into()))?,
             _ => store.open_blob(&digest)?.0,
         };
         match Archive::open(file, &digest, &room, UnpackLimits::default()).map_err(failed)? {
