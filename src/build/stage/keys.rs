@@ -22,16 +22,21 @@ const FORMAT: u32 = 1;
 /// The versions that are in every key: of keys, of layers, of the sandbox.
 pub(super) const RULES: [u32; 3] = [FORMAT, LAYER_FORMAT, jiji_sandbox::VERSION];
 
-fn key(kind: &str, layers: &[Layer], epoch: u64, step: &Value) -> Digest {
-    let layers: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
-    Digest::of_json(&json!({
-        "format": FORMAT,
-        "layer-format": LAYER_FORMAT,
-        "kind": kind,
-        "layers": layers,
-        "epoch": epoch,
-        "step": step,
-    }))
+/// What a key is the digest of, written as it is walked: a COPY may take a hundred thousand files.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Key<'a, S> {
+    epoch: u64,
+    format: u32,
+    kind: &'a str,
+    layer_format: u32,
+    layers: Vec<Digest>,
+    step: S,
+}
+
+fn key(kind: &str, layers: &[Layer], epoch: u64, step: &impl Serialize) -> Digest {
+    let layers = layers.iter().map(|layer| layer.diff_id).collect();
+    Digest::of_json(&Key { epoch, format: FORMAT, kind, layer_format: LAYER_FORMAT, layers, step })
 }
 
 /// RUN, and what is said of its mounts.
@@ -61,18 +66,36 @@ pub(super) fn workdir(layers: &[Layer], epoch: u64, path: &TarPath, user: &str) 
 }
 
 /// COPY.
-pub(super) fn copy(layers: &[Layer], epoch: u64, sources: &Value, to: &Value) -> Digest {
-    key("copy", layers, epoch, &json!({"sources": sources, "to": to}))
+pub(super) fn copy(layers: &[Layer], epoch: u64, sources: &impl Serialize, to: &Value) -> Digest {
+    #[derive(Serialize)]
+    struct Step<'a, S> {
+        sources: S,
+        to: &'a Value,
+    }
+    key("copy", layers, epoch, &Step { sources, to })
 }
 
 /// What a COPY takes from the context: every file's path, kind, mode and content.
-pub(super) fn selected(selected: &[Selected], digest: &dyn Fn(&Content) -> Option<Digest>) -> Value {
-    let source = |Selected { name, top, below, .. }: &Selected| {
-        let below: Vec<Value> =
-            below.iter().map(|(path, found)| json!([text(path.as_bytes()), entry(found, digest)])).collect();
-        json!([text(name), entry(top, digest), below])
-    };
-    selected.iter().map(source).collect()
+pub(super) fn selected<'a>(
+    selected: &'a [Selected],
+    digest: &'a dyn Fn(&Content) -> Option<Digest>,
+) -> impl Serialize + 'a {
+    Each(move || {
+        selected.iter().map(move |Selected { name, top, below, .. }| {
+            let below =
+                Each(move || below.iter().map(move |(path, found)| (text(path.as_bytes()), entry(found, digest))));
+            (text(name), entry(top, digest), below)
+        })
+    })
+}
+
+/// A list whose items are made one after the other, as they are written.
+struct Each<F>(F);
+
+impl<F: Fn() -> I, I: Iterator<Item: Serialize>> Serialize for Each<F> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq((self.0)())
+    }
 }
 
 /// The same, file by file.
@@ -83,9 +106,9 @@ pub(super) fn files<'a>(
     selected.iter().flat_map(move |one| {
         let below = one.below.iter().map(|(path, found)| {
             let path = [one.path.as_bytes(), b"/", path.as_bytes()].concat();
-            (TarPath::normal(path), entry(found, digest))
+            (TarPath::normal(path), value(entry(found, digest)))
         });
-        let top = (!one.top.is_directory()).then(|| (one.path.clone(), entry(&one.top, digest)));
+        let top = (!one.top.is_directory()).then(|| (one.path.clone(), value(entry(&one.top, digest))));
         top.into_iter().chain(below)
     })
 }
@@ -96,28 +119,62 @@ pub(super) fn entries(
     epoch: u64,
     digest: &dyn Fn(&Content) -> Option<Digest>,
 ) -> Digest {
-    let list: Vec<Value> =
-        entries.iter().map(|(path, found)| json!([text(path.as_bytes()), entry(found, digest)])).collect();
-    key("entries", &[], epoch, &json!(list))
+    let list = Each(|| entries.iter().map(|(path, found)| (text(path.as_bytes()), entry(found, digest))));
+    key("entries", &[], epoch, &list)
 }
 
-fn entry(found: &Found, digest: &dyn Fn(&Content) -> Option<Digest>) -> Value {
-    let node = match &found.entry.node {
-        Node::Directory => json!("directory"),
+/// What an entry is, as far as keys say: kind, mode, owner, group, extended attributes.
+#[derive(Serialize)]
+struct Entry(Kind, u32, u32, u32, BTreeMap<String, String>);
+
+/// Its kind, with what it is the kind of.
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Directory,
+    Fifo,
+    Symlink(String),
+    Hardlink(String),
+    Character([u32; 2]),
+    Block([u32; 2]),
+    #[serde(untagged)]
+    File {
+        content: Option<Digest>,
+        size: u64,
+    },
+    #[serde(untagged)]
+    OfLayer {
+        of: Digest,
+        path: String,
+    },
+    #[serde(untagged)]
+    OfArchive {
+        archive: Digest,
+        offset: u64,
+        size: u64,
+    },
+}
+
+fn entry(found: &Found, digest: &dyn Fn(&Content) -> Option<Digest>) -> Entry {
+    let kind = match &found.entry.node {
+        Node::Directory => Kind::Directory,
         Node::File { size } => match &found.content {
-            Content::Layer(diff_id, path) => json!({"of": diff_id, "path": text(path.as_bytes())}),
-            Content::Part { of, offset } => json!({"archive": of, "offset": offset, "size": size}),
-            content => json!({"size": size, "content": digest(content)}),
+            Content::Layer(of, path) => Kind::OfLayer { of: *of, path: text(path.as_bytes()) },
+            Content::Part { of, offset } => Kind::OfArchive { archive: *of, offset: *offset, size: *size },
+            content => Kind::File { content: digest(content), size: *size },
         },
-        Node::Symlink(target) => json!({"symlink": text(target)}),
-        Node::Hardlink(target) => json!({"hardlink": text(target.as_bytes())}),
-        Node::Character { major, minor } => json!({"character": [major, minor]}),
-        Node::Block { major, minor } => json!({"block": [major, minor]}),
-        Node::Fifo => json!("fifo"),
+        Node::Symlink(target) => Kind::Symlink(text(target)),
+        Node::Hardlink(target) => Kind::Hardlink(text(target.as_bytes())),
+        Node::Character { major, minor } => Kind::Character([*major, *minor]),
+        Node::Block { major, minor } => Kind::Block([*major, *minor]),
+        Node::Fifo => Kind::Fifo,
     };
-    let xattrs: BTreeMap<String, String> =
-        found.entry.xattrs.iter().map(|(name, value)| (text(name), text(value))).collect();
-    json!([node, found.entry.mode, found.entry.uid, found.entry.gid, xattrs])
+    let xattrs = found.entry.xattrs.iter().map(|(name, value)| (text(name), text(value))).collect();
+    Entry(kind, found.entry.mode, found.entry.uid, found.entry.gid, xattrs)
+}
+
+pub(super) fn value(written: impl Serialize) -> Value {
+    serde_json::to_value(written).expect("keys are texts")
 }
 
 /// Bytes as the characters of the same numbers, so that JSON can say them.
@@ -143,9 +200,17 @@ pub(in crate::build) fn read(record: &[u8]) -> Option<Option<Layer>> {
 
 /// What the step of this key gave, if that is remembered and still in the store.
 pub(super) fn recall(key: &Digest, store: &Store) -> Result<Option<Option<Layer>>, StoreError> {
+    /// A record, of which the parts are for those alone who want to know why a step is done.
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Result {
+        layer: Option<Layer>,
+        #[serde(default, rename = "parts")]
+        _parts: Option<serde::de::IgnoredAny>,
+    }
     let Some(record) = store.action(key)? else { return Ok(None) };
     // A record that cannot be read is a step that is done again.
-    let Ok(Record { layer, .. }) = serde_json::from_slice(&record) else { return Ok(None) };
+    let Ok(Result { layer, .. }) = serde_json::from_slice(&record) else { return Ok(None) };
     match &layer {
         Some(Layer { blob, .. }) if store.has(&blob.digest)? != Some(blob.size) => Ok(None),
         _ => Ok(Some(layer)),
@@ -167,4 +232,53 @@ pub(super) fn remember(
 ) -> Result<(), StoreError> {
     let record = Record { layer: layer.cloned(), parts };
     store.record_action(key, &jiji_model::digest::canonical_json(&record))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiji_model::digest::canonical_json;
+
+    use super::*;
+    use crate::build::layer;
+
+    #[test]
+    fn what_is_written_as_it_is_walked_is_what_a_tree_would_say() {
+        let found = |node, content| Found { entry: layer::Entry { node, ..layer::Entry::directory(0o755) }, content };
+        let blob = Digest::of("x");
+        let below = [
+            found(Node::Directory, Content::None),
+            found(Node::File { size: 3 }, Content::Blob(blob)),
+            found(Node::File { size: 3 }, Content::Layer(blob, TarPath::normal("a/\u{e9}"))),
+            found(Node::File { size: 3 }, Content::Part { of: blob, offset: 512 }),
+            found(Node::Symlink(b"../\xff".to_vec()), Content::None),
+            found(Node::Hardlink(TarPath::normal("b")), Content::None),
+            found(Node::Character { major: 1, minor: 3 }, Content::None),
+            found(Node::Fifo, Content::None),
+        ];
+        let below = below.into_iter().map(|found| (TarPath::normal("p"), found)).collect();
+        let top = Found::directory(0o755);
+        let all = [Selected { name: b"n".to_vec(), path: TarPath::normal("n"), top, below, unpacked: false }];
+        let digest = |content: &Content| matches!(content, Content::Blob(_)).then_some(blob);
+        let written = canonical_json(&selected(&all, &digest));
+        assert_eq!(written, canonical_json(&value(selected(&all, &digest))));
+        // The text is a format: keys in lock files and stores are digests of it.
+        assert_eq!(
+            String::from_utf8(written).expect("JSON"),
+            format!(
+                r#"[["n",["directory",493,0,0,{{}}],[{}]]]"#,
+                [
+                    r#""directory""#.to_owned(),
+                    format!(r#"{{"content":"{blob}","size":3}}"#),
+                    format!(r#"{{"of":"{blob}","path":"a/Ã©"}}"#),
+                    format!(r#"{{"archive":"{blob}","offset":512,"size":3}}"#),
+                    r#"{"symlink":"../ÿ"}"#.to_owned(),
+                    r#"{"hardlink":"b"}"#.to_owned(),
+                    r#"{"character":[1,3]}"#.to_owned(),
+                    r#""fifo""#.to_owned(),
+                ]
+                .map(|kind| format!(r#"["p",[{kind},493,0,0,{{}}]]"#))
+                .join(",")
+            )
+        );
+    }
 }

@@ -148,7 +148,7 @@ impl Evaluation<'_> {
     fn selected(&self, source: &str) -> Stepped<(Vec<Selected>, Value)> {
         let path = if source.is_empty() { "." } else { source };
         let selected = self.select(&[Source::Path(path.to_owned())], &Choice::default())?;
-        let taken = keys::selected(&selected, &digest_of);
+        let taken = keys::value(keys::selected(&selected, &digest_of));
         Ok((selected, taken))
     }
 
