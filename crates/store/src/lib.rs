@@ -72,6 +72,22 @@ struct Inner {
     /// Begins with the first blob that is asked for.
     lease: Mutex<Option<lease::Lease>>,
     grown: AtomicBool,
+    hands: place::Hands,
+}
+
+/// Somebody who may do with unpacked layers and caches what the user who keeps them may not: files in them have owners of their own.
+pub trait Caretaker: std::fmt::Debug + Send + Sync {
+    /// Removes a directory with everything in it.
+    ///
+    /// # Errors
+    /// It could not be removed.
+    fn remove(&self, dir: &Path) -> io::Result<()>;
+
+    /// Bytes that a directory takes on disk with everything in it.
+    ///
+    /// # Errors
+    /// It could not be looked into.
+    fn measure(&self, dir: &Path) -> io::Result<u64>;
 }
 
 /// Why the store could not do what was asked.
@@ -184,7 +200,18 @@ impl Store {
     /// # Errors
     /// [`StoreError::Version`] when a newer jiji wrote it, [`StoreError::Io`] when the directory cannot be used.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let root = root.into();
+        Self::open_by(root.into(), place::Hands::default())
+    }
+
+    /// The same, with somebody who looks into and removes what this user may not.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(root: impl Into<PathBuf>, caretaker: Arc<dyn Caretaker>) -> Result<Self, StoreError> {
+        Self::open_by(root.into(), place::Hands::of(caretaker))
+    }
+
+    fn open_by(root: PathBuf, hands: place::Hands) -> Result<Self, StoreError> {
         place::create_private(&root)?;
         check_version(&root)?;
         for name in ["tmp", "blobs", "blobs/sha256", "partial", "actions", "layers", "trees", lease::LEASES] {
@@ -193,7 +220,7 @@ impl Store {
         let lock_path = root.join("lock");
         let lock = place::lock_file(&lock_path)?;
         lock.lock_shared().map_err(failed("lock", &lock_path))?;
-        let inner = Inner { root, lock, lease: Mutex::new(None), grown: AtomicBool::new(false) };
+        let inner = Inner { root, lock, lease: Mutex::new(None), grown: AtomicBool::new(false), hands };
         let store = Self { inner: Arc::new(inner), uses: true };
         if let Err(error) = store.sweep() {
             // What is left over is in nobody's way but the disk's.
@@ -227,6 +254,10 @@ impl Store {
         if self.uses {
             place::touch(path);
         }
+    }
+
+    fn hands(&self) -> &place::Hands {
+        &self.inner.hands
     }
 
     fn tmp(&self) -> PathBuf {

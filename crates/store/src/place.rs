@@ -7,10 +7,11 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::{StoreError, failed};
+use crate::{Caretaker, StoreError, failed};
 
 /// Creates a directory of mode 0700, and its parents with the usual mode, where there is none.
 pub(crate) fn create_private(path: &Path) -> Result<(), StoreError> {
@@ -52,24 +53,27 @@ pub(crate) fn temp_file(tmp: &Path) -> Result<NamedTempFile, StoreError> {
 
 /// A temporary directory. Dropped, it is removed, unless it was renamed.
 #[derive(Debug)]
-pub(crate) struct Scratch(PathBuf);
+pub(crate) struct Scratch {
+    path: PathBuf,
+    hands: Hands,
+}
 
 impl Scratch {
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     pub(crate) fn remove(self) -> Result<(), StoreError> {
-        remove_tree(&self.0).map_err(failed("remove", &self.0))
+        self.hands.remove_tree(&self.path).map_err(failed("remove", &self.path))
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        match remove_tree(&self.0) {
+        match self.hands.remove_tree(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 // The next sweep tries again.
-                tracing::debug!(%error, path = %self.0.display(), "remove a temporary directory");
+                tracing::debug!(%error, path = %self.path.display(), "remove a temporary directory");
             }
             _ => {}
         }
@@ -77,9 +81,9 @@ impl Drop for Scratch {
 }
 
 /// A locked temporary directory in `tmp`, and its lock.
-pub(crate) fn temp_dir(tmp: &Path) -> Result<(Scratch, File), StoreError> {
+pub(crate) fn temp_dir(tmp: &Path, hands: &Hands) -> Result<(Scratch, File), StoreError> {
     let attempt = || loop {
-        let dir = Scratch(TempDir::new_in(tmp)?.keep());
+        let dir = Scratch { path: TempDir::new_in(tmp)?.keep(), hands: hands.clone() };
         let lock = match File::open(dir.path()) {
             Ok(lock) => lock,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -123,8 +127,9 @@ pub(crate) fn touch(path: &Path) {
     let _ = utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW);
 }
 
-/// Bytes that a directory takes on disk with everything in it. What cannot be entered counts nothing.
-pub(crate) fn disk_usage(dir: &Path) -> io::Result<u64> {
+/// Bytes that a directory takes on disk with everything in it, and whether all of it could be entered: what cannot counts nothing.
+fn disk_usage(dir: &Path) -> io::Result<(u64, bool)> {
+    let mut whole = true;
     let own = fs::symlink_metadata(dir)?;
     let mut bytes = own.blocks() * 512;
     let mut linked = std::collections::HashSet::new();
@@ -133,7 +138,11 @@ pub(crate) fn disk_usage(dir: &Path) -> io::Result<u64> {
         let entries = match fs::read_dir(&next) {
             Ok(entries) => entries,
             // Others may be at work in it.
-            Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound) => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                whole = false;
+                continue;
+            }
             Err(error) => return Err(error),
         };
         for entry in entries {
@@ -141,6 +150,10 @@ pub(crate) fn disk_usage(dir: &Path) -> io::Result<u64> {
             let meta = match entry.metadata() {
                 Ok(meta) => meta,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    whole = false;
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             if meta.is_dir() {
@@ -151,28 +164,53 @@ pub(crate) fn disk_usage(dir: &Path) -> io::Result<u64> {
             bytes += meta.blocks() * 512;
         }
     }
-    Ok(bytes)
+    Ok((bytes, whole))
 }
 
-/// Removes what is at `path` in a `tmp` if no writer holds it. True if it was removed.
-pub(crate) fn remove_abandoned(path: &Path) -> io::Result<bool> {
-    let Some(held) = lock_unused(path)? else { return Ok(false) };
-    if held.metadata()?.is_dir() {
-        remove_tree(path)?
-    } else {
-        fs::remove_file(path)?
+/// Who looks into directories and removes them: this process, and where it may not, its caretaker.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Hands(Option<Arc<dyn Caretaker>>);
+
+impl Hands {
+    pub(crate) fn of(caretaker: Arc<dyn Caretaker>) -> Self {
+        Self(Some(caretaker))
     }
-    Ok(true)
-}
 
-/// Removes a directory with everything in it, also where a layer brought directories that its owner may not enter.
-pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            fs::remove_dir_all(path)
+    /// Bytes that a directory takes on disk with everything in it. What nobody may enter counts nothing.
+    pub(crate) fn disk_usage(&self, dir: &Path) -> io::Result<u64> {
+        let (bytes, whole) = disk_usage(dir)?;
+        match &self.0 {
+            // Who is at work in it may change it meanwhile.
+            Some(caretaker) if !whole => Ok(caretaker.measure(dir).unwrap_or(bytes)),
+            _ => Ok(bytes),
         }
-        other => other,
+    }
+
+    /// Removes what is at `path` in a `tmp` if no writer holds it. True if it was removed.
+    pub(crate) fn remove_abandoned(&self, path: &Path) -> io::Result<bool> {
+        let Some(held) = lock_unused(path)? else { return Ok(false) };
+        if held.metadata()?.is_dir() {
+            self.remove_tree(path)?
+        } else {
+            fs::remove_file(path)?
+        }
+        Ok(true)
+    }
+
+    /// Removes a directory with everything in it, also where a layer brought directories that its owner may not enter, or owners of
+    /// its own.
+    pub(crate) fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            other => return other,
+        }
+        match open_up(path).and_then(|()| fs::remove_dir_all(path)) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => match &self.0 {
+                Some(caretaker) => caretaker.remove(path),
+                None => Err(error),
+            },
+            other => other,
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use jiji_model::digest::Digest;
 
 use crate::blob::name_of;
 use crate::lease;
+use crate::place::Hands;
 use crate::tree::SIZE;
 use crate::{Store, StoreError, failed, place};
 
@@ -220,10 +221,10 @@ impl Store {
         let look = |error| failed("look at", &item.path)(error);
         match item.kind {
             Kind::Blob | Kind::Record => crate::blob::remove_file(&item.path),
-            Kind::Partial => place::remove_abandoned(&item.path).map_err(failed("remove", &item.path)),
+            Kind::Partial => self.hands().remove_abandoned(&item.path).map_err(failed("remove", &item.path)),
             Kind::Tree | Kind::Cache => {
                 let Some(_lock) = place::lock_unused(&item.path).map_err(look)? else { return Ok(false) };
-                let (scratch, lock) = place::temp_dir(&self.tmp())?;
+                let (scratch, lock) = place::temp_dir(&self.tmp(), self.hands())?;
                 fs::rename(&item.path, scratch.path().join("removed")).map_err(failed("rename", &item.path))?;
                 moved.push((scratch, lock));
                 Ok(true)
@@ -250,7 +251,7 @@ impl Store {
             };
             for entry in entries {
                 let path = entry.map_err(failed("list", &dir))?.path();
-                if let Some((used, bytes)) = measured(kind, &path).map_err(failed("look at", &path))? {
+                if let Some((used, bytes)) = measured(kind, &path, self.hands()).map_err(failed("look at", &path))? {
                     items.push(Item { used, kind, path, bytes });
                 }
             }
@@ -260,15 +261,15 @@ impl Store {
 }
 
 /// When something was used last and what it takes, or none where it is gone.
-fn measured(kind: Kind, path: &Path) -> io::Result<Option<(SystemTime, u64)>> {
+fn measured(kind: Kind, path: &Path, hands: &Hands) -> io::Result<Option<(SystemTime, u64)>> {
     let Some(used) = used(kind, path)? else { return Ok(None) };
     let bytes = match kind {
         Kind::Blob | Kind::Partial | Kind::Record => there(fs::symlink_metadata(path))?.map(|meta| on_disk(&meta)),
         Kind::Tree => match fs::read_to_string(path.join(SIZE)).ok().and_then(|text| text.parse().ok()) {
             Some(bytes) => Some(bytes),
-            None => there(place::disk_usage(path))?,
+            None => there(hands.disk_usage(path))?,
         },
-        Kind::Cache => there(place::disk_usage(path))?,
+        Kind::Cache => there(hands.disk_usage(path))?,
     };
     Ok(bytes.map(|bytes| (used, bytes)))
 }

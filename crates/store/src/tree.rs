@@ -69,7 +69,7 @@ impl Store {
     /// [`StoreError::Io`].
     pub fn new_tree(&self) -> Result<TreeWriter, StoreError> {
         let boot = boot_id()?;
-        let (dir, lock) = place::temp_dir(&self.tmp())?;
+        let (dir, lock) = place::temp_dir(&self.tmp(), self.hands())?;
         let root = dir.path().join("root");
         // What a container sees as the mode of `/`, where the layer says nothing.
         DirBuilder::new().mode(0o755).create(&root).map_err(failed("create", &root))?;
@@ -96,7 +96,7 @@ impl Store {
             return Ok(false);
         }
         // Out of its place first, so that nobody ever finds half of it.
-        let (dir, _held) = place::temp_dir(&self.tmp())?;
+        let (dir, _held) = place::temp_dir(&self.tmp(), self.hands())?;
         fs::rename(&path, dir.path().join("removed")).map_err(failed("rename", &path))?;
         dir.remove()?;
         Ok(true)
@@ -134,7 +134,7 @@ impl TreeWriter {
         let mark = self.dir.path().join("boot");
         fs::write(&mark, &self.boot).map_err(failed("write", &mark))?;
         let measure = self.dir.path().join(SIZE);
-        let bytes = place::disk_usage(self.dir.path()).map_err(failed("measure", self.dir.path()))?;
+        let bytes = self.store.hands().disk_usage(self.dir.path()).map_err(failed("measure", self.dir.path()))?;
         fs::write(&measure, bytes.to_string()).map_err(failed("write", &measure))?;
         let store = self.store.clone();
         // A collector may not come between the name and the lock of the one who uses it.

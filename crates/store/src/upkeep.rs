@@ -1,13 +1,13 @@
 //! Keeping a store sound: sweeping, hashing everything again, collecting all but what is named. Making it smaller is [`crate::shrink`]'s.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::{fs, io};
 
 use jiji_model::digest::Digest;
 use rustix::fs::FlockOperation;
 
 use crate::lease::LEASES;
-use crate::{Store, StoreError, failed, place};
+use crate::{Store, StoreError, failed};
 
 /// What hashing every blob again found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,13 @@ impl Store {
         for dir in [self.tmp(), self.root().join(LEASES)] {
             for entry in fs::read_dir(&dir).map_err(failed("list", &dir))? {
                 let path = entry.map_err(failed("list", &dir))?.path();
-                removed += u64::from(place::remove_abandoned(&path).map_err(failed("remove", &path))?);
+                match self.hands().remove_abandoned(&path) {
+                    // It belongs to users that nobody here can be any more; that must not keep the rest from being removed.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                        tracing::debug!(%error, path = %path.display(), "remove what a dead writer left");
+                    }
+                    done => removed += u64::from(done.map_err(failed("remove", &path))?),
+                }
             }
         }
         Ok(removed)
