@@ -285,6 +285,7 @@ impl StepError {
             Self::Archive { source, .. } => source.hint(),
             Self::Context(error) => error.hint(),
             Self::Layer(error) => error.hint(),
+            Self::Tree(error) => error.hint(),
             Self::Registry(error) => error.hint(),
             Self::Execute(error) => error.hint(),
             Self::NotLocked { .. } => Some("build without `--locked` and commit jiji.lock if the change is meant"),

@@ -14,6 +14,7 @@ use super::environment::Environment;
 use super::exit::Exit;
 use super::failure::Failure;
 use super::workplace;
+use crate::build::execute::{self, Refusal, Support};
 use crate::build::verify::{self, Damage, Verified};
 use crate::report::{Report, Summary};
 
@@ -35,7 +36,8 @@ pub fn run(
         StoreCommand::Info(args) => {
             let budget = asked(args, environment, &store)?;
             let usage = store.usage().map_err(failed)?;
-            show(global, report, info_record(&usage, budget), &info(&usage, budget))
+            let steps = execute::ability(&store);
+            show(global, report, info_record(&usage, budget, &steps), &info(&usage, budget, &steps))
         }
         StoreCommand::Gc(args) => {
             let budget = asked(args, environment, &store)?.unwrap_or(u64::MAX);
@@ -150,7 +152,26 @@ fn time(time: Option<SystemTime>) -> Option<String> {
     Some(format!("{time:.0}"))
 }
 
-fn info_record(usage: &Usage, budget: Option<u64>) -> Record {
+/// Whether and as whom steps can be run here, with its cure where they cannot.
+type Steps = Result<Support, Refusal>;
+
+fn steps_data(steps: &Steps) -> serde_json::Value {
+    match steps {
+        Ok(support) => json!({
+            "way": support.way.name(), "processes_bounded": support.processes_bounded, "memory_bounded": support.memory_bounded,
+        }),
+        Err(refusal) => json!({"refused": refusal.to_string(), "hint": refusal.hint()}),
+    }
+}
+
+fn steps_text(steps: &Steps) -> String {
+    match steps {
+        Ok(support) => format!("RUN is run {}\n", support.way),
+        Err(refusal) => format!("RUN cannot be run: failed to {refusal}\nhint: {}\n", refusal.hint()),
+    }
+}
+
+fn info_record(usage: &Usage, budget: Option<u64>, steps: &Steps) -> Record {
     let kinds: serde_json::Map<_, _> = usage.kinds.iter().map(|(kind, share)| shared(*kind, share)).collect();
     let total = usage.total();
     let text = format!("the store takes {}", bytes(total.bytes));
@@ -158,10 +179,11 @@ fn info_record(usage: &Usage, budget: Option<u64>) -> Record {
         "kinds": kinds, "bytes": total.bytes, "budget": budget,
         "oldest_use": time(usage.oldest), "last_use": time(usage.newest),
         "held": {"count": usage.held.count, "bytes": usage.held.bytes}, "holders": usage.holders,
+        "steps": steps_data(steps),
     }))
 }
 
-fn info(usage: &Usage, budget: Option<u64>) -> String {
+fn info(usage: &Usage, budget: Option<u64>, steps: &Steps) -> String {
     let mut out = String::new();
     // Writing to a String does not fail.
     for (kind, share) in &usage.kinds {
@@ -177,7 +199,7 @@ fn info(usage: &Usage, budget: Option<u64>) -> String {
         let who = if usage.holders == 1 { "1 process works".to_owned() } else { format!("{} work", usage.holders) };
         let _ = writeln!(out, "{who} with {} blobs, {}", usage.held.count, bytes(usage.held.bytes));
     }
-    out
+    out + &steps_text(steps)
 }
 
 fn verdict(global: &Global, report: &Arc<dyn Report>, verified: &Verified) -> Result<Exit, Failure> {

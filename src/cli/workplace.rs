@@ -11,6 +11,7 @@ use super::args::{Cli, Command, Global, Progress};
 use super::environment::{self, Environment};
 use super::exit::Exit;
 use super::failure::Failure;
+use crate::build::execute::Caretaker;
 use crate::config::{self, ConfigErrors, Loaded};
 use crate::lockfile::LockFile;
 use crate::report::{Report, ndjson::Ndjson, terminal::Terminal};
@@ -107,7 +108,8 @@ fn wrong(errors: &ConfigErrors) -> Failure {
 /// # Errors
 /// Exit 1 where it cannot be opened.
 pub fn open_store(environment: &Environment) -> Result<Store, Failure> {
-    Store::open(environment.cache.join("store")).map_err(|error| Failure::new(Exit::Internal, &error))
+    Store::open_with(environment.cache.join("store"), Arc::new(Caretaker::default()))
+        .map_err(|error| Failure::new(Exit::Internal, &error))
 }
 
 /// How this run is shown.

@@ -15,23 +15,27 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use serde::{Deserialize, Serialize};
 
+use crate::deputy::Opener;
 use crate::merged::{self, Found, MergedDir};
+use crate::wire::{io_error, text_of_bytes};
 
 /// What the sandbox mounts over. Nothing there is the step's, and if the image lacked it, neither is the directory.
 const MOUNT_POINTS: [&str; 3] = ["proc", "sys", "dev"];
 
 /// One difference between the image before and after a step.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// Seen from the image's root, without a leading slash. Empty for the root directory itself, when its mode or owner changed.
+    #[serde(with = "text_of_bytes")]
     pub path: PathBuf,
     /// What happened to it.
     pub kind: Kind,
 }
 
 /// What happened to a path.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// It was not there before.
     Added(Node, Meta),
@@ -42,7 +46,7 @@ pub enum Kind {
 }
 
 /// What a path is now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Node {
     /// A directory. Where it stands in place of a file, the file is gone; where in place of a directory, whiteouts say what is gone.
     Directory,
@@ -54,11 +58,13 @@ pub enum Node {
     /// Another name of a file that comes before it in the list and that is a [`Node::File`].
     HardLink {
         /// That file's path.
+        #[serde(with = "text_of_bytes")]
         to: PathBuf,
     },
     /// A symbolic link.
     Symlink {
         /// Its text.
+        #[serde(with = "text_of_bytes")]
         to: OsString,
     },
     /// A character device.
@@ -80,7 +86,7 @@ pub enum Node {
 }
 
 /// Mode, owner, capability.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
     /// Permission bits with setuid, setgid and sticky: 0o7777 at most.
     pub mode: u32,
@@ -94,20 +100,23 @@ pub struct Meta {
 }
 
 /// Why the changes could not be told.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum ChangeError {
     /// The file system failed.
     #[error("read `{path}`: {source}")]
     Io {
         /// Where.
+        #[serde(with = "text_of_bytes")]
         path: PathBuf,
         /// Why.
+        #[serde(with = "io_error")]
         source: io::Error,
     },
     /// The directory is in a form of overlayfs that the sandbox's mounts never create.
     #[error("read `{path}`: it was not written by a step (overlay redirect)")]
     Foreign {
         /// Where.
+        #[serde(with = "text_of_bytes")]
         path: PathBuf,
     },
 }
@@ -119,11 +128,25 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> ChangeError + '_ {
 /// Changes in the order of their paths' bytes, so that a directory comes before what is in it.
 #[derive(Debug)]
 pub struct Changes {
-    upper: OwnedFd,
+    upper: Upper,
     list: Vec<Change>,
 }
 
+/// Where the changed files are opened.
+#[derive(Debug)]
+enum Upper {
+    /// Here.
+    Directory(OwnedFd),
+    /// By somebody who may look into all of them.
+    Deputy(Opener),
+}
+
 impl Changes {
+    /// What a deputy told.
+    pub(crate) fn told(opener: Opener, list: Vec<Change>) -> Self {
+        Self { upper: Upper::Deputy(opener), list }
+    }
+
     /// All of them.
     pub fn list(&self) -> &[Change] {
         &self.list
@@ -139,14 +162,22 @@ impl Changes {
     /// # Errors
     /// It is not a regular file, or the file system failed.
     pub fn open(&self, path: &Path) -> io::Result<File> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let file = File::from(rustix::fs::openat2(&self.upper, path, flags, Mode::empty(), resolve)?);
-        if !file.metadata()?.is_file() {
-            return Err(io::ErrorKind::InvalidInput.into());
+        match &self.upper {
+            Upper::Directory(upper) => open_below(upper, path),
+            Upper::Deputy(opener) => opener.open(path),
         }
-        Ok(file)
     }
+}
+
+/// Opens a file below a directory, through no link, and waits for nothing.
+pub(crate) fn open_below(directory: &OwnedFd, path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let file = File::from(rustix::fs::openat2(directory, path, flags, Mode::empty(), resolve)?);
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok(file)
 }
 
 impl IntoIterator for Changes {
@@ -181,7 +212,7 @@ pub fn changes(upper: &Path, layers: &[impl AsRef<Path>]) -> Result<Changes, Cha
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = rustix::fs::open(upper, flags, Mode::empty()).map_err(|errno| at(upper)(errno.into()))?;
-    Ok(Changes { upper: opened, list: walk.finish() })
+    Ok(Changes { upper: Upper::Directory(opened), list: walk.finish() })
 }
 
 /// A directory still to be walked.
@@ -273,7 +304,7 @@ impl Walk {
         };
         let file = before.as_ref().map(|before| (before.meta.dev(), before.meta.ino()));
         if stat.is_dir() {
-            if merged::xattr(&upper, "trusted.overlay.redirect").map_err(at(&upper))?.is_some() {
+            if merged::xattr(&upper, merged::marks().redirect).map_err(at(&upper))?.is_some() {
                 return Err(ChangeError::Foreign { path: upper });
             }
             let lower = before.and_then(|found| found.dir).unwrap_or_default();

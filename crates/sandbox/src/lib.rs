@@ -9,10 +9,10 @@
 //! namespaces are here.
 //!
 //! ```no_run
-//! use jiji_sandbox::{Scratch, Step};
+//! use jiji_sandbox::{Sandbox, Scratch, Step};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! jiji_sandbox::enter_if_requested(); // the first statement of main, before any thread exists
-//! let scratch = Scratch::new("/var/cache/work".as_ref())?;
+//! let scratch = Scratch::new(&Sandbox::new(), "/var/cache/work".as_ref())?;
 //! let step = Step::new(["/bin/sh", "-c", "echo hello > /greeting"], vec!["/var/cache/base".into()]);
 //! let outcome = jiji_sandbox::run(&step, &scratch, &mut |_stream, line| println!("{}", String::from_utf8_lossy(line)))?;
 //! assert!(outcome.exit.success());
@@ -28,25 +28,31 @@
 
 mod cgroup;
 mod changes;
+mod deputy;
 mod entries;
+mod errands;
 mod helper;
 mod inside;
 mod merged;
 mod mount_points;
+mod namespace;
 mod probe;
 mod run;
 mod scratch;
 mod step;
 mod sys;
 mod unpack;
+mod ways;
 mod wire;
 
 pub use changes::{Change, ChangeError, Changes, Kind, Meta, Node, changes};
+pub use deputy::Reader;
 pub use entries::{Counted, each_entry};
 pub use helper::enter_if_requested;
-pub use probe::{Refusal, Support, probe};
+pub use probe::{Obstacle, Refusal, Support, probe};
 pub use run::{Canceller, RunError, Sandbox, run};
 pub use scratch::Scratch;
 pub use step::{Content, Exit, Limits, Mount, Network, Outcome, Source, Step, Stream, VERSION};
 pub use unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
-pub use wire::{Doing, Failure};
+pub use ways::{Ids, Range, Way, Whose};
+pub use wire::{Action, Doing, Failure};

@@ -9,9 +9,30 @@ use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-/// Overlayfs's mark of a directory that hides what is below it.
-pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
+use crate::ways;
+
+/// Overlayfs's mark of a directory that hides what is below it, and of one that stands for another.
+pub(crate) fn marks() -> Marks {
+    const ROOT: Marks = Marks { opaque: "trusted.overlay.opaque", redirect: "trusted.overlay.redirect" };
+    // What its option `userxattr` makes of them: attributes of the other kind need a right that no user namespace has.
+    const USER: Marks = Marks { opaque: "user.overlay.opaque", redirect: "user.overlay.redirect" };
+    if in_namespace() { USER } else { ROOT }
+}
+
+/// Names of attributes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Marks {
+    pub(crate) opaque: &'static str,
+    pub(crate) redirect: &'static str,
+}
+
+/// Whether this process is in a user namespace.
+pub(crate) fn in_namespace() -> bool {
+    static INSIDE: OnceLock<bool> = OnceLock::new();
+    *INSIDE.get_or_init(ways::in_user_namespace)
+}
 
 /// One directory of the merged tree: the directories it is made of, highest first.
 #[derive(Debug, Clone, Default)]
@@ -91,7 +112,7 @@ pub(crate) fn is_whiteout(meta: &Metadata) -> bool {
 
 /// Whether a directory hides what is below it.
 pub(crate) fn is_opaque(dir: &Path) -> io::Result<bool> {
-    Ok(xattr(dir, OPAQUE)?.as_deref() == Some(b"y"))
+    Ok(xattr(dir, marks().opaque)?.as_deref() == Some(b"y"))
 }
 
 /// An extended attribute, without following a link.

@@ -11,18 +11,17 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::merged::MergedDir;
-use crate::step::Step;
 
-/// Removes every mount point of `step` from `upper`, and the directories it is in, where they are empty and the image lacks them.
-pub(crate) fn forget(upper: &Path, step: &Step) -> io::Result<()> {
-    for mount in &step.mounts {
-        let names = mount.target.components().filter_map(|part| match part {
+/// Removes every mount point from `upper`, and the directories it is in, where they are empty and the image lacks them.
+pub(crate) fn forget(upper: &Path, layers: &[PathBuf], targets: &[PathBuf]) -> io::Result<()> {
+    for target in targets {
+        let names = target.components().filter_map(|part| match part {
             Component::Normal(name) => Some(name),
             _ => None,
         });
         let mut names: Vec<&OsStr> = names.collect();
         while let Some(name) = names.pop() {
-            if is_there(&step.layers, &names, name)? || !remove(upper, &names, name)? {
+            if is_there(layers, &names, name)? || !remove(upper, &names, name)? {
                 break;
             }
         }

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
@@ -17,16 +17,23 @@ use rustix::fs::CWD;
 use rustix::mount::OpenTreeFlags;
 
 use crate::cgroup::Cgroups;
-use crate::helper::REQUEST;
-use crate::mount_points;
+use crate::helper::{ENTER, REQUEST};
+use crate::namespace::Namespace;
 use crate::probe::{self, Refusal};
 use crate::scratch::Scratch;
 use crate::step::{Exit, Outcome, Step, Stream};
 use crate::sys;
+use crate::ways::Way;
 use crate::wire::{self, Failure, Reply, Request};
 
 /// How long a helper may take to clean up after its deadline before it is killed too.
-const GRACE: Duration = Duration::from_secs(10);
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
+
+/// The first kernel that counts a namespace's processes for the user who made it.
+const COUNTED_IN_NAMESPACES: (u32, u32) = (5, 14);
+
+/// This very program.
+const ITSELF: &str = "/proc/self/exe";
 
 /// The environment of somebody else.
 const SOMEBODY: [(&str, &str); 6] = [
@@ -62,6 +69,17 @@ pub enum RunError {
     /// The sandbox ended without saying how. On a machine without memory left the kernel kills at will.
     #[error("run the step to its end: the sandbox was killed from outside")]
     Killed,
+}
+
+impl RunError {
+    /// What would help.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.hint()),
+            Self::Failed(failure) => failure.hint(),
+            Self::Start(_) | Self::Talk(_) | Self::MountPoints(_) | Self::Killed => None,
+        }
+    }
 }
 
 /// Ends steps from another thread.
@@ -126,6 +144,20 @@ impl Sandbox {
         self
     }
 
+    /// As whom steps are run.
+    ///
+    /// # Errors
+    /// [`Refusal`] where no way is open to this process. That one is says nothing yet of whether it leads through: [`probe`](crate::probe())
+    /// tries it.
+    pub fn way(&self) -> Result<&'static Way, Refusal> {
+        static WAY: OnceLock<Way> = OnceLock::new();
+        if let Some(way) = WAY.get() {
+            return Ok(way);
+        }
+        let way = Way::of_this_process()?;
+        Ok(WAY.get_or_init(|| way))
+    }
+
     /// Runs a step and returns when everything in it is gone. Each line of output, without its line feed, is handed to `on_line`
     /// as it comes.
     ///
@@ -137,7 +169,8 @@ impl Sandbox {
         scratch: &Scratch,
         on_line: &mut dyn FnMut(Stream, &[u8]),
     ) -> Result<Outcome, RunError> {
-        probe::privileged()?;
+        probe::kernel_is_new_enough()?;
+        let way = self.way()?;
         let began = Instant::now();
         let cgroups = Cgroups::create(&step.limits);
         let request = Request::Run(wire::Run {
@@ -154,41 +187,59 @@ impl Sandbox {
             millis: step.limits.time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             elsewhere: self.elsewhere,
             cgroups: cgroups.entrances().map(PathBuf::into_os_string).collect(),
+            highest: way.highest(),
         });
-        let mut helper = Helper::start(self.helper.as_deref(), &request, self.elsewhere)?;
+        let (mut helper, namespace) = self.start(way, &request)?;
         let mut output = Output::new(step.limits.output);
         let deadline = step.limits.time.and_then(|time| began.checked_add(time + GRACE));
         let reply = helper.attend(self.canceller.as_ref(), deadline, &mut output, on_line);
         drop(helper);
-        mount_points::forget(&scratch.upper(), step).map_err(RunError::MountPoints)?;
+        let targets: Vec<PathBuf> = step.mounts.iter().map(|mount| mount.target.clone()).collect();
+        self.forget(&scratch.upper(), &step.layers, &targets).map_err(RunError::MountPoints)?;
         let exit = match reply? {
             Reply::Exited(code) => Exit::Code(code),
             Reply::Signaled(signal) => Exit::Signal(signal),
             Reply::TimedOut => Exit::TimedOut,
             Reply::Cancelled => Exit::Cancelled,
-            Reply::Failed(failure) => return Err(failure.into()),
-            Reply::Silent | Reply::Able => return Err(RunError::Killed),
+            Reply::Failed(failure) => return Err(probe::refused(failure, way, scratch.path())),
+            Reply::Silent | Reply::Able | Reply::Answer(_) => return Err(RunError::Killed),
         };
         Ok(Outcome {
             exit,
             output: output.total,
             dropped: output.dropped,
             elapsed: began.elapsed(),
-            processes_bounded: cgroups.processes,
+            processes_bounded: cgroups.processes || bounds_processes(namespace.as_deref()),
         })
     }
 
-    /// Asks the helper whether it could mount an overlay over `scratch`.
-    pub(crate) fn try_overlay(&self, scratch: &Scratch) -> Result<Result<(), Failure>, RunError> {
+    /// Asks the helper whether it could mount an overlay over `scratch`, and says whether it would bound a step's processes.
+    pub(crate) fn try_mounts(&self, way: &Way, scratch: &Scratch) -> Result<bool, RunError> {
         let request = Request::Probe { scratch: scratch.path().as_os_str().to_owned() };
-        let mut helper = Helper::start(self.helper.as_deref(), &request, false)?;
+        let (mut helper, namespace) = self.start(way, &request)?;
         let deadline = Instant::now().checked_add(GRACE);
         match helper.attend(None, deadline, &mut Output::new(0), &mut |_, _| {})? {
-            Reply::Able => Ok(Ok(())),
-            Reply::Failed(failure) => Ok(Err(failure)),
+            Reply::Able => Ok(bounds_processes(namespace.as_deref())),
+            Reply::Failed(failure) => Err(probe::refused(failure, way, scratch.path())),
             _ => Err(RunError::Killed),
         }
     }
+
+    /// Starts a helper as the one who can do what `request` asks, and tells the namespace it is in.
+    pub(crate) fn start(&self, way: &Way, request: &Request) -> Result<(Helper, Option<Arc<Namespace>>), RunError> {
+        let program = self.helper.as_deref();
+        match way {
+            Way::Root => Ok((Helper::sealed(program, request, self.elsewhere)?, None)),
+            Way::Namespace(ids) => {
+                let namespace = Namespace::of_this_process(ids, program)?;
+                Ok((Helper::entering(program, &namespace, request, self.elsewhere)?, Some(namespace)))
+            }
+        }
+    }
+}
+
+fn bounds_processes(namespace: Option<&Namespace>) -> bool {
+    namespace.is_some_and(|namespace| namespace.processes.is_some()) && probe::kernel() >= COUNTED_IN_NAMESPACES
 }
 
 /// [`Sandbox::run`] with this very program as the helper.
@@ -200,7 +251,8 @@ pub fn run(step: &Step, scratch: &Scratch, on_line: &mut dyn FnMut(Stream, &[u8]
 }
 
 /// A running helper. Dropped, it is gone, and the sandbox with it.
-struct Helper {
+#[derive(Debug)]
+pub(crate) struct Helper {
     child: Child,
     control: UnixStream,
     out: Option<ChildStdout>,
@@ -216,14 +268,35 @@ impl Drop for Helper {
 }
 
 impl Helper {
-    fn start(program: Option<&Path>, request: &Request, elsewhere: bool) -> Result<Self, RunError> {
-        let program = program.unwrap_or(Path::new("/proc/self/exe"));
-        let sealed = seal(program).map_err(RunError::Start)?;
-        let (mut control, theirs) = UnixStream::pair().map_err(RunError::Start)?;
+    /// A helper whose program nobody can write to, for this machine's root.
+    fn sealed(program: Option<&Path>, request: &Request, elsewhere: bool) -> Result<Self, RunError> {
+        let sealed = seal(program.unwrap_or(Path::new(ITSELF))).map_err(RunError::Start)?;
         let mut command = Command::new(format!("/proc/self/fd/{}", sealed.as_raw_fd()));
+        Self::spawn(command.arg0("jiji").arg(REQUEST), elsewhere)?.begin(request)
+    }
+
+    /// A helper that enters the namespace, and there protects its own program before it reads the request: only in it has it the right to.
+    fn entering(
+        program: Option<&Path>,
+        namespace: &Namespace,
+        request: &Request,
+        elsewhere: bool,
+    ) -> Result<Self, RunError> {
+        let mut command = Command::new(program.unwrap_or(Path::new(ITSELF)));
+        let helper = Self::spawn(command.arg0("jiji").arg(REQUEST).arg(ENTER), elsewhere)?;
+        wire::send_fd(&helper.control, namespace.fd().as_fd()).map_err(RunError::Talk)?;
+        helper.begin(request)
+    }
+
+    /// A helper that runs nothing of a step.
+    pub(crate) fn bare(program: Option<&Path>, request: &Request) -> Result<Self, RunError> {
+        let mut command = Command::new(program.unwrap_or(Path::new(ITSELF)));
+        Self::spawn(command.arg0("jiji").arg(REQUEST), false)?.begin(request)
+    }
+
+    fn spawn(command: &mut Command, elsewhere: bool) -> Result<Self, RunError> {
+        let (control, theirs) = UnixStream::pair().map_err(RunError::Start)?;
         command
-            .arg0("jiji")
-            .arg(REQUEST)
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -234,15 +307,32 @@ impl Helper {
         }
         let mut child = command.spawn().map_err(RunError::Start)?;
         let (out, err) = (child.stdout.take(), child.stderr.take());
-        // From here on whatever goes wrong ends the child.
-        let sent = wire::send(&mut control, request);
-        let helper = Self { child, control, out, err };
-        sent.map_err(RunError::Talk)?;
-        Ok(helper)
+        Ok(Self { child, control, out, err })
+    }
+
+    fn begin(mut self, request: &Request) -> Result<Self, RunError> {
+        match wire::send(&mut self.control, request) {
+            // It may have said why it does not listen any more.
+            Err(error) => match wire::receive(&mut self.control) {
+                Ok(Reply::Failed(failure)) => Err(failure.into()),
+                _ => Err(RunError::Talk(error)),
+            },
+            Ok(()) => Ok(self),
+        }
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The connection to it.
+    pub(crate) fn control(&mut self) -> &mut UnixStream {
+        &mut self.control
     }
 
     /// Passes output on until the helper has answered and all output is read.
-    fn attend(
+    pub(crate) fn attend(
         &mut self,
         canceller: Option<&Canceller>,
         deadline: Option<Instant>,
@@ -287,7 +377,7 @@ impl Helper {
 }
 
 /// Opens the helper's program through a read-only mount that nobody else has, so that a step cannot write to it through `/proc`.
-fn seal(program: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn seal(program: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let mount = rustix::mount::open_tree(CWD, program, flags)?;
     const READ_ONLY: u64 = 0x1; // MOUNT_ATTR_RDONLY, linux/mount.h
@@ -308,7 +398,7 @@ fn wait<const N: usize>(fds: [Option<BorrowedFd<'_>>; N], timeout: Option<Timesp
 }
 
 /// Output on its way: cut into lines, counted, bounded.
-struct Output {
+pub(crate) struct Output {
     limit: u64,
     total: u64,
     dropped: u64,
@@ -316,7 +406,7 @@ struct Output {
 }
 
 impl Output {
-    fn new(limit: u64) -> Self {
+    pub(crate) fn new(limit: u64) -> Self {
         Self { limit, total: 0, dropped: 0, parts: [Vec::new(), Vec::new()] }
     }
 

@@ -10,25 +10,28 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use crate::run::Sandbox;
+
 /// Room for one step's changes. Dropped, it is removed.
 #[derive(Debug)]
 pub struct Scratch {
     dir: TempDir,
+    sandbox: Sandbox,
 }
 
 impl Scratch {
-    /// Creates one inside `parent`, which must lie on a file system that overlays can write to (ext4, xfs, btrfs, tmpfs; not an
+    /// Creates one for a step of `sandbox` inside `parent`, which must lie on a file system that overlays can write to (ext4, xfs, btrfs, tmpfs; not an
     /// overlay), best on that of the layers.
     ///
     /// # Errors
     /// The directory could not be created.
-    pub fn new(parent: &Path) -> io::Result<Self> {
+    pub fn new(sandbox: &Sandbox, parent: &Path) -> io::Result<Self> {
         let closed = Permissions::from_mode(0o700);
         let dir = tempfile::Builder::new().prefix("step-").permissions(closed).tempdir_in(parent)?;
         for name in ["upper", "work", "below", "root"] {
             fs::create_dir(dir.path().join(name))?;
         }
-        Ok(Self { dir })
+        Ok(Self { dir, sandbox: sandbox.clone() })
     }
 
     /// What the step changed, in overlayfs's own form. [`changes`](crate::changes()) reads it.
@@ -45,13 +48,15 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         // What is left, the directory's own drop removes, or nobody can.
-        let _ = empty(self.dir.path());
+        if empty(self.dir.path()).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+            let _ = self.sandbox.remove(self.dir.path());
+        }
     }
 }
 
 /// Removes everything in a directory, however deep: a step can nest directories deeper than there are descriptors and than a
 /// stack has room, so each comes up to the top before it is emptied itself.
-fn empty(top: &Path) -> io::Result<()> {
+pub(crate) fn empty(top: &Path) -> io::Result<()> {
     let mut moved = 0_u64;
     let mut dirs = Vec::new();
     for entry in fs::read_dir(top)? {

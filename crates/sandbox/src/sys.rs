@@ -130,6 +130,30 @@ pub(crate) fn scope_abstract_sockets() -> io::Result<()> {
     Ok(())
 }
 
+/// Adds a seccomp filter to this thread, and gives the descriptor that tells of the calls for which it says `SECCOMP_RET_USER_NOTIF`.
+pub(crate) fn seccomp_listener(filter: &[sock_filter]) -> io::Result<OwnedFd> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?,
+        filter: filter.as_ptr().cast_mut().cast(),
+    };
+    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    // SAFETY: as in `seccomp`.
+    let fd =
+        checked(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })?;
+    // SAFETY: with this flag the call gives a new descriptor, which nobody else knows of.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor fits")) })
+}
+
+/// A system call that a filter told of: its number and arguments.
+pub(crate) fn next_call(listener: BorrowedFd<'_>) -> io::Result<(c_int, [u64; 6])> {
+    // SAFETY: an all-zero seccomp_notif is valid and what the kernel demands; it writes nothing but this one.
+    unsafe {
+        let mut call: libc::seccomp_notif = std::mem::zeroed();
+        checked(libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut call).into())?;
+        Ok((call.data.nr, call.data.args))
+    }
+}
+
 /// Turns off address space randomization for what this process executes.
 pub(crate) fn no_randomize() -> io::Result<()> {
     // SAFETY: personality() takes and returns plain numbers.

@@ -17,16 +17,19 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
+use serde::{Deserialize, Serialize};
 use tar::EntryType;
 
 use crate::entries::each_entry;
-use crate::merged::{self, Found, MergedDir, OPAQUE};
+use crate::merged::{self, Found, MergedDir};
+use crate::probe::Refusal;
+use crate::wire::{io_error, text_of_bytes};
 
 /// How many links a path may lead through; Linux's own number.
 const LINKS: usize = 40;
 
 /// How much an archive may unpack to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpackLimits {
     /// Bytes in files.
     pub bytes: u64,
@@ -42,7 +45,7 @@ impl Default for UnpackLimits {
 }
 
 /// What was unpacked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unpacked {
     /// Bytes in files.
     pub bytes: u64,
@@ -51,45 +54,85 @@ pub struct Unpacked {
 }
 
 /// Why a layer could not be unpacked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum UnpackError {
     /// The archive ends early or is none.
     #[error("read the layer's archive: {0}")]
-    Archive(#[from] io::Error),
+    Archive(
+        #[from]
+        #[serde(with = "io_error")]
+        io::Error,
+    ),
     /// The file system failed.
     #[error("unpack `{path}`: {source}")]
     Io {
         /// The path in the image.
+        #[serde(with = "text_of_bytes")]
         path: PathBuf,
         /// Why.
+        #[serde(with = "io_error")]
         source: io::Error,
     },
     /// A name leads out of the image, or is none.
     #[error("unpack `{path}`: the name leads out of the image")]
     Outside {
         /// The name as the archive has it.
+        #[serde(with = "text_of_bytes")]
         path: PathBuf,
     },
     /// A path leads through too many links, or through something that is not a directory.
     #[error("unpack `{path}`: its parent is not a directory")]
     NoDirectory {
         /// The name as the archive has it.
+        #[serde(with = "text_of_bytes")]
         path: PathBuf,
     },
     /// A hard link to nothing, or to something that cannot be linked to.
     #[error("unpack `{path}`: it is a link to `{to}`, which is not there")]
     NoTarget {
         /// The name as the archive has it.
+        #[serde(with = "text_of_bytes")]
         path: PathBuf,
         /// What it links to.
+        #[serde(with = "text_of_bytes")]
         to: PathBuf,
     },
     /// A device that overlayfs would take for a mark of deletion, or an entry of a type that images do not have.
     #[error("unpack `{path}`: entries of this type cannot be in an image")]
     Type {
         /// The name as the archive has it.
+        #[serde(with = "text_of_bytes")]
         path: PathBuf,
     },
+    /// A device that only this machine's root can make, elsewhere than in `/dev`, where a step never sees it.
+    #[error("unpack `{path}`: only this machine's root can make a device")]
+    Device {
+        /// The name as the archive has it.
+        #[serde(with = "text_of_bytes")]
+        path: PathBuf,
+    },
+    /// An owner that the user namespace does not have.
+    #[error("unpack `{path}`: it belongs to user {uid} and group {gid}, and the user namespace does not have both")]
+    Owner {
+        /// The name as the archive has it.
+        #[serde(with = "text_of_bytes")]
+        path: PathBuf,
+        /// The user.
+        uid: u32,
+        /// The group.
+        gid: u32,
+    },
+    /// This machine cannot give files their owners.
+    #[error(transparent)]
+    #[serde(skip)]
+    Refused(#[from] Refusal),
+    /// The helper that gives files their owners was lost.
+    #[error("have the layer unpacked: {0}")]
+    Helper(
+        #[source]
+        #[serde(with = "io_error")]
+        io::Error,
+    ),
     /// The archive is larger than allowed.
     #[error("unpack the layer: it has more than {} bytes or {} entries", limits.bytes, limits.entries)]
     TooLarge {
@@ -100,8 +143,23 @@ pub enum UnpackError {
     #[error("unpack into `{dir}`: its parent directory can be entered by other users")]
     Exposed {
         /// The directory.
+        #[serde(with = "text_of_bytes")]
         dir: PathBuf,
     },
+}
+
+impl UnpackError {
+    /// What would help.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Device { .. } => Some("build as root, or from an image without device nodes outside of `/dev`"),
+            Self::Owner { .. } => Some(
+                "build as root, or set more ids aside for the user: `sudo usermod --add-subuids FIRST-LAST --add-subgids FIRST-LAST USER`",
+            ),
+            Self::Refused(refusal) => Some(refusal.hint()),
+            _ => None,
+        }
+    }
 }
 
 /// Unpacks an uncompressed layer into `dir`, which exists and is empty, to be stacked on `below` (lowest first). Reads `archive` to
@@ -232,7 +290,14 @@ impl Layer {
                     return Err(UnpackError::Type { path: named });
                 }
                 let device = rustix::fs::makedev(major, minor);
-                rustix::fs::mknodat(CWD, &target, kind, mode, device).map_err(errno_at(&named))?;
+                match rustix::fs::mknodat(CWD, &target, kind, mode, device) {
+                    Err(rustix::io::Errno::PERM) if merged::in_namespace() => {
+                        // A step's own `/dev` lies over it, and what is copied from a layer is not read from here.
+                        let covered = components.first().is_some_and(|first| first == "dev");
+                        return if covered { Ok(()) } else { Err(UnpackError::Device { path: named }) };
+                    }
+                    other => other.map_err(errno_at(&named))?,
+                }
             }
             EntryType::Fifo => rustix::fs::mknodat(CWD, &target, FileType::Fifo, mode, 0).map_err(errno_at(&named))?,
             _ => return Err(UnpackError::Type { path: named }),
@@ -437,7 +502,12 @@ impl Layer {
         let (Some(uid), Some(gid)) = (id(attributes.uid), id(attributes.gid)) else {
             return Err(UnpackError::Type { path: named.to_owned() });
         };
-        std::os::unix::fs::lchown(&target, Some(uid), Some(gid)).map_err(at(named))?;
+        match std::os::unix::fs::lchown(&target, Some(uid), Some(gid)) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput && merged::in_namespace() => {
+                return Err(UnpackError::Owner { path: named.to_owned(), uid, gid });
+            }
+            other => other.map_err(at(named))?,
+        }
         if kind != EntryType::Symlink {
             // Nobody but root can be in this directory, and the target is not a link: it was just made here.
             rustix::fs::chmod(&target, Mode::from_raw_mode(mode)).map_err(errno_at(named))?;
@@ -508,7 +578,7 @@ fn components(path: &Path) -> Result<Vec<OsString>, UnpackError> {
 /// Marks a directory as showing nothing of what is below. The marks of deletion that are in it already go: they have nothing to hide
 /// any more, and overlayfs would list them.
 fn opaque(dir: &Path, named: &Path) -> Result<(), UnpackError> {
-    rustix::fs::lsetxattr(dir, OPAQUE, b"y", XattrFlags::empty()).map_err(errno_at(named))?;
+    rustix::fs::lsetxattr(dir, merged::marks().opaque, b"y", XattrFlags::empty()).map_err(errno_at(named))?;
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(&dir).map_err(at(named))? {

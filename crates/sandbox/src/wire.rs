@@ -7,12 +7,21 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::changes::{Change, ChangeError};
 use crate::step::{Mount, Network};
+use crate::unpack::{UnpackError, Unpacked};
 
 /// Longest frame, bytes: an environment may be large, nothing else is.
 const FRAME: u32 = 32 << 20;
@@ -20,10 +29,33 @@ const FRAME: u32 = 32 << 20;
 /// What the helper is asked to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Try whether an overlay can be mounted over this scratch directory.
+    /// Try whether an overlay can be mounted over this scratch directory, and `/proc` and `/sys` anywhere.
     Probe { scratch: OsString },
+    /// Create a user namespace, for the caller to keep, with a bound on its user's processes.
+    Namespace { processes: Option<u64> },
     /// Run a step.
     Run(Run),
+    /// Do something with directories whose files belong to users of the namespace.
+    Deputy(Errand),
+}
+
+/// What is done with directories whose files belong to users that the caller is not.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Errand {
+    /// Unpack the archive that follows until the end of what the caller sends.
+    Unpack { dir: OsString, below: Vec<OsString>, bytes: u64, entries: u64 },
+    /// Tell what a step changed, then open files of it.
+    Changes { upper: OsString, layers: Vec<OsString> },
+    /// Take away again what was made in the scratch directory only to mount on.
+    Forget { upper: OsString, layers: Vec<OsString>, targets: Vec<OsString> },
+    /// Open files below this directory.
+    Open { root: OsString },
+    /// Remove a directory with all that is in it.
+    Remove { dir: OsString },
+    /// Say what a directory takes on disk.
+    Measure { dir: OsString },
+    /// Give something an owner and a mode.
+    Give { path: OsString, uid: u32, gid: u32, mode: u32 },
 }
 
 /// A step as the helper needs it. `OsString` rather than `PathBuf`: names need not be UTF-8.
@@ -44,12 +76,14 @@ pub(crate) struct Run {
     pub(crate) elsewhere: bool,
     /// Files to write `0` into, so that the helper joins those cgroups.
     pub(crate) cgroups: Vec<OsString>,
+    /// The highest user and group of the namespace, where it is not the machine's own.
+    pub(crate) highest: Option<(u32, u32)>,
 }
 
 /// What the helper answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    /// The probe's overlay could be mounted.
+    /// It was done: the probe's mounts, the user namespace.
     Able,
     /// The command ran to its end.
     Exited(u8),
@@ -61,11 +95,36 @@ pub(crate) enum Reply {
     Cancelled,
     /// The first process of the sandbox died without a word.
     Silent,
-    /// The command never began.
+    /// The command never began, or could not go on as it would have as root.
     Failed(Failure),
+    /// What became of an errand.
+    Answer(Answer),
 }
 
-/// Why a command never began.
+/// What became of an [`Errand`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    /// The archive was unpacked.
+    Unpacked(Result<Unpacked, UnpackError>),
+    /// Some of the changes, and whether more follow.
+    Changes(Vec<Change>, bool),
+    /// They could not be told.
+    NoChanges(ChangeError),
+    /// The file is open: a byte follows that carries it.
+    Opened(Result<(), Told>),
+    /// It was done, or a directory takes so many bytes.
+    Done(Result<u64, Told>),
+}
+
+/// An error of the system, as it passes through the wall.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Told(#[serde(with = "io_error")] pub(crate) io::Error);
+
+/// A name below the directory that an errand is about.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Name(#[serde(with = "text_of_bytes")] pub(crate) PathBuf);
+
+/// Why a command never began, or was ended because it could not go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {
     /// A system call that builds the sandbox failed.
@@ -155,6 +214,57 @@ pub enum Failure {
     /// An argument or variable holds a zero byte.
     #[error("pass an argument or variable that holds a zero byte")]
     ZeroByte,
+    /// The step did what only this machine's root can do. It was ended, since it would have gone on otherwise than with root.
+    #[error("let the step {action}: only this machine's root can")]
+    OnlyRoot {
+        /// What it did.
+        action: Action,
+    },
+}
+
+impl Failure {
+    /// What would help.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::OnlyRoot { action: Action::Device } => Some(
+                "build as root; most programs that make device nodes do so in `/dev`, where a step has all it needs",
+            ),
+            Self::OnlyRoot { .. } => Some(
+                "build as root, or set more ids aside for the user: `sudo usermod --add-subuids FIRST-LAST --add-subgids FIRST-LAST USER`",
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// What a step can do with root alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// It made a device node.
+    Device,
+    /// It gave a file an owner that the namespace does not have.
+    Own {
+        /// The user or group.
+        id: u32,
+    },
+    /// It set its supplementary groups where the namespace has one group.
+    Groups,
+    /// It became a user that the namespace does not have.
+    Become {
+        /// The user or group.
+        id: u32,
+    },
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device => f.write_str("make a device node"),
+            Self::Own { id } => write!(f, "give a file to user or group {id}, which the user namespace does not have"),
+            Self::Groups => f.write_str("set its groups, of which the user namespace has one"),
+            Self::Become { id } => write!(f, "become user or group {id}, which the user namespace does not have"),
+        }
+    }
 }
 
 /// What was being done when a system call failed.
@@ -164,6 +274,10 @@ pub enum Doing {
     Seal,
     /// Entering the cgroup that bounds processes and memory.
     Cgroup,
+    /// Creating a user namespace.
+    UserNamespace,
+    /// Entering the user namespace.
+    Join,
     /// Creating the namespaces.
     Namespaces,
     /// Creating the first process in them.
@@ -201,6 +315,8 @@ impl fmt::Display for Doing {
         f.write_str(match self {
             Self::Seal => "protect the helper's program",
             Self::Cgroup => "enter the step's cgroup",
+            Self::UserNamespace => "create a user namespace",
+            Self::Join => "enter the user namespace",
             Self::Namespaces => "create namespaces",
             Self::Fork => "create the step's first process",
             Self::Private => "detach mounts from the host's",
@@ -237,6 +353,64 @@ impl<T> During<T> for io::Result<T> {
     }
 }
 
+/// Bytes as a text of JSON, one character each: names need not be UTF-8, and lists of numbers would take four times the room.
+pub(crate) mod text_of_bytes {
+    use serde::de::{Deserialize as _, Deserializer, Error as _};
+    use serde::ser::Serializer;
+
+    pub(crate) fn encode(bytes: &[u8]) -> String {
+        bytes.iter().copied().map(char::from).collect()
+    }
+
+    pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
+        text.chars().map(|one| u8::try_from(one).ok()).collect()
+    }
+
+    pub(crate) fn serialize<T: AsRef<std::ffi::OsStr>, S: Serializer>(name: &T, to: S) -> Result<S::Ok, S::Error> {
+        use std::os::unix::ffi::OsStrExt as _;
+        to.serialize_str(&encode(name.as_ref().as_bytes()))
+    }
+
+    pub(crate) fn deserialize<'a, T: From<std::ffi::OsString>, D: Deserializer<'a>>(from: D) -> Result<T, D::Error> {
+        use std::os::unix::ffi::OsStringExt as _;
+        let text = String::deserialize(from)?;
+        let bytes = decode(&text).ok_or_else(|| D::Error::custom("a character is no byte"))?;
+        Ok(std::ffi::OsString::from_vec(bytes).into())
+    }
+}
+
+/// An error of the system on its way through the wall: its number, or its text.
+pub(crate) mod io_error {
+    use std::io;
+
+    use serde::de::{Deserialize, Deserializer};
+    use serde::ser::{Serialize, Serializer};
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    enum Told {
+        Number(i32),
+        Data(String),
+        Text(String),
+    }
+
+    pub(crate) fn serialize<S: Serializer>(error: &io::Error, to: S) -> Result<S::Ok, S::Error> {
+        let told = match error.raw_os_error() {
+            Some(number) => Told::Number(number),
+            None if error.kind() == io::ErrorKind::InvalidData => Told::Data(error.to_string()),
+            None => Told::Text(error.to_string()),
+        };
+        told.serialize(to)
+    }
+
+    pub(crate) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<io::Error, D::Error> {
+        Ok(match Told::deserialize(from)? {
+            Told::Number(number) => io::Error::from_raw_os_error(number),
+            Told::Data(text) => io::Error::new(io::ErrorKind::InvalidData, text),
+            Told::Text(text) => io::Error::other(text),
+        })
+    }
+}
+
 /// A path in the image, for messages.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
     Path::new("/").join(path)
@@ -251,6 +425,35 @@ pub(crate) fn send<T: Serialize>(to: &mut impl Write, message: &T) -> io::Result
     to.write_all(&body)
 }
 
+/// Sends a descriptor, which the other side gets one of its own for.
+pub(crate) fn send_fd(to: &UnixStream, fd: BorrowedFd<'_>) -> io::Result<()> {
+    let fds = [fd];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut carried = SendAncillaryBuffer::new(&mut space);
+    if !carried.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
+    rustix::net::sendmsg(to, &[io::IoSlice::new(b"f")], &mut carried, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives a descriptor.
+pub(crate) fn receive_fd(from: &UnixStream) -> io::Result<OwnedFd> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut carried = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [io::IoSliceMut::new(&mut byte)];
+    rustix::net::recvmsg(from, &mut parts, &mut carried, RecvFlags::CMSG_CLOEXEC)?;
+    for message in carried.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut fds) = message
+            && let Some(fd) = fds.next()
+        {
+            return Ok(fd);
+        }
+    }
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
 /// Reads one frame.
 pub(crate) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
     let mut length = [0; 4];
@@ -262,4 +465,31 @@ pub(crate) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T
     let mut body = vec![0; length as usize];
     from.read_exact(&mut body)?;
     Ok(serde_json::from_slice(&body)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    use super::*;
+
+    #[test]
+    fn names_of_any_bytes_and_errors_pass_through_the_wall() {
+        let path = PathBuf::from(OsString::from_vec((1..=255).filter(|byte| *byte != b'/').collect()));
+        let denied = io::Error::from_raw_os_error(libc::EACCES);
+        let sent = Reply::Answer(Answer::Unpacked(Err(UnpackError::Io { path: path.clone(), source: denied })));
+        let mut frame = Vec::new();
+        send(&mut frame, &sent).expect("sent");
+        let Reply::Answer(Answer::Unpacked(Err(UnpackError::Io { path: told, source }))) =
+            receive(&mut frame.as_slice()).expect("received")
+        else {
+            panic!("another reply");
+        };
+        assert_eq!((told, source.raw_os_error()), (path, Some(libc::EACCES)));
+        let torn = Told(io::Error::new(io::ErrorKind::InvalidData, "it is torn"));
+        let mut frame = Vec::new();
+        send(&mut frame, &torn).expect("sent");
+        let Told(error) = receive(&mut frame.as_slice()).expect("received");
+        assert_eq!((error.kind(), error.to_string().as_str()), (io::ErrorKind::InvalidData, "it is torn"));
+    }
 }

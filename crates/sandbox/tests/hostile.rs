@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use image::{Image, needs_root};
+use image::{Image, needs_machines_root, needs_root};
 use jiji_sandbox::{Exit, Failure, Mount, Network, RunError, Source, Step};
 
 #[test]
@@ -66,7 +66,7 @@ fn a_passwd_that_is_no_file_is_refused() {
 
 #[test]
 fn devices_that_a_step_makes_cannot_be_opened() {
-    needs_root!();
+    needs_machines_root!();
     let image = Image::new();
     let ran = image.sh(
         "for at in /null /dev/null2 /dev/shm/null; do mknod $at c 1 3; cat $at && echo opened $at; done; \

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
 
-use image::{Image, needs_root};
+use image::{Image, needs_machines_root, needs_root};
 use jiji_sandbox::{Content, Exit, Failure, Mount, RunError, Source, Step};
 
 fn mount(target: &str, source: Source, read_only: bool) -> Mount {
@@ -37,7 +37,7 @@ fn other(image: &Image) -> PathBuf {
 
 #[test]
 fn what_is_mounted_is_seen_and_is_no_change() {
-    needs_root!();
+    needs_machines_root!();
     let image = Image::new();
     let other = other(&image);
     let cache = image.dir.path().join("cache");

@@ -5,8 +5,8 @@ mod image;
 use std::fs;
 
 use image::archive::{self, Archive, dir, file, hard_link, symlink};
-use image::{Image, Ran, needs_root};
-use jiji_sandbox::{UnpackLimits, changes, unpack};
+use image::{Image, Ran, needs_machines_root, needs_root, sandbox};
+use jiji_sandbox::UnpackLimits;
 use proptest::prelude::*;
 
 /// Prints everything under `/w`, and `/` itself, but times and what only the file system knows.
@@ -37,7 +37,7 @@ fn base() -> Image {
 fn add(image: &mut Image, archive: Archive) {
     let to = image.dir.path().join(format!("layer{}", image.layers.len()));
     fs::create_dir(&to).expect("layer directory");
-    unpack(archive.bytes().as_slice(), &to, &image.layers, UnpackLimits::default()).expect("a fine layer");
+    sandbox().unpack(archive.bytes().as_slice(), &to, &image.layers, UnpackLimits::default()).expect("a fine layer");
     image.layers.push(to);
 }
 
@@ -45,7 +45,7 @@ fn add(image: &mut Image, archive: Archive) {
 fn round_trip(image: &mut Image, script: &str) -> Ran {
     let ran = image.sh(&format!("({script}) >/dev/null 2>&1; {LIST}"));
     assert!(ran.exit.success(), "{}", ran.err);
-    let changed = changes(&ran.scratch.upper(), &image.layers).expect("changes");
+    let changed = sandbox().changes(&ran.scratch.upper(), &image.layers).expect("changes");
     add(image, archive::of(&changed));
     let again = image.sh(LIST);
     assert!(again.out.contains("/w 41ed 0:0 0,0 /w"), "{}{}", again.out, again.err);
@@ -71,7 +71,7 @@ fn a_directory_within_a_new_one_is_new_too() {
 
 #[test]
 fn things_change_their_type() {
-    needs_root!();
+    needs_machines_root!();
     let ran = round_trip(
         &mut base(),
         "rm -r /w/a /w/c; echo file > /w/a; mkdir -p /w/c/d; rm /w/b/a; ln -s /etc /w/b/a; mkfifo /w/f; mknod /w/n c 1 3",

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use image::{Image, argv, needs_root, sandbox};
+use image::{Image, argv, needs_machines_root, needs_root, sandbox};
 use jiji_sandbox::{Canceller, Exit, Failure, Refusal, RunError, Scratch, probe};
 
 #[test]
@@ -52,12 +52,12 @@ fn a_step_that_looks_around_changes_nothing() {
 
 #[test]
 fn the_same_step_gives_the_same_changes_twice() {
-    needs_root!();
+    needs_machines_root!();
     let image = Image::new();
     let script = "mkdir -p /a/b; for i in 1 2 3; do echo $i > /a/b/$i; done; ln /a/b/1 /a/one; ln -s b /a/link; chmod 4755 /a/b/2; \
         chown 7:8 /a/b/3; mkfifo /a/fifo; mknod /a/dev c 1 3; mknod /a/block b 7 9; rm /etc/motd; rmdir /home/app; mkdir /home/app";
     let list = |ran: &image::Ran| {
-        let changes = jiji_sandbox::changes(&ran.scratch.upper(), &image.layers).expect("changes");
+        let changes = sandbox().changes(&ran.scratch.upper(), &image.layers).expect("changes");
         changes.list().to_vec()
     };
     let (first, second) = (image.sh(script), image.sh(script));
@@ -155,7 +155,7 @@ fn a_step_has_no_network_but_its_own() {
 
 #[test]
 fn a_step_runs_as_the_user_it_names() {
-    needs_root!();
+    needs_machines_root!();
     let image = Image::new();
     let mut step =
         image.step("id; echo $HOME; touch /home/app/mine && echo made; touch /etc/not; echo out > /dev/stdout");
@@ -306,11 +306,11 @@ fn a_canceller_kills_everything() {
 
 #[test]
 fn a_killed_caller_takes_the_step_with_it() {
-    needs_root!();
+    needs_machines_root!();
     const VICTIM: &str = "JIJI_SANDBOX_TEST_VICTIM";
     if let Ok(marker) = std::env::var(VICTIM) {
         let image = Image::new();
-        let scratch = Scratch::new(image.dir.path()).expect("scratch");
+        let scratch = Scratch::new(&sandbox(), image.dir.path()).expect("scratch");
         let step = image.step(&format!("echo up {}; sleep {marker} & sleep {marker}", image.dir.path().display()));
         let _ = sandbox().run(&step, &scratch, &mut |_, line| println!("{}", String::from_utf8_lossy(line)));
         return;
@@ -378,7 +378,7 @@ fn nothing_is_left_behind() {
 
 #[test]
 fn a_fork_bomb_is_bounded() {
-    needs_root!();
+    needs_machines_root!();
     let image = Image::new();
     if !probe(&sandbox(), image.dir.path()).expect("probed").processes_bounded {
         eprintln!("SKIPPED: this machine has no cgroup that bounds processes");
@@ -432,10 +432,10 @@ fn a_nest_deeper_than_a_path_is_told_and_removed() {
     let step = image.step(&format!(
         "mkdir /nest; i=0; while [ $i -lt 60 ]; do mkdir /up && mv /nest /up/{name} && mv /up /nest || exit 1; i=$((i+1)); done"
     ));
-    let scratch = Scratch::new(image.dir.path()).expect("scratch");
+    let scratch = Scratch::new(&sandbox(), image.dir.path()).expect("scratch");
     let outcome = sandbox().run(&step, &scratch, &mut |_, _| {}).expect("the step begins");
     assert_eq!(outcome.exit, Exit::Code(0));
-    let told = jiji_sandbox::changes(&scratch.upper(), &image.layers).err();
+    let told = sandbox().changes(&scratch.upper(), &image.layers).err();
     assert!(matches!(told, Some(jiji_sandbox::ChangeError::Io { .. })), "{told:?}");
     let room = scratch.upper().parent().expect("scratch").to_owned();
     drop(scratch);
@@ -460,23 +460,24 @@ fn again(test: &str, variable: &str, value: &str, with: &[&str]) {
 fn a_machine_without_the_right_is_refused() {
     const INNER: &str = "JIJI_SANDBOX_TEST_UNPRIVILEGED";
     if std::env::var_os(INNER).is_none() {
-        needs_root!();
-        again("a_machine_without_the_right_is_refused", INNER, "1", &["setpriv", "--bounding-set", "-sys_admin"]);
+        needs_machines_root!();
+        let without = ["setpriv", "--bounding-set", "-sys_admin,-setuid"];
+        again("a_machine_without_the_right_is_refused", INNER, "1", &without);
         return;
     }
     let image = Image::new();
-    let refused = probe(&sandbox(), image.dir.path()).expect_err("no CAP_SYS_ADMIN");
-    assert!(matches!(refused, Refusal::Unprivileged { root: true }), "{refused:?}");
+    let refused = probe(&sandbox(), image.dir.path()).expect_err("no CAP_SYS_ADMIN and no CAP_SETUID");
+    assert!(matches!(refused, Refusal::NoIds), "{refused:?}");
     assert!(refused.hint().contains("CAP_SYS_ADMIN"));
     let refused = image.run(&image.step("true")).err();
-    assert!(matches!(refused, Some(RunError::Refused(Refusal::Unprivileged { .. }))), "{refused:?}");
+    assert!(matches!(refused, Some(RunError::Refused(Refusal::NoIds))), "{refused:?}");
 }
 
 #[test]
 fn a_scratch_directory_on_an_overlay_is_refused() {
     const INNER: &str = "JIJI_SANDBOX_TEST_OVERLAY";
     let Some(dir) = std::env::var_os(INNER) else {
-        needs_root!();
+        needs_machines_root!();
         let dir = tempfile::tempdir().expect("a directory");
         for name in ["lower", "upper", "work", "merged"] {
             fs::create_dir(dir.path().join(name)).expect("a directory");
@@ -522,11 +523,11 @@ fn layers_and_scratch_may_lie_on_different_file_systems() {
     needs_root!();
     let image = Image::new();
     let other = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
-    let scratch = Scratch::new(other.path()).expect("scratch");
+    let scratch = Scratch::new(&sandbox(), other.path()).expect("scratch");
     let step = image.step("echo more >> /etc/motd; rm -r /home; mkdir /home; ls -la / >/dev/null");
     let outcome = sandbox().run(&step, &scratch, &mut |_, _| {}).expect("the step begins");
     assert_eq!(outcome.exit, Exit::Code(0));
-    let changes = jiji_sandbox::changes(&scratch.upper(), &image.layers).expect("changes");
+    let changes = sandbox().changes(&scratch.upper(), &image.layers).expect("changes");
     let paths: Vec<_> = changes.list().iter().map(|change| change.path.as_path()).collect();
     assert_eq!(paths, [Path::new("etc/motd"), Path::new("home/app")]);
 }

@@ -9,15 +9,15 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use image::archive::{Archive, dir, file, hard_link, symlink};
-use image::{Image, needs_root};
-use jiji_sandbox::{UnpackError, UnpackLimits, Unpacked, unpack};
+use image::{Image, needs_machines_root, needs_root, sandbox};
+use jiji_sandbox::{UnpackError, UnpackLimits, Unpacked};
 use proptest::prelude::*;
 
 /// Unpacks one more layer on an image.
 fn add(image: &mut Image, archive: Archive) -> Result<Unpacked, UnpackError> {
     let to = image.dir.path().join(format!("layer{}", image.layers.len()));
     fs::create_dir(&to).expect("layer directory");
-    let unpacked = unpack(archive.bytes().as_slice(), &to, &image.layers, UnpackLimits::default())?;
+    let unpacked = sandbox().unpack(archive.bytes().as_slice(), &to, &image.layers, UnpackLimits::default())?;
     image.layers.push(to);
     Ok(unpacked)
 }
@@ -228,7 +228,7 @@ fn overlayfs_marks_in_an_archive_are_not_taken_over() {
     assert_eq!((ran.out.as_str(), ran.err.as_str()), ("welcome\n", ""));
     // A step's own capability is reported, and the attribute is what the archive said.
     let ran = image.sh("mv /cap /cap2");
-    let changes = jiji_sandbox::changes(&ran.scratch.upper(), &image.layers).expect("changes");
+    let changes = sandbox().changes(&ran.scratch.upper(), &image.layers).expect("changes");
     let moved = changes.list().iter().find(|change| change.path == Path::new("cap2")).expect("moved");
     let jiji_sandbox::Kind::Added(_, meta) = &moved.kind else { panic!("{moved:?}") };
     assert_eq!(meta.capability.as_deref(), Some(CAPABILITY.as_slice()));
@@ -239,7 +239,7 @@ const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 
 #[test]
 fn devices_are_made_and_the_one_that_means_deletion_is_refused() {
-    needs_root!();
+    needs_machines_root!();
     let mut image = Image::new();
     let layer = Archive::new().put(image::archive::char_device("null", 1, 3)).put(image::archive::fifo("pipe"));
     add(&mut image, layer).expect("a fine layer");
@@ -258,7 +258,7 @@ fn an_archive_that_is_too_large_or_none_is_refused() {
     let to = image.dir.path().join("to");
     fs::create_dir(&to).expect("directory");
     let layer = Archive::new().put(file("a", "12345")).put(file("b", "67890")).bytes();
-    let go = |limits, bytes: &[u8]| unpack(bytes, &to, &image.layers, limits).err();
+    let go = |limits, bytes: &[u8]| sandbox().unpack(bytes, &to, &image.layers, limits).err();
     let refused = go(UnpackLimits { bytes: 9, entries: 9 }, &layer);
     assert!(matches!(refused, Some(UnpackError::TooLarge { .. })), "{refused:?}");
     let refused = go(UnpackLimits { bytes: 99, entries: 1 }, &layer);
@@ -278,7 +278,7 @@ fn a_directory_that_others_can_enter_is_refused() {
     fs::set_permissions(image.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
     let to = image.dir.path().join("to");
     fs::create_dir(&to).expect("directory");
-    let refused = unpack(std::io::empty(), &to, &image.layers, UnpackLimits::default()).err();
+    let refused = sandbox().unpack(std::io::empty(), &to, &image.layers, UnpackLimits::default()).err();
     assert!(matches!(refused, Some(UnpackError::Exposed { .. })), "{refused:?}");
 }
 
@@ -291,7 +291,7 @@ fn an_archive_is_read_to_its_end() {
     let mut bytes = Archive::new().put(file("a", "x")).bytes();
     bytes.extend([0; 10_240]);
     let mut left = bytes.as_slice();
-    unpack(left.by_ref(), &to, &image.layers, UnpackLimits::default()).expect("a fine layer");
+    sandbox().unpack(left.by_ref(), &to, &image.layers, UnpackLimits::default()).expect("a fine layer");
     assert!(left.is_empty());
 }
 
@@ -351,7 +351,7 @@ proptest! {
         };
         let before = look(&image.layers[0]);
         // Whatever it says: it is about this directory alone.
-        let _ = unpack(bytes.as_slice(), &to, &image.layers, UnpackLimits { bytes: 1 << 20, entries: 100 });
+        let _ = sandbox().unpack(bytes.as_slice(), &to, &image.layers, UnpackLimits { bytes: 1 << 20, entries: 100 });
         prop_assert_eq!(before, look(&image.layers[0]));
         let mut left: Vec<_> = fs::read_dir(image.dir.path()).expect("test directory").flatten().map(|entry| entry.file_name()).collect();
         left.sort();

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiji_model::digest::Digest;
-use jiji_sandbox::{Canceller, Change, Changes, Kind, Limits, Mount, Network, Sandbox, Scratch, Source, Step};
+use jiji_sandbox::{
+    Canceller, Change, Changes, Kind, Limits, Mount, Network, Refusal, Sandbox, Scratch, Source, Step, Support, Way,
+};
 use jiji_store::{Cache, Layer, Store};
 
 use super::{ExecuteError, Executor, Ran, RunStep, StepMount, StepSource, Stream, cleanup};
@@ -68,7 +69,10 @@ impl Executor for Local {
         if step.platform.architecture != architecture {
             return Err(ExecuteError::Platform { wanted: step.platform.clone(), here });
         }
-        let trees = Trees::of(&step.layers, store)?;
+        if let Ok(way) = self.sandbox.way() {
+            tracing::debug!(%way, "run a step");
+        }
+        let trees = Trees::of(&step.layers, store, &self.sandbox)?;
         // Work room on the store's file system, which is closed to other users; gone when this returns.
         let room = store.new_tree()?;
         let mut layers = trees.paths();
@@ -77,11 +81,11 @@ impl Executor for Local {
             std::fs::create_dir(&empty).map_err(ExecuteError::Scratch)?;
             layers.push(empty);
         }
-        let memory = if self.elsewhere { in_memory() } else { None };
+        let memory = if self.elsewhere { in_memory(&self.sandbox) } else { None };
         let scratch = memory.as_ref().map_or(room.path(), |memory| memory.path().to_owned());
-        let scratch = Scratch::new(&scratch).map_err(ExecuteError::Scratch)?;
+        let scratch = Scratch::new(&self.sandbox, &scratch).map_err(ExecuteError::Scratch)?;
         let mut held = Held::default();
-        let mounts = held.mounts(&step.mounts, store)?;
+        let mounts = held.mounts(&step.mounts, store, &self.sandbox)?;
         let secrets = step.secrets.iter().map(|(name, value)| (name.into(), value.reveal().into()));
         let request = Step {
             argv: step.argv.iter().map(Into::into).collect(),
@@ -98,19 +102,56 @@ impl Executor for Local {
         if !outcome.exit.success() {
             return Ok(Ran::Failed(outcome.exit));
         }
-        let changes = jiji_sandbox::changes(&scratch.upper(), &request.layers)?;
+        let changes = self.sandbox.changes(&scratch.upper(), &request.layers)?;
         Ok(Ran::Changed(self.layer(&changes, step, store)?))
     }
 }
 
+/// Tries whether and as whom steps can be run on this machine, with the file system of a store; takes some milliseconds.
+///
+/// # Errors
+/// [`Refusal`], which names the cure.
+pub fn ability(store: &Store) -> Result<Support, Refusal> {
+    let lost = |error: jiji_store::StoreError| {
+        Refusal::Untried(Box::new(jiji_sandbox::RunError::Start(io::Error::other(error))))
+    };
+    let room = store.new_tree().map_err(lost)?;
+    jiji_sandbox::probe(&Sandbox::new(), &room.path())
+}
+
+/// Removes and measures unpacked layers and caches, whose files have owners of their own, in the way in which steps are run.
+#[derive(Debug, Clone, Default)]
+pub struct Caretaker(Sandbox);
+
+impl Caretaker {
+    /// Takes another program of the same build as the helper.
+    #[must_use]
+    pub fn with_helper(self, program: impl Into<PathBuf>) -> Self {
+        Self(self.0.with_helper(program))
+    }
+}
+
+impl jiji_store::Caretaker for Caretaker {
+    fn remove(&self, dir: &Path) -> io::Result<()> {
+        self.0.remove(dir)
+    }
+
+    fn measure(&self, dir: &Path) -> io::Result<u64> {
+        self.0.measure(dir)?.ok_or(io::ErrorKind::PermissionDenied.into())
+    }
+}
+
 /// A directory in memory, closed to others, if there is plenty.
-fn in_memory() -> Option<tempfile::TempDir> {
+fn in_memory(sandbox: &Sandbox) -> Option<tempfile::TempDir> {
     const TMPFS: u64 = 0x0102_1994; // TMPFS_MAGIC, linux/magic.h
     let place = "/dev/shm";
     let kind = rustix::fs::statfs(place).ok()?;
     let free = kind.f_bavail.saturating_mul(u64::try_from(kind.f_bsize).ok()?);
     let fits = u64::try_from(kind.f_type).ok()? == TMPFS && free >= PLENTY;
-    fits.then(|| tempfile::Builder::new().prefix("jiji-").tempdir_in(place).ok()).flatten()
+    let dir = fits.then(|| tempfile::Builder::new().prefix("jiji-").tempdir_in(place).ok()).flatten()?;
+    // In a user namespace overlayfs needs an attribute that memory has since Linux 6.6.
+    let marked = rustix::fs::setxattr(dir.path(), "user.jiji", b"", rustix::fs::XattrFlags::empty()).is_ok();
+    (marked || matches!(sandbox.way(), Ok(Way::Root))).then_some(dir)
 }
 
 /// What a step's mounts need while it runs.
@@ -123,28 +164,32 @@ struct Held {
 impl Held {
     /// What is mounted, in its order. Caches are taken in the order of their names: two steps that want the same two would otherwise wait for
     /// each other for ever.
-    fn mounts(&mut self, mounts: &[StepMount], store: &Store) -> Result<Vec<Mount>, ExecuteError> {
+    fn mounts(&mut self, mounts: &[StepMount], store: &Store, sandbox: &Sandbox) -> Result<Vec<Mount>, ExecuteError> {
         let mut order: Vec<usize> = (0..mounts.len()).collect();
         order.sort_by_key(|at| match &mounts[*at].source {
             StepSource::Cache { id, .. } => Some(id.as_str()),
             _ => None,
         });
-        let taken = order.into_iter().map(|at| Ok((at, self.mount(&mounts[at], store)?)));
+        let taken = order.into_iter().map(|at| Ok((at, self.mount(&mounts[at], store, sandbox)?)));
         let mut taken = taken.collect::<Result<Vec<_>, ExecuteError>>()?;
         taken.sort_by_key(|(at, _)| *at);
         Ok(taken.into_iter().map(|(_, mount)| mount).collect())
     }
 
-    fn mount(&mut self, mount: &StepMount, store: &Store) -> Result<Mount, ExecuteError> {
+    fn mount(&mut self, mount: &StepMount, store: &Store, sandbox: &Sandbox) -> Result<Mount, ExecuteError> {
         let source = match &mount.source {
             StepSource::Layers { layers, path } => {
-                let trees = Trees::of(layers, store)?;
+                let trees = Trees::of(layers, store, sandbox)?;
                 let source = Source::Layers { layers: trees.paths(), path: PathBuf::from(path) };
                 self.trees.push(trees);
                 source
             }
             StepSource::Cache { id, sharing, mode, owner } => {
-                let name = Digest::of_json(&serde_json::json!({"cache-mount": 1, "id": id}));
+                let mut name = serde_json::json!({"cache-mount": 1, "id": id});
+                if let Some(owners) = sandbox.way().map_err(jiji_sandbox::RunError::from)?.mark() {
+                    name["owners"] = owners.into();
+                }
+                let name = Digest::of_json(&name);
                 // The same cache twice in one step is one directory: waiting for the lock would be waiting for itself.
                 if let Some((_, cache)) = self.caches.iter().find(|(held, _)| *held == name) {
                     let source = Source::Directory(cache.path().to_owned());
@@ -153,9 +198,7 @@ impl Held {
                 let cache = store.cache(&name, *sharing)?;
                 if cache.is_new() {
                     let failed = |source| ExecuteError::Cache { id: id.clone(), source };
-                    std::os::unix::fs::chown(cache.path(), Some(owner.0), Some(owner.1)).map_err(failed)?;
-                    let mode = std::fs::Permissions::from_mode(*mode);
-                    std::fs::set_permissions(cache.path(), mode).map_err(failed)?;
+                    sandbox.give(cache.path(), owner.0, owner.1, *mode).map_err(failed)?;
                 }
                 let source = Source::Directory(cache.path().to_owned());
                 self.caches.push((name, cache));

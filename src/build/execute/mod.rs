@@ -12,8 +12,8 @@ use super::rootfs::IndexError;
 use super::trees::TreeError;
 
 pub(in crate::build) use cleanup::VERSION as CLEANUPS;
-pub use jiji_sandbox::{Canceller, Exit, Network, Stream};
-pub use local::Local;
+pub use jiji_sandbox::{Canceller, Exit, Network, Refusal, Stream, Support};
+pub use local::{Caretaker, Local, ability};
 
 /// A RUN step with everything that its result depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,7 +164,8 @@ impl ExecuteError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Platform { .. } => Some("build on a machine of that architecture, or for this one"),
-            Self::Sandbox(jiji_sandbox::RunError::Refused(refusal)) => Some(refusal.hint()),
+            Self::Tree(error) => error.hint(),
+            Self::Sandbox(error) => error.hint(),
             _ => None,
         }
     }

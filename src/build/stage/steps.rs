@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use jiji_model::digest::Digest;
 use jiji_model::secret::Secret;
-use jiji_sandbox::UnpackLimits;
+use jiji_sandbox::{Sandbox, UnpackLimits};
 use jiji_store::{Layer, Store};
 use serde_json::{Value, json};
 
@@ -440,13 +440,10 @@ impl Evaluation<'_> {
             _ => None,
         };
         let store = self.builder.store;
-        let unpack = || Ok(Trees::of(&from.layers, store)?);
+        let unpack = || Ok(Trees::of(&from.layers, store, &Sandbox::new())?);
         let open = |trees: &Trees, content: &Content, _: u64| -> io::Result<Opened> {
             match content {
-                Content::Layer(diff_id, path) => {
-                    let tree = trees.get(diff_id).ok_or(io::ErrorKind::NotFound)?;
-                    Ok(Box::new(context::open(tree, &path.below(tree))?))
-                }
+                Content::Layer(diff_id, path) => Ok(Box::new(trees.open(diff_id, &path.below(Path::new("")))?)),
                 Content::Bytes(bytes) => Ok(Box::new(Cursor::new(bytes.clone()))),
                 Content::None | Content::Path(_) | Content::Context(_) | Content::Part { .. } | Content::Blob(_) => {
                     Ok(Box::new(io::empty()))

@@ -6,10 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 
-use jiji::build::execute::Local;
+use jiji::build::execute::{Caretaker, Local};
 use jiji::build::{BuildError, BuildRequest, Builder, Built, DEFAULT_EPOCH, Sources};
 use jiji::lockfile::{LockFile, Target};
 use jiji::registry::{Depth, RegistryError};
@@ -20,10 +22,13 @@ use jiji_model::name::{RepositoryName, ServiceName};
 use jiji_model::project::Frontend;
 use jiji_model::reference::Reference;
 use jiji_model::secret::Secret;
-use jiji_store::Store;
+use jiji_store::{Kind, Store};
 
 /// The first argument that makes this program build once and print the manifest's digest.
 const CHILD: &str = "__build";
+
+/// The first argument that makes this program remove everything from a store and print what was there and what is left.
+const COLLECT: &str = "__collect";
 
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -35,8 +40,26 @@ fn main() -> ExitCode {
     {
         let umask = u32::from_str_radix(umask, 8).expect("a umask");
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask));
-        let project = Project { root: root.into(), store: Store::open(store).expect("a store") };
-        println!("{}", project.built().image.manifest.digest);
+        let store = Store::open_with(store, Arc::new(Caretaker::default())).expect("a store");
+        let project = Project { root: root.into(), store };
+        match project.build() {
+            Ok(built) => println!("{}", built.image.manifest.digest),
+            Err(error) => {
+                // The outermost names the step, the innermost what went wrong.
+                let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+                causes.for_each(|cause| println!("{cause}"));
+                println!("{}", error.hint().unwrap_or_default());
+            }
+        }
+        return ExitCode::SUCCESS;
+    }
+    if let [first, store] = args.as_slice()
+        && first == COLLECT
+    {
+        let store = Store::open_with(store, Arc::new(Caretaker::default())).expect("a store");
+        let taken = store.usage().expect("measured");
+        let shrunk = store.shrink(0).expect("collected");
+        println!("{} {} {}", taken.kinds[&Kind::Tree].count, taken.kinds[&Kind::Cache].count, shrunk.after);
         return ExitCode::SUCCESS;
     }
     if let Err(reason) = able() {
@@ -57,6 +80,8 @@ fn main() -> ExitCode {
             a_cache_that_is_mounted_twice_does_not_wait_for_itself,
         ),
         ("what_is_mounted_is_in_no_layer", what_is_mounted_is_in_no_layer),
+        ("whoever_builds_the_image_is_the_same", whoever_builds_the_image_is_the_same),
+        ("what_only_root_can_do_is_refused_to_others", what_only_root_can_do_is_refused_to_others),
         ("a_base_image_is_pulled_once_and_run_in", a_base_image_is_pulled_once_and_run_in),
         ("a_failed_step_says_where_and_what_it_said", a_failed_step_says_where_and_what_it_said),
         ("a_step_with_the_network_runs_once_and_gives_the_same", a_step_with_the_network_runs_once_and_gives_the_same),
@@ -272,6 +297,182 @@ fn two_clones_give_the_same_image() {
     }
     assert_eq!(digests[0], digests[1]);
     println!("manifest of both clones: {}", digests[0]);
+}
+
+/// Somebody who builds: the words that a command is begun with to be run by him.
+struct Person {
+    name: &'static str,
+    words: Vec<String>,
+}
+
+/// A directory that a user of this test's own can enter, with a copy of this program, and account files in which he is.
+struct Room {
+    dir: tempfile::TempDir,
+}
+
+/// A user whom this machine does not know.
+const STRANGER: u32 = 54_321;
+
+impl Room {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("open to others");
+        fs::copy(std::env::current_exe().expect("this program"), dir.path().join("program")).expect("copied");
+        let passwd = fs::read_to_string("/etc/passwd").expect("accounts");
+        let account = format!("{passwd}stranger:x:{STRANGER}:{STRANGER}::/nowhere:/bin/sh\n");
+        fs::write(dir.path().join("passwd"), account).expect("written");
+        fs::write(dir.path().join("ids"), "stranger:1900000000:65536\n").expect("written");
+        fs::write(dir.path().join("no-ids"), "stranger:1900000000:100\n").expect("written");
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    /// The user, with what is set aside for him in that file and these groups.
+    fn stranger(&self, name: &'static str, ids: &str, groups: &str) -> Person {
+        let files =
+            [(self.path("passwd"), "/etc/passwd"), (self.path(ids), "/etc/subuid"), (self.path(ids), "/etc/subgid")];
+        let mounts: String =
+            files.iter().map(|(from, to)| format!("touch {to}; mount --bind {from} {to} && ")).collect();
+        let script = format!("{mounts}exec setpriv --reuid {STRANGER} --regid {STRANGER} {groups} \"$@\"");
+        let words = ["unshare", "-m", "sh", "-c", &script, "sh"];
+        Person { name, words: words.map(str::to_owned).to_vec() }
+    }
+
+    /// A clone of a project and a store for somebody, and what this program says with these arguments when he runs it.
+    fn run(&self, person: &Person, args: &[&str]) -> String {
+        let words = person.words.iter().map(String::as_str).chain(["env", "-i"]);
+        let path = format!("PATH={}", std::env::var("PATH").expect("a path"));
+        let program = self.path("program");
+        let words: Vec<&str> = words.chain([path.as_str(), &program]).chain(args.iter().copied()).collect();
+        run(words[0], &words[1..])
+    }
+
+    fn build(&self, person: &Person, project: &Project) -> String {
+        let place = self.path(person.name);
+        let (root, store) = (format!("{place}/project"), format!("{place}/store"));
+        fs::create_dir(&place).expect("created");
+        run("cp", &["-r", project.root.to_str().expect("UTF-8"), &root]);
+        run("chown", &["-R", &format!("{STRANGER}:{STRANGER}"), &place]);
+        self.run(person, &[CHILD, &root, &store, "022"]).trim().to_owned()
+    }
+}
+
+/// Puts one of this machine's programs into the base of a project, with the libraries that it loads.
+fn with_program(project: &Project, path: &str) {
+    let libraries = run("ldd", &[path]);
+    let found = libraries.split_whitespace().filter(|word| word.starts_with('/'));
+    for file in found.chain([path]) {
+        let to = project.root.join("base").join(file.trim_start_matches('/'));
+        fs::create_dir_all(to.parent().expect("a parent")).expect("created");
+        fs::copy(file, to).expect("copied");
+    }
+}
+
+fn whoever_builds_the_image_is_the_same() {
+    let programs = ["/usr/sbin/setcap", "/usr/sbin/getcap", "/usr/sbin/useradd"];
+    if ["newuidmap", "newgidmap"].iter().any(|tool| Command::new(tool).output().is_err()) {
+        eprintln!("SKIPPED: newuidmap and newgidmap are not there (Debian: uidmap)");
+        return;
+    }
+    let capable = programs.iter().all(|program| Path::new(program).exists());
+    if !capable {
+        eprintln!("SKIPPED in part: {} are not there (Debian: libcap2-bin, passwd)", programs.join(", "));
+    }
+    let room = Room::new();
+    let capabilities = "RUN set -e; cp /bin/busybox /bin/raw; cp /bin/busybox /opt/bound; setcap cap_net_raw+ep /bin/raw; \\\n\
+                            setcap cap_net_bind_service=+eip /opt/bound; chown 9:9 /opt/bound; setcap cap_chown+p /opt/bound\n\
+                        RUN set -e; touch /bin/raw; getcap /bin/raw /opt/bound > /caps; useradd -m -u 1234 -G app -s /bin/sh maid; stat -c '%n %a %u %g' /home/* > /homes\n\
+                        COPY --from=base /bin/busybox /bin/again\n";
+    let steps = [
+        "FROM base AS made\nRUN mkdir -p /opt/closed /etc/skel /home; umask 077; echo secret > /opt/closed/file; chown -R 65534:65535 /opt/closed; \\\n",
+        "    chmod 700 /opt/closed\n",
+        "FROM base\nWORKDIR /srv/app\nCOPY --chown=app:8 src ./\nCOPY --from=made /opt/closed /opt/closed\nRUN mkdir -p /opt /home /tmp; chmod 1777 /tmp\n",
+        // Owners, bits, names of one file, links, pipes, what is removed and made again, an attribute that no image has.
+        "RUN set -e; echo guest:x:1001:1001::/home/guest:/bin/sh >> /etc/passwd; echo guest:x:1001: >> /etc/group; echo media:x:70:guest >> /etc/group; \\\n",
+        "    mkdir /home/guest; chown guest:guest /home/guest; mkdir /data /data/old; echo 1 > /data/old/x; chown -R guest:media /data; \\\n",
+        "    echo 2 > /data/two; ln /data/two /srv/two; ln -s ../two /data/old/link; chown -h 3:4 /data/old/link; mkfifo /data/pipe; \\\n",
+        "    cp /bin/busybox /bin/own; chmod 6755 /bin/own; chgrp media /data/two; chmod 2775 /data; mkdir /data/inherits; touch /data/heir\n",
+        "RUN set -e; rm -r /data/old; mkdir /data/old; echo new > /data/old/y; rm /srv/app/file3; chown guest /srv/app/file1; mv /srv/app/file2 /data/\n",
+        "USER guest\n",
+        "RUN id > /tmp/who; echo mine > /home/guest/mine; /bin/own id -u > /tmp/own; cat /opt/closed/file > /tmp/not 2>&1; touch /data/no 2>/dev/null; \\\n",
+        "    stat -c '%n %a %u %g' /data/* /home/* /opt/* > /tmp/seen; (umask; ulimit -a; hostname; cat /proc/sys/kernel/hostname; ls /sys /dev /proc/sys; nproc) > /tmp/machine\n",
+        "USER root\n",
+        "RUN --mount=type=cache,target=/cache,uid=7,mode=0750 --mount=type=secret,id=token,uid=7,mode=0400 \\\n",
+        "    --mount=type=bind,from=made,source=/opt,target=/made/deep --mount=type=tmpfs,target=/quick \\\n",
+        "    stat -c '%n %a %u %g %F' /cache /run/secrets/token /made /made/deep/closed/file /quick /etc/hosts /tmp > /mounts; \\\n",
+        "    set -e; touch /cache/x; chown 8:9 /cache/x; chmod 700 /cache; chown 8 /cache; rm -r /home/guest; cat /made/deep/closed/file > /copy\n",
+        if capable { capabilities } else { "" },
+        "CMD [\"sh\"]\n",
+    ];
+    let original = project(room.dir.path(), &steps.concat());
+    if capable {
+        programs.iter().for_each(|program| with_program(&original, program));
+    }
+    fs::create_dir(original.root.join("src")).expect("created");
+    for number in 0..5 {
+        fs::write(original.root.join(format!("src/file{number}")), format!("{number}\n")).expect("written");
+    }
+    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+    let everybody = [
+        Person { name: "root", words: words(&["setpriv"]) },
+        Person { name: "root-of-a-container", words: words(&["setpriv", "--bounding-set", "-sys_admin"]) },
+        room.stranger("somebody", "ids", "--groups 54321,12345"),
+    ];
+    let mut digests = BTreeMap::new();
+    for person in &everybody {
+        digests.insert(person.name, room.build(person, &original));
+        assert!(digests[person.name].starts_with("sha256:"), "{}: {}", person.name, digests[person.name]);
+        let left = room.run(person, &[COLLECT, &format!("{}/store", room.path(person.name))]);
+        let (taken, left) = left.trim().rsplit_once(' ').expect("three numbers");
+        assert!(taken.ends_with(" 1") && !taken.starts_with('0') && left == "0", "{}: {taken} {left}", person.name);
+        let trees = Path::new(&room.path(person.name)).join("store");
+        for name in ["trees", "caches", "tmp"] {
+            assert_eq!(fs::read_dir(trees.join(name)).expect("listed").count(), 0, "{}: {name}", person.name);
+        }
+    }
+    println!("manifest of everybody's: {digests:?}");
+    let distinct: BTreeSet<&String> = digests.values().collect();
+    assert_eq!(distinct.len(), 1, "{digests:?}");
+}
+
+fn what_only_root_can_do_is_refused_to_others() {
+    let room = Room::new();
+    let somebody = room.stranger("somebody", "ids", "--clear-groups");
+    let alone = room.stranger("alone", "no-ids", &format!("--groups {STRANGER}"));
+    let grouped = room.stranger("grouped", "no-ids", "--groups 54321,12345");
+    let root = Person { name: "root", words: vec!["setpriv".to_owned()] };
+    let mut number = 0;
+    let mut said = |person: &Person, steps: &str| {
+        number += 1;
+        let dir = room.dir.path().join(format!("{number}"));
+        let project = project(&dir, &format!("FROM base\n{steps}\n"));
+        let said = room.build(person, &project);
+        fs::remove_dir_all(room.path(person.name)).expect("removed");
+        said
+    };
+    for (person, steps, expected) in [
+        (&somebody, "RUN mknod /null c 1 3 || true", "make a device node"),
+        (&somebody, "RUN mkdir /d; chown 70000 /d || true", "give a file to user or group 70000"),
+        (&somebody, "RUN chown :70001 /bin || true", "give a file to user or group 70001"),
+        (&somebody, "USER 70000\nRUN true", "become user or group 70000"),
+        (&somebody, "COPY --chown=70000 base /x\nRUN true", "belongs to user 70000"),
+        (&alone, "RUN chown 7 /etc || true", "give a file to user or group 7"),
+        (&alone, "USER app\nRUN true", "become user or group 7"),
+        (&alone, "COPY --chown=7 base /x\nRUN true", "belongs to user 7"),
+    ] {
+        let said = said(person, steps);
+        assert!(said.contains(expected) && said.contains("build as root"), "{steps}: {said}");
+    }
+    let refused = said(&grouped, "RUN true");
+    assert!(refused.contains("`stranger` has 100 subordinate ids"), "{refused}");
+    assert!(refused.contains("usermod --add-subuids"), "{refused}");
+    // One user is enough where everything is root's.
+    let steps = "RUN mkdir -p /a/b; echo 1 > /a/b/c; ln /a/b/c /d; chmod 4755 /d; chown 0:0 /d; rm -r /etc; mkdir /etc; (id; umask; ls /dev) > /e";
+    let digests = [&root, &somebody, &alone].map(|person| said(person, steps));
+    assert!(digests.iter().all(|digest| *digest == digests[0] && digest.starts_with("sha256:")), "{digests:?}");
 }
 
 /// The text of a file in the last layer that has it.
@@ -616,8 +817,8 @@ fn a_failed_step_says_where_and_what_it_said() {
 /// A server on this machine that gives everybody one text, until it is dropped. How often it was asked is counted.
 struct Server {
     address: std::net::SocketAddr,
-    text: std::sync::Arc<std::sync::Mutex<String>>,
-    asked: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+    text: Arc<std::sync::Mutex<String>>,
+    asked: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl Server {
@@ -626,9 +827,9 @@ impl Server {
         use std::sync::atomic::Ordering;
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        let text = std::sync::Arc::new(std::sync::Mutex::new(text.to_owned()));
-        let asked = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let (said, count) = (std::sync::Arc::clone(&text), std::sync::Arc::clone(&asked));
+        let text = Arc::new(std::sync::Mutex::new(text.to_owned()));
+        let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let (said, count) = (Arc::clone(&text), Arc::clone(&asked));
         std::thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
                 let mut request = [0; 4096];
@@ -785,7 +986,6 @@ fn another_builder_puts_the_same_files_to_the_same_places() {
     std::os::unix::fs::symlink("dir", root.join("to-dir")).expect("linked");
     std::os::unix::fs::symlink("one", root.join("dir/to-one")).expect("linked");
     std::os::unix::fs::symlink("nowhere", root.join("dir/sub/dangling")).expect("linked");
-    use std::os::unix::fs::PermissionsExt as _;
     fs::set_permissions(root.join("run"), fs::Permissions::from_mode(0o755)).expect("a mode");
     fs::write(root.join(".dockerignore"), "ignored/*\n!ignored/kept\n**/*.log\n").expect("written");
     let steps = [

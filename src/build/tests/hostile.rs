@@ -148,7 +148,7 @@ fn stored(store: &Store, blob: &[u8], diff_id: Digest) -> Layer {
 /// Looks into a layer and unpacks it, as a build does.
 fn take(store: &Store, layer: &Layer) -> Result<(), Box<dyn Error>> {
     Layers::new(store).tree(std::slice::from_ref(layer))?;
-    Trees::of(std::slice::from_ref(layer), store)?;
+    Trees::of(std::slice::from_ref(layer), store, &jiji_sandbox::Sandbox::new())?;
     Ok(())
 }
 

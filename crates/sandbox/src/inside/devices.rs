@@ -30,7 +30,7 @@ const DEVICE: u64 = 0x2 | 0x8;
 ///
 /// The directory itself is `nodev`: each device is a mount of the host's node, so that one which the step creates beside them
 /// cannot be opened.
-pub(super) fn fill(root: BorrowedFd<'_>) -> Result<(), Failure> {
+pub(super) fn fill(root: BorrowedFd<'_>, highest: Option<(u32, u32)>) -> Result<(), Failure> {
     let at = mount_point(root, "dev", Doing::Dev)?;
     let dev = new("tmpfs", &[("mode", "0755"), ("size", "64m")], data_only()).during(Doing::Dev)?;
     attach(dev.as_fd(), at.as_fd()).during(Doing::Dev)?;
@@ -41,11 +41,11 @@ pub(super) fn fill(root: BorrowedFd<'_>) -> Result<(), Failure> {
         rustix::fs::symlinkat(target, &dev, name).during(Doing::Dev)?;
     }
     // Group 5 is `tty` in every distribution, and a constant so that the terminals do not depend on the image.
-    let pts = new(
-        "devpts",
-        &[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")],
-        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
-    );
+    let mut options = vec![("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620")];
+    if highest.is_none_or(|(_, group)| group >= 5) {
+        options.push(("gid", "5"));
+    }
+    let pts = new("devpts", &options, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC);
     let shm = new("tmpfs", &[("mode", "1777"), ("size", "64m")], data_only());
     for (name, mount) in [("pts", pts), ("shm", shm)] {
         rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).during(Doing::Dev)?;

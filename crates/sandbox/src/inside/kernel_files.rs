@@ -10,10 +10,11 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::MountAttrFlags;
+use rustix::mount::{MountAttrFlags, OpenTreeFlags};
 
 use super::devices::{data_only, new};
 use super::place::{DATA_ONLY, READ_ONLY, attach, bind, clone_flags, mount_point};
+use crate::merged;
 use crate::step::Network;
 use crate::sys;
 use crate::wire::{Doing, During as _, Failure};
@@ -72,16 +73,25 @@ fn protect(proc: BorrowedFd<'_>) -> std::io::Result<()> {
 
 /// Lays what `at` refers to over itself, read-only.
 fn read_only(at: BorrowedFd<'_>) -> std::io::Result<()> {
-    let flags = clone_flags() | rustix::mount::OpenTreeFlags::AT_EMPTY_PATH;
+    let flags = clone_flags() | OpenTreeFlags::AT_EMPTY_PATH;
     let copy = rustix::mount::open_tree(at, "", flags)?;
     sys::mount_setattr(copy.as_fd(), false, READ_ONLY | DATA_ONLY)?;
     Ok(attach(copy.as_fd(), at)?)
 }
 
 /// Mounts `/sys` for the network namespace of this process, read-only, with the step's number of processors.
-pub(super) fn mount_sys(root: BorrowedFd<'_>, scratch: &Path) -> Result<(), Failure> {
+pub(super) fn mount_sys(root: BorrowedFd<'_>, scratch: &Path, network: Network) -> Result<(), Failure> {
     let at = mount_point(root, "sys", Doing::Sys)?;
-    let sysfs = new("sysfs", &[], data_only() | MountAttrFlags::MOUNT_ATTR_RDONLY).during(Doing::Sys)?;
+    let sysfs = match new("sysfs", &[], data_only() | MountAttrFlags::MOUNT_ATTR_RDONLY) {
+        // It shows the network, and a new one can be mounted by those alone whose network it is.
+        Err(Errno::PERM) if network == Network::Machine && merged::in_namespace() => {
+            let flags = clone_flags() | OpenTreeFlags::AT_RECURSIVE;
+            let own = rustix::mount::open_tree(CWD, "/sys", flags).during(Doing::Sys)?;
+            sys::mount_setattr(own.as_fd(), true, READ_ONLY | DATA_ONLY).during(Doing::Sys)?;
+            own
+        }
+        other => other.during(Doing::Sys)?,
+    };
     attach(sysfs.as_fd(), at.as_fd()).during(Doing::Sys)?;
     // The machine's serial numbers and boot variables.
     if let Some(firmware) = open_if_there(sysfs.as_fd(), "firmware").during(Doing::Sys)? {

@@ -13,38 +13,67 @@ mod overlay;
 mod place;
 mod privileges;
 mod spawn;
+mod tripwires;
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
 use rustix::net::{AddressFamily, SocketType};
-use rustix::process::{DumpableBehavior, Signal};
+use rustix::process::{DumpableBehavior, Signal, WaitOptions};
 
 use crate::helper::NAMESPACES;
 use crate::step::Network;
-use crate::sys;
+use crate::sys::{self, Fork};
 use crate::wire::{self, Doing, During as _, Failure, Reply, Run};
+
+pub(crate) use tripwires::only_root;
 
 /// The name every step's machine has.
 const HOST_NAME: &[u8] = b"localhost";
 /// What Linux calls a domain that was never set.
 const DOMAIN_NAME: &[u8] = b"(none)";
 
-/// Tries the overlay alone, in a mount namespace that goes with this process.
+/// Tries the mounts that a machine may refuse, in namespaces that go with this process.
 pub(crate) fn probe(scratch: &OsStr) -> Result<(), Failure> {
     sys::unshare(NAMESPACES).during(Doing::Namespaces)?;
+    let (answers, answer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(Doing::Fork)?;
+    // `/proc` is mounted by a process of the pid namespace that it shows.
+    match sys::fork().during(Doing::Fork)? {
+        Fork::Child => {
+            let failed = try_mounts(Path::new(scratch)).err();
+            let code = i32::from(failed.is_some_and(|failure| wire::send(&mut File::from(answer), &failure).is_err()));
+            #[expect(clippy::exit, reason = "it was forked for this alone")]
+            std::process::exit(code)
+        }
+        Fork::Parent(child) => {
+            drop(answer);
+            let failed = wire::receive::<Failure>(&mut File::from(answers)).ok();
+            rustix::process::waitpid(Some(child), WaitOptions::empty()).during(Doing::Fork)?;
+            failed.map_or(Ok(()), Err)
+        }
+    }
+}
+
+fn try_mounts(scratch: &Path) -> Result<(), Failure> {
     private()?;
-    let below = Path::new(scratch).join("below");
-    overlay::mount(&[below.as_os_str()], Path::new(scratch)).map(drop)
+    overlay::mount(&[scratch.join("below").as_os_str()], scratch)?;
+    name_the_machine()?;
+    // Filters of containers let these pass for those alone who may administrate them.
+    sys::no_randomize().during(Doing::Fixed)?;
+    devices::new("proc", &[], devices::data_only()).during(Doing::Proc)?;
+    // As a container's own is: one that can be written to would show more.
+    let attributes = devices::data_only() | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    devices::new("sysfs", &[], attributes).during(Doing::Sys).map(drop)
 }
 
 /// Builds the sandbox and runs the command. Never returns.
-pub(crate) fn first_process(run: &Run, gate: OwnedFd, report: OwnedFd) -> ! {
+pub(crate) fn first_process(run: &Run, gate: OwnedFd, report: OwnedFd, tell: UnixStream) -> ! {
     let mut report = File::from(report);
-    let reply = begin(gate).and_then(|()| build(run)).and_then(|place| spawn::command(run, place));
+    let reply = begin(gate).and_then(|()| build(run)).and_then(|place| spawn::command(run, place, tell));
     let reply = reply.unwrap_or_else(Reply::Failed);
     let code = i32::from(wire::send(&mut report, &reply).is_err());
     #[expect(clippy::exit, reason = "the sandbox ends with its first process")]
@@ -78,8 +107,7 @@ fn build(run: &Run) -> Result<Place, Failure> {
         let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).during(Doing::Loopback)?;
         sys::loopback_up(socket.as_fd()).during(Doing::Loopback)?;
     }
-    rustix::system::sethostname(HOST_NAME).during(Doing::HostName)?;
-    rustix::system::setdomainname(DOMAIN_NAME).during(Doing::HostName)?;
+    name_the_machine()?;
 
     let scratch = Path::new(&run.scratch);
     let mounts = mounts::prepare(run)?;
@@ -91,9 +119,9 @@ fn build(run: &Run) -> Result<Place, Failure> {
 
     let user = accounts::resolve(root.as_fd(), run.user.as_deref())?;
     let mut workdir = place::workdir(root.as_fd(), Path::new(&run.workdir))?;
-    devices::fill(root.as_fd())?;
+    devices::fill(root.as_fd(), run.highest)?;
     kernel_files::mount_proc(root.as_fd(), run.network)?;
-    kernel_files::mount_sys(root.as_fd(), scratch)?;
+    kernel_files::mount_sys(root.as_fd(), scratch, run.network)?;
     place::bind_etc(root.as_fd(), scratch)?;
     if !mounts.is_empty() {
         mounts::attach_all(&mounts, root.as_fd())?;
@@ -110,6 +138,11 @@ fn build(run: &Run) -> Result<Place, Failure> {
     Ok(Place { workdir, user })
 }
 
-fn private() -> Result<(), Failure> {
+fn name_the_machine() -> Result<(), Failure> {
+    rustix::system::sethostname(HOST_NAME).during(Doing::HostName)?;
+    rustix::system::setdomainname(DOMAIN_NAME).during(Doing::HostName)
+}
+
+pub(crate) fn private() -> Result<(), Failure> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).during(Doing::Private)
 }

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::helper::{by_number, bytes};
+use crate::merged;
 use crate::wire::{Doing, During as _, Failure};
 
 /// No feature that would leave in the upper directory what only this machine's overlay can read, none that follows what a hostile
@@ -39,7 +40,9 @@ pub(super) fn mount(layers: &[&OsStr], scratch: &Path) -> Result<OwnedFd, Failur
     let lowers = layers.iter().rev().map(|layer| open(bytes(layer))).collect::<Result<Vec<_>, _>>()?;
     let (upper, work) = (open(bytes(upper.as_os_str()))?, open(bytes(scratch.join("work").as_os_str()))?);
     let lower = lowers.iter().map(by_number).collect::<Vec<_>>().join(":");
-    let data = format!("lowerdir={lower},upperdir={},workdir={},{OPTIONS}", by_number(&upper), by_number(&work));
+    // The marks of a user namespace's overlay lie among the attributes that its users may write; it shows them none of them.
+    let marks = if merged::in_namespace() { ",userxattr" } else { "" };
+    let data = format!("lowerdir={lower},upperdir={},workdir={},{OPTIONS}{marks}", by_number(&upper), by_number(&work));
     let volatile = format!("{data},volatile");
     if volatile.len() >= PAGE {
         return Err(Failure::TooManyLayers { layers: layers.len() });

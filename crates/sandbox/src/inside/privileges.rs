@@ -58,15 +58,18 @@ impl Rights {
     }
 }
 
-/// Makes this process the step's user with the step's rights. The filters go in while it may still add them.
-pub(super) fn become_user(user: &User, rights: &Rights) -> Result<(), Failure> {
+/// Makes this process the step's user with the step's rights. The filters go in while it may still add them. A namespace of one user sets no
+/// groups: there is one, and nobody has another.
+pub(super) fn become_user(user: &User, rights: &Rights, sets_groups: bool) -> Result<(), Failure> {
     if rights.scoped {
         sys::scope_abstract_sockets().during(Doing::Privileges)?;
     }
     bound(rights.kept)?;
     let groups: Vec<Gid> = user.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    rustix::thread::set_thread_groups(&groups).during(Doing::Privileges)?;
+    if sets_groups {
+        rustix::thread::set_thread_groups(&groups).during(Doing::Privileges)?;
+    }
     rustix::thread::set_thread_res_gid(gid, gid, gid).during(Doing::Privileges)?;
     install(&rights.filters)?;
     // From root to another user the kernel takes all capabilities away by itself.

@@ -4,21 +4,26 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::net::UnixStream;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
 use rustix::thread::{Gid, Uid};
 
-use super::{Place, fixed, privileges};
+use super::{Place, fixed, privileges, tripwires};
 use crate::sys::{self, Fork};
 use crate::wire::{self, Doing, During as _, Failure, Reply, Run};
 
 /// Docker's default, and where a program is looked for if the step has no `PATH`.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Starts the command and waits for its end.
-pub(super) fn command(run: &Run, place: Place) -> Result<Reply, Failure> {
+/// Starts the command and waits for its end. Where it runs in a user namespace, what tells of calls that only root could make is sent
+/// through `tell`.
+pub(super) fn command(run: &Run, place: Place, tell: UnixStream) -> Result<Reply, Failure> {
+    if let Some(highest) = run.highest {
+        tripwires::there_is(highest, &place.user)?;
+    }
     let rights = privileges::Rights::of(run.network)?;
     let (answers, answer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(Doing::Fork)?;
     // A user who is not root opens `/dev/stdout` by path, and the kernel asks the pipe's owner.
@@ -26,6 +31,10 @@ pub(super) fn command(run: &Run, place: Place) -> Result<Reply, Failure> {
         let (uid, gid) = (Uid::from_raw(place.user.uid), Gid::from_raw(place.user.gid));
         rustix::fs::fchown(stream, Some(uid), Some(gid)).during(Doing::Fork)?;
     }
+    if let Some(highest) = run.highest {
+        tripwires::lay(highest, &tell)?;
+    }
+    drop(tell);
     let command = match sys::fork().during(Doing::Fork)? {
         Fork::Child => {
             drop(answers);
@@ -83,7 +92,7 @@ fn become_command(run: &Run, place: &Place, rights: &privileges::Rights) -> Resu
     fixed::apply(run.cpus)?;
     sys::default_signals();
     sys::close_on_exec_from(3).during(Doing::Privileges)?;
-    privileges::become_user(&place.user, rights)?;
+    privileges::become_user(&place.user, rights, run.highest != Some(tripwires::NONE_BUT_ROOT))?;
     Err(exec(program, &candidates, &argv, &env))
 }
 

@@ -10,7 +10,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use jiji_sandbox::{Exit, Kind, Outcome, Refusal, RunError, Sandbox, Scratch, Step, Stream, changes, probe};
+use jiji_sandbox::{Exit, Kind, Outcome, Refusal, RunError, Sandbox, Scratch, Step, Stream, probe};
 
 /// Leaves the test where it cannot be run, saying so.
 macro_rules! needs_root {
@@ -22,6 +22,18 @@ macro_rules! needs_root {
 }
 pub(crate) use needs_root;
 
+/// Leaves a test of what only this machine's root can do, or see from outside, where somebody else runs it.
+macro_rules! needs_machines_root {
+    () => {
+        $crate::image::needs_root!();
+        if *$crate::image::sandbox().way().expect("able") != jiji_sandbox::Way::Root {
+            return;
+        }
+    };
+}
+#[allow(unused_imports, reason = "each test file is a program of its own and uses its part")]
+pub(crate) use needs_machines_root;
+
 /// Whether this user may run steps; if not, says why. Another refusal than that is a failure.
 pub fn is_able() -> bool {
     static ABLE: OnceLock<bool> = OnceLock::new();
@@ -29,7 +41,12 @@ pub fn is_able() -> bool {
         let dir = tempfile::tempdir().expect("a directory for the test");
         match probe(&sandbox(), dir.path()) {
             Ok(_) => true,
-            Err(refusal @ (Refusal::Unprivileged { .. } | Refusal::NoNamespaces { .. })) => {
+            Err(
+                refusal @ (Refusal::NoIds
+                | Refusal::NoSubordinateIds { .. }
+                | Refusal::NoTool { .. }
+                | Refusal::NoNamespaces { .. }),
+            ) => {
                 eprintln!("SKIPPED: {refusal}; {}", refusal.hint());
                 false
             }
@@ -40,8 +57,12 @@ pub fn is_able() -> bool {
 
 /// The sandbox with the crate's own program as the helper: a test's main belongs to its harness.
 pub fn sandbox() -> Sandbox {
-    Sandbox::new().with_helper(env!("CARGO_BIN_EXE_jiji-sandbox"))
+    let own = std::env::var_os(HELPER).map(PathBuf::from);
+    Sandbox::new().with_helper(own.unwrap_or_else(|| env!("CARGO_BIN_EXE_jiji-sandbox").into()))
 }
+
+/// Names a copy of the helper that a user who is not root can reach.
+pub const HELPER: &str = "JIJI_SANDBOX_TEST_HELPER";
 
 pub struct Image {
     pub dir: tempfile::TempDir,
@@ -106,14 +127,14 @@ impl Image {
     }
 
     pub fn run_in(&self, sandbox: &Sandbox, step: &Step) -> Result<Ran, RunError> {
-        let scratch = Scratch::new(self.dir.path()).expect("scratch");
+        let scratch = Scratch::new(sandbox, self.dir.path()).expect("scratch");
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let outcome = sandbox.run(step, &scratch, &mut |stream, line| {
             let to = if stream == Stream::Out { &mut out } else { &mut err };
             to.extend_from_slice(line);
             to.push(b'\n');
         })?;
-        let changed = changes(&scratch.upper(), &step.layers).expect("changes");
+        let changed = sandbox.changes(&scratch.upper(), &step.layers).expect("changes");
         let changed = changed.list().iter().map(|change| {
             let sign = match change.kind {
                 Kind::Added(..) => '+',
