@@ -65,6 +65,8 @@ pub fn project(shape: Shape) -> Project {
                 args: BTreeMap::new(),
                 target: None,
                 secrets: Vec::new(),
+                contexts: Default::default(),
+                ssh: Vec::new(),
             }),
             hosts,
             environment: Environment {

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiji_model::image::Image;
+use jiji_model::project::NamedContext;
 
 use super::compare::{self, Cause, Difference, Stratum};
 use super::context::{self, ContextError};
@@ -81,10 +82,19 @@ impl Builder<'_> {
 
         let room = self.store.new_tree()?;
         let context = room.path().join("another/place");
-        copy_context(&request.context, &request.file, &context)?;
+        copy_context(&request.context, Some(&request.file), &context)?;
+        let mut contexts = request.contexts.clone();
+        for (number, named) in contexts.values_mut().enumerate() {
+            if let NamedContext::Directory(directory) = named {
+                let to = room.path().join(format!("another/{number}"));
+                copy_context(directory, None, &to)?;
+                *directory = to;
+            }
+        }
         std::thread::sleep(elsewhere.wait);
         let threads = if request.threads == 1 { 2 } else { 1 };
-        let again = BuildRequest { context, threads, locked: false, renew: false, explain: false, ..request.clone() };
+        let again =
+            BuildRequest { context, contexts, threads, locked: false, renew: false, explain: false, ..request.clone() };
         let builder =
             Builder { store: self.store, sources: self.sources, executor: elsewhere.executor, events: self.events };
         let second = Evaluation::new(&builder, &again, &file, &mut section, Memory::Compare(&trace))?.target()?;
@@ -135,7 +145,7 @@ impl Builder<'_> {
 
 /// The files of a context as another checkout might have them: in another directory, written in the opposite order, of another owner, with
 /// a strict mask and other times.
-fn copy_context(root: &Path, dockerfile: &Path, to: &Path) -> Result<(), BuildError> {
+fn copy_context(root: &Path, dockerfile: Option<&Path>, to: &Path) -> Result<(), BuildError> {
     let tree = context::read(root, dockerfile)?;
     let mut entries: Vec<_> = tree.entries().collect();
     entries.reverse();

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use jiji_model::commit::Commit;
 use jiji_model::digest::Digest;
 use jiji_model::project::Frontend;
 use jiji_model::reference::ParseReferenceError;
@@ -13,6 +14,7 @@ use super::context::ContextError;
 use super::copy::CopyError;
 use super::dockerfile::{DockerfileError, Place};
 use super::execute::{ExecuteError, Exit};
+use super::git::GitError;
 use super::image::BaseError;
 use super::layer::LayerError;
 use super::recipe::RecipeError;
@@ -183,11 +185,38 @@ pub enum StepError {
         /// Its name.
         id: String,
     },
+    /// An agent that a step needs and that was not given.
+    #[error("mount the agent `{id}`: it was not given")]
+    Agent {
+        /// Its name.
+        id: String,
+    },
+    /// An image in a directory that is for another platform.
+    #[error("take the context `{name}`: it is for {actual}")]
+    ContextPlatform {
+        /// The context's name.
+        name: String,
+        /// What it is for.
+        actual: String,
+    },
     /// A secret that is longer than 1 MiB.
     #[error("mount the secret `{id}`: it is longer than 1 MiB")]
     LargeSecret {
         /// Its name.
         id: String,
+    },
+    /// A repository that ADD names cannot be had.
+    #[error(transparent)]
+    Git(#[from] GitError),
+    /// A repository has another commit than it should.
+    #[error("add `{repository}`: it is commit {actual}, `--checksum` says `{expected}`")]
+    OtherCommit {
+        /// The repository, as the Dockerfile has it.
+        repository: String,
+        /// What `--checksum` says.
+        expected: String,
+        /// The commit that it is.
+        actual: Commit,
     },
     /// A URL has another file than it should.
     #[error("fetch `{url}`: it has `{actual}`, {by} says `{expected}`")]
@@ -299,8 +328,15 @@ impl StepError {
             Self::OtherFile { by: "jiji.lock", .. } => Some(
                 "the file behind the URL changed: name one that does not, or remove its entry from jiji.lock if the change is meant",
             ),
+            Self::Git(error) => error.hint(),
+            Self::OtherCommit { .. } => {
+                Some("the branch or tag moved: do not use it unless you know why, or name the commit after `#`")
+            }
             Self::OtherFile { .. } => Some("the file behind the URL is another one; do not use it unless you know why"),
             Self::Secret { .. } => Some("name it in `build.secrets` in deploy.yml, and set it where jiji runs"),
+            Self::Agent { .. } => {
+                Some("name it in `build.ssh` in deploy.yml or with `--ssh`, and have an agent run (`SSH_AUTH_SOCK`)")
+            }
             Self::Failed { network: false, output, .. } if output.iter().any(|line| is_about_network(line)) => Some(
                 "RUN has no network, so that the same input gives the same image; `RUN --network=default` has it, runs once, and jiji.lock says what it gave",
             ),

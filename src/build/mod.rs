@@ -14,7 +14,7 @@
 //! | [`recipe`] | the same of jiji's own language |
 //! | [`context`], [`contents`] | the files that may be copied, and their digests |
 //! | [`rootfs`] | what layers hold, without unpacking them |
-//! | [`copy`], [`archive`] | which files a COPY takes and where they go; what ADD unpacks |
+//! | [`copy`], [`archive`], [`git`] | which files a COPY takes and where they go; what ADD unpacks, and repositories |
 //! | `stage` | what instructions mean: steps, keys, what is remembered |
 //! | [`execute`], [`trees`] | RUN, and layers as directories |
 //! | [`layer`] | entries to bytes: the layer format |
@@ -31,6 +31,7 @@ pub mod copy;
 pub mod dockerfile;
 mod error;
 pub mod execute;
+pub mod git;
 pub mod image;
 pub mod layer;
 pub mod recipe;
@@ -44,16 +45,17 @@ mod write;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use jiji_model::commit::Commit;
 use jiji_model::digest::Digest;
 use jiji_model::event::{Record, Sink};
 use jiji_model::image::{Image, Platform};
 use jiji_model::name::RepositoryName;
-use jiji_model::project::Frontend;
+use jiji_model::project::{Frontend, NamedContext};
 use jiji_model::reference::Reference;
 use jiji_model::secret::Secret;
 use jiji_store::Store;
 
-use crate::lockfile::{BaseKey, BuildSection, Target};
+use crate::lockfile::{BaseKey, BuildSection, RepositoryKey, Target};
 use crate::registry::Depth;
 use dockerfile::Dockerfile;
 use execute::Executor;
@@ -94,6 +96,10 @@ pub struct BuildRequest {
     pub args: BTreeMap<String, String>,
     /// What `RUN --mount=type=secret` may ask for, by id.
     pub secrets: BTreeMap<String, Secret>,
+    /// Agents that `RUN --mount=type=ssh` may ask to sign, by id: their sockets.
+    pub ssh: BTreeMap<String, PathBuf>,
+    /// What names stand for in FROM, `--from` and `from=`, before stages and images of that name.
+    pub contexts: BTreeMap<String, NamedContext>,
     /// The stage to build instead of the last.
     pub stage: Option<String>,
     /// The platform to build for.
@@ -248,10 +254,11 @@ pub struct Changes {
     runs: BTreeMap<Digest, Digest>,
     bases: BTreeMap<BaseKey, Digest>,
     urls: BTreeMap<String, Digest>,
+    repositories: BTreeMap<RepositoryKey, Commit>,
 }
 
 impl Changes {
-    /// What `after` says of `target`, and all base images and URLs that it knows.
+    /// What `after` says of `target`, and all base images, URLs and repositories that it knows.
     pub fn of(target: &Target, after: &BuildSection) -> Self {
         let runs = after.runs.iter().filter(|(key, _)| key.target == *target);
         Self {
@@ -260,6 +267,7 @@ impl Changes {
             runs: runs.map(|(key, diff_id)| (key.step, *diff_id)).collect(),
             bases: after.bases.clone(),
             urls: after.urls.clone(),
+            repositories: after.repositories.clone(),
         }
     }
 
@@ -271,6 +279,9 @@ impl Changes {
         }
         for (url, digest) in &self.urls {
             section.urls.entry(url.clone()).or_insert(*digest);
+        }
+        for (key, commit) in &self.repositories {
+            section.repositories.entry(key.clone()).or_insert_with(|| commit.clone());
         }
         if let Some(image) = self.image {
             section.record(&self.target, image, &self.runs);

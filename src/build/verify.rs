@@ -11,7 +11,7 @@ use jiji_store::{Layer, Store, StoreError};
 use sha2::{Digest as _, Sha256};
 
 use super::rootfs::Layers;
-use super::{contents, rootfs, stage};
+use super::{contents, git, rootfs, stage};
 
 /// What was looked at, and what was wrong with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,7 +97,13 @@ pub fn verify(store: &Store) -> Result<Verified, StoreError> {
                 Some(size) if size == layer.blob.size => wrong(&layer, store, &mut known),
                 _ => None,
             },
-            None if contents::is_record(&record) || rootfs::is_record(&record) || stage::is_record(&record) => None,
+            None if contents::is_record(&record)
+                || rootfs::is_record(&record)
+                || stage::is_record(&record)
+                || git::is_record(&record) =>
+            {
+                None
+            }
             None => Some("it cannot be read".to_owned()),
         };
         if let Some(reason) = reason {

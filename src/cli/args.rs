@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use jiji_model::project::{NamedContext, ParseContextError};
+
 use crate::config;
 
 /// From source to running on your own servers: the same digest on every machine, one transaction per fleet.
@@ -107,6 +109,11 @@ fn duration(text: &str) -> Result<Duration, &'static str> {
     config::duration_ms(text, true).map(|ms| Duration::from_millis(ms.into()))
 }
 
+fn build_context(text: &str) -> Result<(String, NamedContext), String> {
+    let (name, context) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("expected `NAME=CONTEXT`")?;
+    Ok((name.to_owned(), context.parse().map_err(|error: ParseContextError| error.to_string())?))
+}
+
 /// `jiji ship`.
 #[derive(Debug, Args)]
 pub struct ShipArgs {
@@ -161,6 +168,13 @@ pub struct BuildArgs {
     /// Ask no registry and fetch nothing: what the store and `jiji.lock` have suffices, or what is missing is named.
     #[arg(long)]
     pub offline: bool,
+    /// What a name stands for in FROM, `COPY --from` and `RUN --mount=from=`: a directory, `docker-image://REFERENCE` or
+    /// `oci-layout://DIRECTORY[:TAG]`.
+    #[arg(long, value_name = "NAME=CONTEXT", value_parser = build_context)]
+    pub build_context: Vec<(String, NamedContext)>,
+    /// An agent that `RUN --mount=type=ssh` may ask to sign, by its id: the one at SOCKET, or that of `SSH_AUTH_SOCK`.
+    #[arg(long, value_name = "ID[=SOCKET]")]
+    pub ssh: Vec<String>,
     /// Do every step again, also those that are remembered.
     #[arg(long)]
     pub no_cache: bool,

@@ -39,6 +39,11 @@ pub async fn build(
     ship.set_offline(args.offline);
     ship.renew = args.no_cache;
     ship.explain = args.explain;
+    ship.given.contexts = args.build_context.iter().cloned().collect();
+    for text in &args.ssh {
+        let (id, socket) = agent(text, environment)?;
+        ship.given.agents.insert(id, socket);
+    }
     let tidy = Tidy::prepare(&place.store, environment)?;
     if args.check {
         let checked = compare::check(&ship, |name| wanted.contains(name)).await;
@@ -85,6 +90,18 @@ pub async fn push(
         }
     }
     Ok(Exit::Done)
+}
+
+/// `ID[=SOCKET]`, where the socket is that of the user's agent if none is said.
+fn agent(text: &str, environment: &Environment) -> Result<(String, PathBuf), Failure> {
+    if let Some((id, socket)) = text.split_once('=') {
+        return Ok((id.to_owned(), PathBuf::from(socket)));
+    }
+    let socket = environment.agent.clone().ok_or_else(|| {
+        Failure::text(Exit::Usage, format!("hand on the agent `{text}`: `SSH_AUTH_SOCK` is not set"))
+            .hint("start one with `eval $(ssh-agent)`, or name its socket: `--ssh ID=SOCKET`")
+    })?;
+    Ok((text.to_owned(), socket))
 }
 
 /// The services that were named, or all.

@@ -80,7 +80,7 @@ fn client(global: &Global, environment: &Environment, report: &Arc<dyn Report>) 
 async fn image(text: &str, store: &Store, client: &Client) -> Result<Image, Failure> {
     let platform = native();
     if let Some(dir) = text.strip_prefix("oci:") {
-        let image = store.import_layout(Path::new(dir), &platform);
+        let image = store.import_layout(Path::new(dir), None, &platform);
         return image.map_err(|error| Failure::new(Exit::Usage, &error));
     }
     if let Ok(digest) = text.parse::<Digest>() {

@@ -30,6 +30,8 @@ pub struct Environment {
     pub ci: bool,
     /// Whether host keys that nobody has vouched for are believed: `--accept-new`, since no variable says so.
     pub accept_new: bool,
+    /// The socket of the user's agent of keys.
+    pub agent: Option<PathBuf>,
     /// What the store may take, as the variable has it.
     pub store_budget: Option<String>,
     /// Where a test build aborts.
@@ -60,6 +62,7 @@ impl Environment {
             color: set("NO_COLOR").is_none(),
             ci: set("CI").is_some(),
             accept_new: false,
+            agent: set("SSH_AUTH_SOCK").map(PathBuf::from),
             store_budget: set("JIJI_STORE_BUDGET"),
             abort_at: set("JIJI_ABORT_AT"),
             lease_ms: set("JIJI_LEASE_MS").and_then(|text| text.parse().ok()),

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::Arc;
 
+use jiji_model::commit::Commit;
 use jiji_model::digest::Digest;
 use jiji_model::event::Record;
 use jiji_model::reference::Reference;
@@ -15,7 +16,9 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::ready;
 use super::workplace::Workplace;
-use crate::lockfile::{BaseKey, Lock, LockfileError, Target};
+use crate::build::execute::Canceller;
+use crate::build::git::{self, Repository};
+use crate::lockfile::{BaseKey, Lock, LockfileError, RepositoryKey, Target};
 use crate::registry::{Client, RegistryError};
 use crate::report::{Report, Summary};
 
@@ -38,15 +41,22 @@ pub async fn run(
         PinsCommand::Show | PinsCommand::Diff => None,
     };
     let changes = changes(&lock, name, &client, &place).await?;
-    let moved: Vec<&Change> = changes.iter().filter(|change| change.pinned != change.found).collect();
+    let moved: Vec<&Change> = changes.iter().filter(|change| change.has_moved()).collect();
     let update = matches!(command, PinsCommand::Update { .. });
     if update && !moved.is_empty() {
         let written = place.lock.update_build(|section| {
-            for Change { what, found, .. } in &changes {
-                match what {
-                    Pin::Base(key) => section.bases.insert(key.clone(), *found),
-                    Pin::Url(url) => section.urls.insert(url.clone(), *found),
-                };
+            for change in &changes {
+                match change.clone() {
+                    Change::Base { key, found, .. } => {
+                        section.bases.insert(key, found);
+                    }
+                    Change::Url { url, found, .. } => {
+                        section.urls.insert(url, found);
+                    }
+                    Change::Git { key, found, .. } => {
+                        section.repositories.insert(key, found);
+                    }
+                }
             }
         });
         written.map_err(|error| unreadable(&error))?;
@@ -64,7 +74,8 @@ pub async fn run(
     let mut out = String::new();
     for change in &moved {
         // Writing to a String does not fail.
-        let _ = writeln!(out, "{} {} → {}", change.what.name(), change.pinned, change.found);
+        let (pinned, found) = change.both();
+        let _ = writeln!(out, "{} {pinned} → {found}", change.name());
     }
     let _ = writeln!(
         out,
@@ -75,25 +86,58 @@ pub async fn run(
     Ok(exit)
 }
 
-/// Something that a registry or a server can be asked again.
-enum Pin {
-    Base(BaseKey),
-    Url(String),
+/// Something that a registry or a server was asked again.
+#[derive(Debug, Clone)]
+enum Change {
+    Base { key: BaseKey, pinned: Digest, found: Digest },
+    Url { url: String, pinned: Digest, found: Digest },
+    Git { key: RepositoryKey, pinned: Commit, found: Commit },
 }
 
-impl Pin {
+impl Change {
+    /// All that `jiji.lock` says, as if nothing had moved.
+    fn all(lock: &Lock) -> impl Iterator<Item = Self> {
+        let build = &lock.build;
+        let base =
+            |(key, pinned): (&BaseKey, &Digest)| Self::Base { key: key.clone(), pinned: *pinned, found: *pinned };
+        let url = |(url, pinned): (&String, &Digest)| Self::Url { url: url.clone(), pinned: *pinned, found: *pinned };
+        let git = |(key, pinned): (&RepositoryKey, &Commit)| Self::Git {
+            key: key.clone(),
+            pinned: pinned.clone(),
+            found: pinned.clone(),
+        };
+        build.bases.iter().map(base).chain(build.urls.iter().map(url)).chain(build.repositories.iter().map(git))
+    }
+
     fn name(&self) -> String {
         match self {
-            Self::Base(BaseKey { reference, platform }) => format!("{reference} ({platform})"),
-            Self::Url(url) => url.clone(),
+            Self::Base { key: BaseKey { reference, platform }, .. } => format!("{reference} ({platform})"),
+            Self::Url { url, .. } => url.clone(),
+            Self::Git { key, .. } => key.to_string(),
         }
+    }
+
+    /// What is pinned, and what was found.
+    fn both(&self) -> (String, String) {
+        match self {
+            Self::Base { pinned, found, .. } | Self::Url { pinned, found, .. } => {
+                (pinned.to_string(), found.to_string())
+            }
+            Self::Git { pinned, found, .. } => (pinned.to_string(), found.to_string()),
+        }
+    }
+
+    fn has_moved(&self) -> bool {
+        let (pinned, found) = self.both();
+        pinned != found
     }
 
     /// Whether a person means this one: by the whole name, or by a reference that says the same.
     fn is_meant(&self, name: &str) -> bool {
         match self {
-            Self::Url(url) => url == name,
-            Self::Base(BaseKey { reference, .. }) => {
+            Self::Url { url, .. } => url == name,
+            Self::Git { key, .. } => key.url == name || key.to_string() == name,
+            Self::Base { key: BaseKey { reference, .. }, .. } => {
                 let meant = |text: &str| text.parse::<Reference>().ok();
                 let same = |one: Reference, other: Reference| {
                     (&one.registry, &one.repository) == (&other.registry, &other.repository)
@@ -103,52 +147,63 @@ impl Pin {
             }
         }
     }
-}
 
-struct Change {
-    what: Pin,
-    pinned: Digest,
-    found: Digest,
-}
-
-impl Change {
     fn fields(&self) -> Value {
-        match &self.what {
-            Pin::Base(BaseKey { reference, platform }) => json!({
+        match self {
+            Self::Base { key: BaseKey { reference, platform }, pinned, found } => json!({
                 "kind": "base", "reference": reference, "platform": platform.to_string(),
-                "pinned": self.pinned, "found": self.found,
+                "pinned": pinned, "found": found,
             }),
-            Pin::Url(url) => json!({"kind": "url", "url": url, "pinned": self.pinned, "found": self.found}),
+            Self::Url { url, pinned, found } => json!({"kind": "url", "url": url, "pinned": pinned, "found": found}),
+            Self::Git { key: RepositoryKey { url, reference }, pinned, found } => {
+                json!({"kind": "git", "url": url, "ref": reference, "pinned": pinned, "found": found})
+            }
         }
     }
 }
 
 /// Asks what everything that is meant has now.
 async fn changes(lock: &Lock, name: Option<&str>, client: &Client, place: &Workplace) -> Result<Vec<Change>, Failure> {
-    let bases = lock.build.bases.iter().map(|(key, digest)| (Pin::Base(key.clone()), *digest));
-    let urls = lock.build.urls.iter().map(|(url, digest)| (Pin::Url(url.clone()), *digest));
-    let all: Vec<(Pin, Digest)> = bases.chain(urls).collect();
-    let known: Vec<String> = all.iter().map(|(pin, _)| format!("`{}`", pin.name())).collect();
-    let wanted: Vec<_> = all.into_iter().filter(|(pin, _)| name.is_none_or(|name| pin.is_meant(name))).collect();
+    let all: Vec<Change> = Change::all(lock).collect();
+    let known: Vec<String> = all.iter().map(|change| format!("`{}`", change.name())).collect();
+    let wanted: Vec<_> = all.into_iter().filter(|change| name.is_none_or(|name| change.is_meant(name))).collect();
     if let (Some(name), true) = (name, wanted.is_empty()) {
         let hint = match known.is_empty() {
-            true => "jiji.lock pins no image and no URL".to_owned(),
+            true => "jiji.lock pins no image, no URL and no repository".to_owned(),
             false => format!("there are {}", known.join(", ")),
         };
         return Err(Failure::text(Exit::Usage, format!("find `{name}` in jiji.lock")).hint(hint));
     }
     let mut changes = Vec::with_capacity(wanted.len());
-    for (what, pinned) in wanted {
-        let found = match &what {
-            Pin::Base(BaseKey { reference, platform }) => {
+    for mut change in wanted {
+        match &mut change {
+            Change::Base { key: BaseKey { reference, platform }, found, .. } => {
                 let reference: Reference = reference.parse().map_err(|error| Failure::new(Exit::Usage, &error))?;
-                client.resolve(&reference, platform).await.map_err(refused)?
+                *found = client.resolve(&reference, platform).await.map_err(refused)?;
             }
-            Pin::Url(url) => client.download(url, &place.store).await.map_err(refused)?.0,
-        };
-        changes.push(Change { what, pinned, found });
+            Change::Url { url, found, .. } => *found = client.download(url, &place.store).await.map_err(refused)?.0,
+            Change::Git { key, found, .. } => *found = commit(key.clone(), place).await?,
+        }
+        changes.push(change);
     }
     Ok(changes)
+}
+
+/// The commit that a repository has now.
+async fn commit(key: RepositoryKey, place: &Workplace) -> Result<Commit, Failure> {
+    let store = place.store.clone();
+    let asked = tokio::task::spawn_blocking(move || {
+        let repository = Repository { url: key.url, reference: key.reference, directory: None };
+        git::resolve(&repository, &store, &Canceller::new()?)
+    });
+    let asked = asked.await.map_err(|_| Failure::text(Exit::Internal, "ask a repository: a thread ended"))?;
+    asked.map_err(|error| {
+        let failure = Failure::new(Exit::Registry, &error);
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    })
 }
 
 fn refused(error: RegistryError) -> Failure {
@@ -168,7 +223,7 @@ fn show(global: &Global, lock: &Lock, report: &Arc<dyn Report>) -> Result<Exit, 
         return Ok(Exit::Done);
     }
     let mut out = String::new();
-    let mut line = |kind: &str, name: &str, digest: &Digest| {
+    let mut line = |kind: &str, name: &str, digest: &dyn std::fmt::Display| {
         let _ = writeln!(out, "{kind:<7} {name:<50} {digest}");
     };
     for (BaseKey { reference, platform }, digest) in &lock.build.bases {
@@ -182,6 +237,9 @@ fn show(global: &Global, lock: &Lock, report: &Arc<dyn Report>) -> Result<Exit, 
     }
     for (url, digest) in &lock.build.urls {
         line("url", url, digest);
+    }
+    for (key, commit) in &lock.build.repositories {
+        line("git", &key.to_string(), commit);
     }
     for (name, pin) in &lock.plugins {
         line("plugin", name.as_str(), &pin.digest);
@@ -206,6 +264,8 @@ fn list(lock: &Lock) -> Vec<Value> {
         ),
     );
     pins.extend(build.urls.iter().map(|(url, digest)| json!({"kind": "url", "url": url, "digest": digest})));
+    let git = |(RepositoryKey { url, reference }, commit): (&RepositoryKey, &Commit)| json!({"kind": "git", "url": url, "ref": reference, "commit": commit});
+    pins.extend(build.repositories.iter().map(git));
     for (name, pin) in &lock.plugins {
         pins.push(json!({"kind": "plugin", "name": name, "digest": pin.digest}));
         pins.extend(pin.images.iter().map(base));

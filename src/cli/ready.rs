@@ -16,7 +16,7 @@ use crate::apply::{self, Cancel};
 use crate::registry::{Client, Credentials, Setup};
 use crate::report::Report;
 use crate::secrets::Secrets;
-use crate::ship::Ship;
+use crate::ship::{Given, Ship};
 
 /// Hands events on to whoever shows them, since a trait object of one trait is none of another here.
 struct Shown(Arc<dyn Report>);
@@ -71,6 +71,7 @@ pub fn ship_with(
         renew: false,
         explain: false,
         push: true,
+        given: Given { agent: environment.agent.clone(), ..Given::default() },
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         clock: server::clock,
         sink: sink(report),

@@ -191,6 +191,14 @@ static BUILD: Object = Object {
         field("args", Shape::Map { keys: "build arguments", values: &Shape::Text }, "build arguments"),
         field("target", Shape::Text, "the stage to build instead of the last"),
         field("secrets", TEXTS, "names of secrets that `RUN --mount=type=secret` may ask for").also(&["secret"]),
+        field(
+            "contexts",
+            Shape::Map { keys: "contexts by name", values: &Shape::Text },
+            "what names stand for in FROM, `COPY --from` and `RUN --mount=from=`: a directory of the project, `docker-image://REFERENCE` or \
+             `oci-layout://DIRECTORY[:TAG]`",
+        )
+        .also(&["additional_contexts", "build_contexts"]),
+        field("ssh", TEXTS, "ids of agents that `RUN --mount=type=ssh` may ask to sign; the agent is that of `SSH_AUTH_SOCK`"),
     ],
 };
 

@@ -37,7 +37,7 @@ environment:
   secrets: [SENTRY_DSN]
 services:
   web:
-    build: { context: ., dockerfile: deploy/Dockerfile, target: prod, args: { VERSION: 1.10 }, secrets: [NPM_TOKEN] }
+    build: { context: ., dockerfile: deploy/Dockerfile, target: prod, args: { VERSION: 1.10 }, secrets: [NPM_TOKEN], contexts: { shared: libs/shared, base: docker-image://debian:12 }, ssh: [default] }
     hosts: [fra1, fra2]
     environment:
       clear: { PORT: 3000, LEVEL: "${LEVEL:-debug}", DEBUG: false }

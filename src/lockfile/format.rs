@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::Path;
 
+use jiji_model::commit::Commit;
 use jiji_model::digest::Digest;
 use jiji_model::image::{LAYER_FORMAT, Platform};
 use jiji_model::name::{PluginName, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use super::{BaseKey, BuildSection, Lock, LockfileError, PluginPin, RunKey, Target, VERSION};
+use super::{BaseKey, BuildSection, Lock, LockfileError, PluginPin, RepositoryKey, RunKey, Target, VERSION};
 
 const HEADER: &str = "\
 # Written by jiji. Commit it: it is what makes every machine build and run the same bytes.
@@ -37,6 +38,8 @@ struct Document {
     runs: Vec<Run>,
     #[serde(default, rename = "url", skip_serializing_if = "Vec::is_empty")]
     urls: Vec<Url>,
+    #[serde(default, rename = "git", skip_serializing_if = "Vec::is_empty")]
+    repositories: Vec<Repository>,
     #[serde(default, rename = "plugin", skip_serializing_if = "Vec::is_empty")]
     plugins: Vec<Plugin>,
 }
@@ -78,6 +81,15 @@ struct Run {
 struct Url {
     url: String,
     digest: Digest,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Repository {
+    url: String,
+    #[serde(default, rename = "ref", skip_serializing_if = "Option::is_none")]
+    reference: Option<String>,
+    commit: Commit,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -141,6 +153,9 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Lock, LockfileError> {
     }
     for Url { url, digest } in document.urls {
         insert_once(&mut build.urls, url, digest, "url", path)?;
+    }
+    for Repository { url, reference, commit } in document.repositories {
+        insert_once(&mut build.repositories, RepositoryKey { url, reference }, commit, "git", path)?;
     }
     let mut plugins = BTreeMap::new();
     for Plugin { name, source, version, digest, world, grants, images } in document.plugins {
@@ -219,6 +234,13 @@ pub(super) fn render(lock: &Lock, path: &Path) -> Result<String, LockfileError> 
             })
             .collect(),
         urls: lock.build.urls.iter().map(|(url, digest)| Url { url: url.clone(), digest: *digest }).collect(),
+        repositories: (lock.build.repositories.iter())
+            .map(|(RepositoryKey { url, reference }, commit)| Repository {
+                url: url.clone(),
+                reference: reference.clone(),
+                commit: commit.clone(),
+            })
+            .collect(),
         plugins,
     };
     let body = toml::to_string(&document).expect("tables come after values in every type of the document");
@@ -263,6 +285,15 @@ fn toml_of(value: &serde_json::Value) -> Result<toml::Value, &'static str> {
 impl Display for BaseKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} on {}", self.reference, self.platform)
+    }
+}
+
+impl Display for RepositoryKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.reference {
+            Some(reference) => write!(f, "{}#{reference}", self.url),
+            None => f.write_str(&self.url),
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 //! what [`crate::build`] and [`crate::plugin`] resolved.
 //!
 //! # Format, version 1
-//! TOML with `version = 1`, `layer-format = N` and the arrays `[[base]]`, `[[image]]`, `[[run]]` and `[[plugin]]`; every key that is not
+//! TOML with `version = 1`, `layer-format = N` and the arrays `[[base]]`, `[[image]]`, `[[run]]`, `[[url]]`, `[[git]]` and `[[plugin]]`; every key that is not
 //! named in [`format`](self) is refused, as are newer versions, so that an older jiji never drops what a newer one wrote.
 //! Entries are sorted, and equal content has equal bytes. The fixtures in `fixtures/` are read by every later version.
 
@@ -18,6 +18,7 @@ mod format;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use jiji_model::commit::Commit;
 use jiji_model::digest::Digest;
 use jiji_model::image::Platform;
 use jiji_model::name::{PluginName, ServiceName};
@@ -46,6 +47,8 @@ pub struct BuildSection {
     pub bases: BTreeMap<BaseKey, Digest>,
     /// URLs that ADD names, and what they had: the SHA-256 of the file.
     pub urls: BTreeMap<String, Digest>,
+    /// Repositories that ADD names, and the commits that they were resolved to.
+    pub repositories: BTreeMap<RepositoryKey, Commit>,
     /// The manifest digest that each target had when it was built last.
     pub images: BTreeMap<Target, Digest>,
     /// What each RUN step gave: the diff ID of its layer, by the step's key.
@@ -77,6 +80,15 @@ pub struct BaseKey {
     pub reference: String,
     /// The platform.
     pub platform: Platform,
+}
+
+/// A repository, as ADD spells it, and what of it is meant.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RepositoryKey {
+    /// Where it is.
+    pub url: String,
+    /// A branch or tag; none for what the repository itself takes.
+    pub reference: Option<String>,
 }
 
 /// What is built: a service of the project in one environment, on one platform.

@@ -113,6 +113,18 @@ impl Ship {
             context,
             args: build.args.clone(),
             secrets,
+            ssh: build
+                .ssh
+                .iter()
+                .filter_map(|id| Some((id.clone(), self.given.agents.get(id).or(self.given.agent.as_ref())?.clone())))
+                .chain(self.given.agents.clone())
+                .collect(),
+            contexts: build
+                .contexts
+                .iter()
+                .map(|(name, context)| (name.clone(), context.clone().below(&self.root)))
+                .chain(self.given.contexts.clone())
+                .collect(),
             stage: build.target.clone(),
             platform: platform.clone(),
             epoch: DEFAULT_EPOCH,

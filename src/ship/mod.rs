@@ -25,7 +25,7 @@ use std::sync::Arc;
 use jiji_model::event::Sink;
 use jiji_model::image::{Image, Platform};
 use jiji_model::name::{HostName, ServiceName};
-use jiji_model::project::Project;
+use jiji_model::project::{NamedContext, Project};
 use jiji_store::Store;
 
 use crate::apply::{self, Cancel, Settled};
@@ -72,12 +72,25 @@ pub struct Ship {
     pub explain: bool,
     /// Whether to push to the project's registry.
     pub push: bool,
+    /// What builds are given besides.
+    pub given: Given,
     /// How many cores to build on.
     pub threads: usize,
     /// This machine's clock in milliseconds since 1970, to tell how far those of hosts are off.
     pub clock: fn() -> u64,
     /// Who watches.
     pub sink: Arc<dyn Sink>,
+}
+
+/// What builds are given besides what the configuration says: by the command line and by whoever builds.
+#[derive(Debug, Clone, Default)]
+pub struct Given {
+    /// What names stand for, before those of the configuration.
+    pub contexts: BTreeMap<String, NamedContext>,
+    /// Sockets of agents, by their ids.
+    pub agents: BTreeMap<String, PathBuf>,
+    /// The agent of whoever builds, for the ids that the configuration names.
+    pub agent: Option<PathBuf>,
 }
 
 /// Where the images of a ship come from.

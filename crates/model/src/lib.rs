@@ -6,6 +6,7 @@
 //! | room | what it holds |
 //! | --- | --- |
 //! | [`digest`] | SHA-256 names of content |
+//! | [`commit`] | names of commits of git repositories |
 //! | [`name`] | names that were checked once at the edge and are trusted after |
 //! | [`reference`] | where an image is to be had: registry, repository, tag or digest |
 //! | [`secret`] | values that cannot be printed |
@@ -21,6 +22,7 @@
 //! | [`log`] | logs made short, for evidence |
 //! | [`event`] | the envelope of everything that people and machines watch |
 
+pub mod commit;
 pub mod digest;
 pub mod event;
 pub mod image;

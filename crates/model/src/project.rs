@@ -4,10 +4,14 @@
 //! and holds no secret value, only names of secrets.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::name::{AbsPath, HostName, PluginName, ProjectName, SecretName, ServiceName};
+use crate::reference::Reference;
 
 /// One project in one environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -281,6 +285,117 @@ pub struct Build {
     /// Secrets that `RUN --mount=type=secret` may ask for by their names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretName>,
+    /// What names stand for in FROM, `COPY --from` and `RUN --mount=from=`. Directories are relative to the project's root.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub contexts: BTreeMap<String, NamedContext>,
+    /// Agents that `RUN --mount=type=ssh` may ask to sign, by their ids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh: Vec<String>,
+}
+
+/// What a name stands for in a Dockerfile, written as Docker writes it (`--build-context NAME=…`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum NamedContext {
+    /// A directory: its files as COPY makes them.
+    Directory(PathBuf),
+    /// An image of a registry: `docker-image://REFERENCE`.
+    Image(String),
+    /// An image in a directory that is an OCI image layout: `oci-layout://DIRECTORY[:TAG][@DIGEST]`.
+    Layout {
+        /// The directory.
+        directory: PathBuf,
+        /// Which of its images, by tag or digest.
+        version: Option<String>,
+    },
+}
+
+/// A text that says no context.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is no context: expected a directory, `docker-image://REFERENCE` or `oci-layout://DIRECTORY[:TAG]`")]
+pub struct ParseContextError {
+    /// The text.
+    pub text: String,
+}
+
+impl NamedContext {
+    /// The same, with its directory below another.
+    #[must_use]
+    pub fn below(self, root: &Path) -> Self {
+        match self {
+            Self::Directory(directory) => Self::Directory(root.join(directory)),
+            Self::Layout { directory, version } => Self::Layout { directory: root.join(directory), version },
+            Self::Image(reference) => Self::Image(reference),
+        }
+    }
+
+    /// The directory that it is in, if it is in one.
+    pub fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::Directory(directory) | Self::Layout { directory, .. } => Some(directory),
+            Self::Image(_) => None,
+        }
+    }
+}
+
+impl FromStr for NamedContext {
+    type Err = ParseContextError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refused = || ParseContextError { text: text.chars().take(80).collect() };
+        let good = !text.is_empty() && text.len() <= 4096 && !text.chars().any(char::is_control);
+        match text.split_once("://") {
+            _ if !good => Err(refused()),
+            // Docker knows these as well: another target, a repository.
+            None if text.starts_with("target:") || text.starts_with("git@") => Err(refused()),
+            None => Ok(Self::Directory(PathBuf::from(text))),
+            Some(("docker-image", reference)) if reference.parse::<Reference>().is_ok() => {
+                Ok(Self::Image(reference.to_owned()))
+            }
+            Some(("oci-layout", rest)) => {
+                let (rest, digest) = match rest.split_once('@') {
+                    Some((rest, digest)) => (rest, Some(digest)),
+                    None => (rest, None),
+                };
+                let name = rest.rsplit('/').next().unwrap_or_default();
+                let (directory, tag) = match name.split_once(':') {
+                    Some((_, tag)) => (&rest[..rest.len() - tag.len() - 1], Some(tag)),
+                    None => (rest, None),
+                };
+                if directory.is_empty() || digest.is_some_and(|digest| digest.parse::<Digest>().is_err()) {
+                    return Err(refused());
+                }
+                let version = digest.or(tag).map(str::to_owned);
+                Ok(Self::Layout { directory: PathBuf::from(directory), version })
+            }
+            Some(_) => Err(refused()),
+        }
+    }
+}
+
+impl TryFrom<String> for NamedContext {
+    type Error = ParseContextError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<NamedContext> for String {
+    fn from(context: NamedContext) -> Self {
+        match context {
+            NamedContext::Directory(directory) => directory.display().to_string(),
+            NamedContext::Image(reference) => format!("docker-image://{reference}"),
+            NamedContext::Layout { directory, version } => {
+                let directory = directory.display();
+                match version {
+                    None => format!("oci-layout://{directory}"),
+                    Some(digest) if digest.starts_with("sha256:") => format!("oci-layout://{directory}@{digest}"),
+                    Some(tag) => format!("oci-layout://{directory}:{tag}"),
+                }
+            }
+        }
+    }
 }
 
 /// A service's environment variables.

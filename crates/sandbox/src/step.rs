@@ -82,13 +82,18 @@ pub struct Mount {
 pub enum Source {
     /// This directory of the machine itself: what the step writes stays in it.
     Directory(PathBuf),
-    /// A file or directory of unpacked layers, lowest first: what the step writes goes nowhere.
+    /// A file or directory of unpacked layers, lowest first.
     Layers {
         /// The layers, at least one.
         layers: Vec<PathBuf>,
         /// Seen from their root; links in it lead where they lead there.
         path: PathBuf,
+        /// A directory that keeps what the step writes, for the next step that mounts the same layers with it. Only one step may use it at
+        /// once. Without one, what the step writes goes nowhere.
+        keep: Option<PathBuf>,
     },
+    /// A socket of this machine, by its path.
+    Socket(PathBuf),
     /// An empty directory in memory.
     Memory {
         /// How much may be written to it, in bytes; half of the machine's memory where nothing is said.

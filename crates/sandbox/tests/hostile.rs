@@ -223,7 +223,7 @@ fn names_of_sockets_that_are_no_files_are_not_the_machines() {
          connect(S, pack_sockaddr_un(\"\\0{name}\")) or die \"refused\\n\"; print \"through\\n\"' 2>&1; \
          perl -e 'use Socket; socketpair(A, B, AF_UNIX, SOCK_STREAM, 0) and print \"a pair\\n\"'"
     );
-    let usr = Source::Layers { layers: vec!["/usr".into()], path: "/".into() };
+    let usr = Source::Layers { layers: vec!["/usr".into()], path: "/".into(), keep: None };
     let mounts = vec![Mount { target: "/usr".into(), source: usr, read_only: true }];
     for network in [Network::None, Network::Machine] {
         let step = Step { network, mounts: mounts.clone(), ..image.step(&script) };

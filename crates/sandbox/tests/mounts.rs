@@ -14,7 +14,7 @@ fn mount(target: &str, source: Source, read_only: bool) -> Mount {
 }
 
 fn layers(layers: &[PathBuf], path: &str) -> Source {
-    Source::Layers { layers: layers.to_vec(), path: path.into() }
+    Source::Layers { layers: layers.to_vec(), path: path.into(), keep: None }
 }
 
 fn file(text: &str, mode: u32) -> Source {
@@ -61,6 +61,38 @@ fn what_is_mounted_is_seen_and_is_no_change() {
     assert_eq!(ran.changed, ["+ told"]);
     assert_eq!(fs::read_to_string(cache.join("x")).expect("kept"), "kept\n");
     assert!(!other.join("data/z").exists() && !image.base("in").exists());
+}
+
+#[test]
+fn what_is_kept_of_another_image_is_there_for_the_next_step() {
+    needs_root!();
+    let image = Image::new();
+    let other = other(&image);
+    let keep = image.dir.path().join("keep");
+    fs::create_dir(&keep).expect("created");
+    let source = || Source::Layers { layers: vec![other.clone()], path: "/data".into(), keep: Some(keep.clone()) };
+    let run =
+        |script: &str| image.run(&with(&image, script, vec![mount("/in", source(), false)])).expect("the step begins");
+    let ran = run("cat /in/one; echo new > /in/one; rm -r /in/sub; mkdir /in/made; chown 7 /in/made");
+    assert_eq!((ran.exit, ran.out.as_str(), ran.changed.len()), (Exit::Code(0), "one\n", 0), "{}", ran.err);
+    let ran = run("ls /in; cat /in/one; stat -c %u /in/made");
+    assert_eq!((ran.out.as_str(), ran.changed.len()), ("made\none\nnew\n7\n", 0), "{}", ran.err);
+    assert_eq!(fs::read_to_string(other.join("data/one")).expect("there"), "one\n");
+}
+
+#[test]
+fn a_socket_of_the_machine_can_be_mounted() {
+    needs_root!();
+    let image = Image::new();
+    let socket = image.dir.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+    let mounts = vec![mount("/run/agent", Source::Socket(socket.clone()), true)];
+    let ran = image.run(&with(&image, "[ -S /run/agent ] && echo there", mounts)).expect("begins");
+    assert_eq!((ran.out.as_str(), ran.changed.len()), ("there\n", 0), "{}", ran.err);
+    fs::remove_file(&socket).expect("removed");
+    fs::write(&socket, "").expect("written");
+    let refused = image.run(&with(&image, "true", vec![mount("/run/agent", Source::Socket(socket), true)])).err();
+    assert!(matches!(refused, Some(RunError::Failed(Failure::System { .. }))), "{refused:?}");
 }
 
 #[test]

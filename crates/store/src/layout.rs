@@ -1,6 +1,7 @@
 //! Writing an image as a directory that other tools read, and reading one: the OCI image layout (image-spec, image-layout.md).
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 
 use jiji_model::digest::{Digest, canonical_json};
@@ -10,6 +11,9 @@ use serde_json::{Value, json};
 use crate::{Store, StoreError, failed, place};
 
 const MARK: &str = "oci-layout";
+
+/// The longest index or manifest that is read, in bytes (distribution-spec, "Pushing Manifests").
+const INDEX_LIMIT: u64 = 4 << 20;
 
 impl Store {
     /// Writes an image to `dir` as an OCI image layout, with `reference` as its name there.
@@ -54,15 +58,28 @@ impl Store {
 }
 
 impl Store {
-    /// Takes an image out of an OCI image layout: the one for `platform`, or the only one. Every blob is checked.
+    /// Takes an image out of an OCI image layout: the one for `platform`, or the only one; of those that `version` names, a tag or a digest, if
+    /// there is one. Every blob is checked.
     ///
     /// # Errors
     /// [`StoreError::NoImage`] where the directory holds none, [`StoreError::Mismatch`], [`StoreError::Io`].
-    pub fn import_layout(&self, dir: &Path, platform: &Platform) -> Result<Image, StoreError> {
+    pub fn import_layout(&self, dir: &Path, version: Option<&str>, platform: &Platform) -> Result<Image, StoreError> {
         let none = |reason: &str| StoreError::NoImage { path: dir.to_owned(), reason: reason.to_owned() };
-        let read = |path: &Path| fs::read(path).map_err(failed("read", path));
+        let read = |path: &Path| {
+            let file = fs::File::open(path).map_err(failed("open", path))?;
+            let mut bytes = Vec::new();
+            file.take(INDEX_LIMIT + 1).read_to_end(&mut bytes).map_err(failed("read", path))?;
+            if bytes.len() as u64 > INDEX_LIMIT { Err(none("its index is longer than 4 MiB")) } else { Ok(bytes) }
+        };
         let parse = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).map_err(|error| none(&error.to_string()));
         let mut index = parse(&read(&dir.join("index.json"))?)?;
+        if let (Some(version), Some(list)) = (version, index.get_mut("manifests").and_then(Value::as_array_mut)) {
+            let tag = |entry: &Value| entry.pointer("/annotations/org.opencontainers.image.ref.name").cloned();
+            list.retain(|entry| tag(entry).is_some_and(|tag| tag == version) || entry["digest"] == version);
+            if list.is_empty() {
+                return Err(none(&format!("it has no image `{version}`")));
+            }
+        }
         // An index may name indexes; nobody nests them deeply.
         for _ in 0..4 {
             let list = index.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -75,6 +92,9 @@ impl Store {
             let chosen = descriptor(chosen.ok_or_else(|| none("it has no image for this platform"))?);
             let manifest = chosen.ok_or_else(|| none("its index names no digest"))?;
             let size = self.import(dir, &manifest.digest)?;
+            if size > INDEX_LIMIT {
+                return Err(none("its manifest is longer than 4 MiB"));
+            }
             let bytes = self.read(&manifest.digest, size)?;
             let value = parse(&bytes)?;
             if value.get("manifests").is_some() {
@@ -175,15 +195,20 @@ mod tests {
         let manifest = json!({"config": image.config, "layers": image.layers});
         let manifest = blob(&store, MANIFEST, &canonical_json(&manifest_of(&manifest)));
         let whole = Image { manifest, ..image.clone() };
+        let whole_digest = whole.manifest.digest;
         let layout = dir.path().join("layout");
         store.export_layout(&whole, &layout, None).expect("exported");
-        let found = other.import_layout(&layout, &Platform::linux_amd64()).expect("imported");
+        let found = other.import_layout(&layout, None, &Platform::linux_amd64()).expect("imported");
         assert_eq!(found, Image { repository: "layout".to_owned(), ..whole });
         for blob in found.blobs() {
             assert_eq!(other.has(&blob.digest).expect("looked"), Some(blob.size));
         }
-        let nothing = other.import_layout(&layout, &Platform::linux_arm64());
+        let nothing = other.import_layout(&layout, None, &Platform::linux_arm64());
         assert_eq!(nothing.expect("the only one is taken").layers, found.layers);
+        let by_digest = whole_digest.to_string();
+        assert!(other.import_layout(&layout, Some(&by_digest), &Platform::linux_amd64()).is_ok());
+        let unknown = other.import_layout(&layout, Some("v2"), &Platform::linux_amd64());
+        assert!(matches!(unknown, Err(StoreError::NoImage { .. })), "{unknown:?}");
         fs::write(dir.path().join("precious"), "").expect("written");
         assert!(matches!(store.export_layout(&image, dir.path(), None), Err(StoreError::NotALayout { .. })));
     }

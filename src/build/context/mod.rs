@@ -65,12 +65,12 @@ impl ContextError {
     }
 }
 
-/// Looks at a context directory. `dockerfile` is the Dockerfile's path; an ignore file beside it, named as it is with `.dockerignore`
-/// added, counts instead of the context's own.
+/// Looks at a context directory. `dockerfile` is the Dockerfile's path, if there is one; an ignore file beside it, named as it is with
+/// `.dockerignore` added, counts instead of the context's own.
 ///
 /// # Errors
 /// When something in it cannot be looked at. Contents are not read yet.
-pub fn read(root: &Path, dockerfile: &Path) -> Result<Tree, ContextError> {
+pub fn read(root: &Path, dockerfile: Option<&Path>) -> Result<Tree, ContextError> {
     let metadata = fs::metadata(root).map_err(|source| ContextError::Read { path: root.to_owned(), source })?;
     if !metadata.is_dir() {
         return Err(ContextError::NotADirectory { path: root.to_owned() });
@@ -81,10 +81,13 @@ pub fn read(root: &Path, dockerfile: &Path) -> Result<Tree, ContextError> {
     Ok(Tree::new(entries))
 }
 
-fn ignore_file(root: &Path, dockerfile: &Path) -> Result<Ignore, ContextError> {
-    let mut beside = dockerfile.as_os_str().to_owned();
-    beside.push(".dockerignore");
-    for file in [PathBuf::from(beside), root.join(".dockerignore")] {
+fn ignore_file(root: &Path, dockerfile: Option<&Path>) -> Result<Ignore, ContextError> {
+    let beside = dockerfile.map(|dockerfile| {
+        let mut beside = dockerfile.as_os_str().to_owned();
+        beside.push(".dockerignore");
+        PathBuf::from(beside)
+    });
+    for file in beside.into_iter().chain([root.join(".dockerignore")]) {
         match read_small(&file, IGNORE_LIMIT) {
             Ok(text) => {
                 return Ignore::parse(&String::from_utf8_lossy(&text))

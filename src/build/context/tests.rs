@@ -110,7 +110,7 @@ fn a_context_says_nothing_about_the_checkout() {
     mode("src", 0o700);
     let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).expect("bound");
 
-    let tree = read(root, &root.join("Dockerfile")).expect("a context");
+    let tree = read(root, Some(&root.join("Dockerfile"))).expect("a context");
     let seen: Vec<String> =
         tree.entries().map(|(path, found)| format!("{path} {:o} {:?}", found.entry.mode, found.entry.node)).collect();
     assert_eq!(
@@ -137,7 +137,7 @@ fn an_ignore_file_beside_the_dockerfile_counts_instead_of_the_contexts() {
     fs::write(root.join("docker/web.dockerignore"), "b\ndocker\n!docker/web").expect("written");
     fs::write(root.join("a"), "").expect("written");
     fs::write(root.join("b"), "").expect("written");
-    let tree = read(root, &root.join("docker/web")).expect("a context");
+    let tree = read(root, Some(&root.join("docker/web"))).expect("a context");
     let seen: Vec<String> = tree.entries().map(|(path, _)| path.to_string()).collect();
     assert_eq!(seen, ["/.dockerignore", "/a", "/docker", "/docker/web"]);
 }
@@ -147,10 +147,10 @@ fn a_context_that_cannot_be_read_says_where() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("file");
     fs::write(&file, "").expect("written");
-    assert!(matches!(read(&file, &file), Err(ContextError::NotADirectory { .. })));
-    let error = read(&dir.path().join("nothing"), &file).expect_err("nothing there");
+    assert!(matches!(read(&file, Some(&file)), Err(ContextError::NotADirectory { .. })));
+    let error = read(&dir.path().join("nothing"), Some(&file)).expect_err("nothing there");
     assert!(error.to_string().contains("nothing"), "{error}");
     fs::write(dir.path().join(".dockerignore"), "ok\n[").expect("written");
-    let error = read(dir.path(), &file).expect_err("a bad rule");
+    let error = read(dir.path(), Some(&file)).expect_err("a bad rule");
     assert!(error.to_string().contains(".dockerignore:2"), "{error}");
 }

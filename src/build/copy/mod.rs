@@ -352,7 +352,7 @@ fn take_with_parents(from: &Tree, directory: &TarPath, text: &str, place: &str) 
 }
 
 /// Takes what is excluded out of a source. False where nothing of it is left.
-fn leave_out(exclude: &Ignore, one: &mut Selected) -> bool {
+pub(in crate::build) fn leave_out(exclude: &Ignore, one: &mut Selected) -> bool {
     if !one.top.is_directory() {
         return !exclude.leaves_out(&TarPath::normal(&one.name)) && !exclude.leaves_out(&one.path);
     }

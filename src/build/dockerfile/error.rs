@@ -211,12 +211,6 @@ pub enum Problem {
         /// What the Dockerfile says about it.
         message: String,
     },
-    /// ADD of a git repository.
-    #[error("ADD of the repository `{source_name}` is not supported")]
-    AddRepository {
-        /// What was to be added.
-        source_name: String,
-    },
     /// A stage's name that cannot be one.
     #[error("stage name `{name}` cannot be used: expected a-z, then a-z, 0-9, `-`, `_` and `.`; not `scratch`")]
     StageName {
@@ -239,9 +233,6 @@ impl Problem {
             Self::UnknownInstruction { .. } => "a line that goes on needs a backslash at the end of the line before it",
             Self::UnsupportedFlag { flag, .. } if flag.starts_with("--network") => {
                 "`RUN --network=default` has the network, runs once, and jiji.lock says what it gave"
-            }
-            Self::AddRepository { .. } => {
-                "ADD an archive of one commit by its URL, or make the repository a submodule of the context and COPY it"
             }
             Self::OpenHeredoc { .. } => "the delimiter must stand alone on its line, without blanks around it",
             Self::NotAPair { .. } => "put the value in quotation marks where it has blanks",

@@ -148,6 +148,8 @@ pub struct Copy {
     pub unpack: Option<bool>,
     /// `--checksum` of ADD, to be read after variables are replaced.
     pub checksum: Option<Word>,
+    /// `--keep-git-dir` of ADD.
+    pub keep_git: bool,
     /// What is copied, at least one.
     pub sources: Vec<Source>,
     /// Where to.
@@ -555,8 +557,8 @@ impl<'a> Reader<'a> {
         let exclude = self.repeated("exclude")?;
         let known: &[&str] = if add { &["chown", "chmod", "checksum"] } else { &["from", "chown", "chmod"] };
         let unpack = if add { self.switch("unpack")? } else { None };
-        let unsupported: &[&str] = if add { &["keep-git-dir"] } else { &[] };
-        let mut flags = self.flags(known, unsupported)?;
+        let keep_git = add && self.switch("keep-git-dir")?.unwrap_or(false);
+        let mut flags = self.flags(known, &[])?;
         let mut list = self.json_or_list("a source and a destination")?;
         let destination = list.pop().ok_or_else(|| self.missing("a source and a destination"))?;
         if list.is_empty() {
@@ -580,9 +582,6 @@ impl<'a> Reader<'a> {
                 }));
                 continue;
             }
-            if add && is_repository(&word.text) {
-                return Err((word.at, Problem::AddRepository { source_name: word.text }));
-            }
             sources.push(Source::Path(word));
         }
         Ok(Copy {
@@ -594,6 +593,7 @@ impl<'a> Reader<'a> {
             exclude,
             unpack,
             checksum: flags.remove("checksum"),
+            keep_git,
             sources,
             destination,
         })

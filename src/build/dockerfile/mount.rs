@@ -25,6 +25,8 @@ pub enum MountKind {
     },
     /// A directory that outlives the build.
     Cache {
+        /// What it begins with: a stage's name or number, or an image, and a path there; none for nothing.
+        from: Option<(String, String)>,
         /// Its name.
         id: String,
         /// What happens where two steps want it at once.
@@ -52,6 +54,17 @@ pub enum MountKind {
         /// The file's mode.
         mode: u32,
         /// The file's owner and group.
+        owner: (u32, u32),
+    },
+    /// A socket of an agent that signs with keys which the step never sees.
+    Ssh {
+        /// Its name.
+        id: String,
+        /// Whether its absence is an error.
+        required: bool,
+        /// The socket's mode.
+        mode: u32,
+        /// The socket's owner and group.
         owner: (u32, u32),
     },
 }
@@ -172,8 +185,8 @@ impl Options {
             ("size", self.size.is_some(), kind == "tmpfs"),
             ("required", self.required.is_some(), matches!(kind, "secret" | "ssh")),
             ("env", self.env.is_some(), kind == "secret"),
-            ("from", self.from.is_some(), kind == "bind"),
-            ("source", self.source.is_some(), matches!(kind, "bind" | "secret")),
+            ("from", self.from.is_some(), matches!(kind, "bind" | "cache")),
+            ("source", self.source.is_some(), matches!(kind, "bind" | "cache" | "secret")),
         ] {
             if given && !allowed {
                 return Err(refused(option, "a mount of this type does not have it"));
@@ -193,7 +206,15 @@ impl Options {
                 let target = needed()?;
                 let id = self.id.unwrap_or_else(|| target.clone());
                 let sharing = self.sharing.unwrap_or(Sharing::Shared);
-                (target, MountKind::Cache { id, sharing, mode: self.mode.unwrap_or(0o755), owner })
+                let from = match (self.from.filter(|from| !from.is_empty()), self.source) {
+                    (Some(_), _) if self.mode.is_some() || self.uid.is_some() || self.gid.is_some() => {
+                        return Err(refused(text, "what it begins with has a mode and an owner"));
+                    }
+                    (Some(from), source) => Some((from, source.unwrap_or_default())),
+                    (None, Some(_)) => return Err(refused("source", "it needs a `from`")),
+                    (None, None) => None,
+                };
+                (target, MountKind::Cache { from, id, sharing, mode: self.mode.unwrap_or(0o755), owner })
             }
             "tmpfs" => (needed()?, MountKind::Tmpfs { size: self.size.filter(|size| *size > 0) }),
             "secret" => {
@@ -209,8 +230,13 @@ impl Options {
                 let (mode, required) = (self.mode.unwrap_or(0o400), self.required.unwrap_or(false));
                 (target, MountKind::Secret { id, env, file, required, mode, owner })
             }
-            "ssh" => return Err(refused("type=ssh", "RUN has no network to use a key on")),
-            _ => return Err(refused("type", "expected `bind`, `cache`, `tmpfs` or `secret`")),
+            "ssh" => {
+                let id = self.id.filter(|id| !id.is_empty()).unwrap_or_else(|| "default".to_owned());
+                let (mode, required) = (self.mode.unwrap_or(0o600), self.required.unwrap_or(false));
+                // Where it goes if nothing is said depends on how many there are.
+                (target.unwrap_or_default(), MountKind::Ssh { id, required, mode, owner })
+            }
+            _ => return Err(refused("type", "expected `bind`, `cache`, `tmpfs`, `secret` or `ssh`")),
         };
         Ok(Mount { target, read_only, kind })
     }
@@ -262,13 +288,49 @@ mod tests {
                 "type=cache,target=/c",
                 "/c",
                 false,
-                MountKind::Cache { id: "/c".to_owned(), sharing: Sharing::Shared, mode: 0o755, owner: (0, 0) },
+                MountKind::Cache {
+                    from: None,
+                    id: "/c".to_owned(),
+                    sharing: Sharing::Shared,
+                    mode: 0o755,
+                    owner: (0, 0),
+                },
             ),
             (
                 "type=cache,target=/c,id=i,sharing=locked,mode=0700,uid=1,gid=2,ro",
                 "/c",
                 true,
-                MountKind::Cache { id: "i".to_owned(), sharing: Sharing::Locked, mode: 0o700, owner: (1, 2) },
+                MountKind::Cache {
+                    from: None,
+                    id: "i".to_owned(),
+                    sharing: Sharing::Locked,
+                    mode: 0o700,
+                    owner: (1, 2),
+                },
+            ),
+            (
+                "type=cache,target=/c,from=a,source=/x/$V",
+                "/c",
+                false,
+                MountKind::Cache {
+                    from: Some(("a".to_owned(), "/x/value".to_owned())),
+                    id: "/c".to_owned(),
+                    sharing: Sharing::Shared,
+                    mode: 0o755,
+                    owner: (0, 0),
+                },
+            ),
+            (
+                "type=ssh",
+                "",
+                true,
+                MountKind::Ssh { id: "default".to_owned(), required: false, mode: 0o600, owner: (0, 0) },
+            ),
+            (
+                "type=ssh,id=k,target=/a,required,mode=0666,uid=7",
+                "/a",
+                true,
+                MountKind::Ssh { id: "k".to_owned(), required: true, mode: 0o666, owner: (7, 0) },
             ),
             ("type=tmpfs,target=/t,size=64m", "/t", false, MountKind::Tmpfs { size: Some(64 << 20) }),
             ("type=secret,id=t", "/run/secrets/t", true, secret("t", None, true)),
@@ -285,7 +347,10 @@ mod tests {
             "type=bind",
             "type=cache",
             "type=device,target=/x",
-            "type=ssh",
+            "type=ssh,from=a",
+            "type=ssh,env=A",
+            "type=cache,target=/x,source=/y",
+            "type=cache,target=/x,from=a,uid=1",
             "type=secret",
             "type=secret,id=a,source=b",
             "type=secret,id=a,sharing=shared",

@@ -126,7 +126,7 @@ fn here_documents_are_scripts_files_or_input() {
 
 #[test]
 fn what_is_not_built_is_refused_with_its_place_and_its_line() {
-    let cases: [(&str, u32, u32, Problem); 11] = [
+    let cases: [(&str, u32, u32, Problem); 10] = [
         ("FROM scratch\n  ONBUILD FROM x\n", 2, 11, Problem::Trigger { instruction: "FROM" }),
         (
             "FROM scratch\nONBUILD \\\n  RUN --wrong x\n",
@@ -152,12 +152,6 @@ fn what_is_not_built_is_refused_with_its_place_and_its_line() {
             2,
             6,
             Problem::UnknownFlag { instruction: "COPY", flag: "wrong".to_owned() },
-        ),
-        (
-            "FROM scratch\nADD https://example.com/a.git#v1 /a\n",
-            2,
-            5,
-            Problem::AddRepository { source_name: "https://example.com/a.git#v1".to_owned() },
         ),
         ("COPY a b\n", 1, 1, Problem::BeforeFrom { instruction: "COPY" }),
         ("# nothing\n", 1, 1, Problem::NoStage),

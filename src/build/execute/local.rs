@@ -9,8 +9,9 @@ use jiji_model::digest::Digest;
 use jiji_sandbox::{
     Canceller, Change, Changes, Kind, Limits, Mount, Network, Refusal, Sandbox, Scratch, Source, Step, Support, Way,
 };
-use jiji_store::{Cache, Layer, Store};
+use jiji_store::{Cache, CacheUse, Layer, Store};
 
+use super::agent::Agent;
 use super::{ExecuteError, Executor, Ran, RunStep, StepMount, StepSource, Stream, cleanup};
 use crate::build::copy::with_parents;
 use crate::build::layer::{Entry, Node, TarPath, WHITEOUT};
@@ -85,7 +86,7 @@ impl Executor for Local {
         let scratch = memory.as_ref().map_or(room.path(), |memory| memory.path().to_owned());
         let scratch = Scratch::new(&self.sandbox, &scratch).map_err(ExecuteError::Scratch)?;
         let mut held = Held::default();
-        let mounts = held.mounts(&step.mounts, store, &self.sandbox)?;
+        let mounts = held.mounts(&step.mounts, store, &self.sandbox, &room.path())?;
         let secrets = step.secrets.iter().map(|(name, value)| (name.into(), value.reveal().into()));
         let request = Step {
             argv: step.argv.iter().map(Into::into).collect(),
@@ -159,32 +160,63 @@ fn in_memory(sandbox: &Sandbox) -> Option<tempfile::TempDir> {
 struct Held {
     trees: Vec<Trees>,
     caches: Vec<(Digest, Cache)>,
+    agents: Vec<Agent>,
 }
 
 impl Held {
     /// What is mounted, in its order. Caches are taken in the order of their names: two steps that want the same two would otherwise wait for
     /// each other for ever.
-    fn mounts(&mut self, mounts: &[StepMount], store: &Store, sandbox: &Sandbox) -> Result<Vec<Mount>, ExecuteError> {
+    fn mounts(
+        &mut self,
+        mounts: &[StepMount],
+        store: &Store,
+        sandbox: &Sandbox,
+        room: &Path,
+    ) -> Result<Vec<Mount>, ExecuteError> {
         let mut order: Vec<usize> = (0..mounts.len()).collect();
         order.sort_by_key(|at| match &mounts[*at].source {
             StepSource::Cache { id, .. } => Some(id.as_str()),
             _ => None,
         });
-        let taken = order.into_iter().map(|at| Ok((at, self.mount(&mounts[at], store, sandbox)?)));
+        let taken = order.into_iter().map(|at| Ok((at, self.mount(&mounts[at], store, sandbox, room)?)));
         let mut taken = taken.collect::<Result<Vec<_>, ExecuteError>>()?;
         taken.sort_by_key(|(at, _)| *at);
         Ok(taken.into_iter().map(|(_, mount)| mount).collect())
     }
 
-    fn mount(&mut self, mount: &StepMount, store: &Store, sandbox: &Sandbox) -> Result<Mount, ExecuteError> {
+    fn mount(
+        &mut self,
+        mount: &StepMount,
+        store: &Store,
+        sandbox: &Sandbox,
+        room: &Path,
+    ) -> Result<Mount, ExecuteError> {
         let source = match &mount.source {
             StepSource::Layers { layers, path } => {
                 let trees = Trees::of(layers, store, sandbox)?;
-                let source = Source::Layers { layers: trees.paths(), path: PathBuf::from(path) };
+                let source = Source::Layers { layers: trees.paths(), path: PathBuf::from(path), keep: None };
                 self.trees.push(trees);
                 source
             }
-            StepSource::Cache { id, sharing, mode, owner } => {
+            StepSource::Cache { id, from: Some((layers, path)), sharing, .. } => {
+                let below: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
+                let mut name = serde_json::json!({"cache-mount": 1, "id": id, "from": below, "source": path});
+                if let Some(owners) = sandbox.way().map_err(jiji_sandbox::RunError::from)?.mark() {
+                    name["owners"] = owners.into();
+                }
+                let name = Digest::of_json(&name);
+                let trees = Trees::of(layers, store, sandbox)?;
+                // What is kept is one overlay's upper directory, which the kernel gives to one mount at a time.
+                let sharing = if *sharing == CacheUse::Shared { CacheUse::Locked } else { *sharing };
+                let again = self.caches.iter().any(|(held, _)| *held == name);
+                let cache = store.cache(&name, if again { CacheUse::Private } else { sharing })?;
+                let (layers, path) = (trees.paths(), PathBuf::from(path));
+                let source = Source::Layers { layers, path, keep: Some(cache.path().to_owned()) };
+                self.trees.push(trees);
+                self.caches.push((name, cache));
+                source
+            }
+            StepSource::Cache { id, from: None, sharing, mode, owner } => {
                 let mut name = serde_json::json!({"cache-mount": 1, "id": id});
                 if let Some(owners) = sandbox.way().map_err(jiji_sandbox::RunError::from)?.mark() {
                     name["owners"] = owners.into();
@@ -203,6 +235,12 @@ impl Held {
                 let source = Source::Directory(cache.path().to_owned());
                 self.caches.push((name, cache));
                 source
+            }
+            StepSource::Agent { socket, mode, owner } => {
+                let failed = |source| ExecuteError::Agent { path: socket.clone(), source };
+                let path = room.join(format!("agent-{}", self.agents.len()));
+                self.agents.push(Agent::start(socket, &path, *mode, *owner).map_err(failed)?);
+                Source::Socket(path)
             }
             StepSource::Memory { size } => Source::Memory { size: *size },
             StepSource::Secret { value, mode, owner } => Source::File {

@@ -1,5 +1,6 @@
 //! Who runs a RUN step: this machine's sandbox, or something else that gives the same.
 
+mod agent;
 mod cleanup;
 mod local;
 
@@ -65,6 +66,8 @@ pub enum StepSource {
     Cache {
         /// Its name.
         id: String,
+        /// What it begins with: a path of an image of these layers. Another image is another cache.
+        from: Option<(Vec<Layer>, String)>,
         /// What happens where it is in use.
         sharing: CacheUse,
         /// The mode it begins with.
@@ -88,6 +91,15 @@ pub enum StepSource {
     },
     /// A program, whose text is part of the step.
     Script(String),
+    /// A socket through which an agent of this machine is asked to sign.
+    Agent {
+        /// The agent's own socket.
+        socket: std::path::PathBuf,
+        /// The mode of the one that the step sees.
+        mode: u32,
+        /// Its owner and group.
+        owner: (u32, u32),
+    },
 }
 
 /// What came of a step that ran.
@@ -137,6 +149,14 @@ pub enum ExecuteError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The agent that signs for it cannot be handed on.
+    #[error("hand on the agent at `{path}`", path = path.display())]
+    Agent {
+        /// The agent's socket.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A directory for its changes could not be made.
     #[error("make room for a step")]
     Scratch(#[source] std::io::Error),
@@ -164,6 +184,7 @@ impl ExecuteError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Platform { .. } => Some("build on a machine of that architecture, or for this one"),
+            Self::Agent { .. } => Some("see whether `ssh-add -l` reaches it"),
             Self::Tree(error) => error.hint(),
             Self::Sandbox(error) => error.hint(),
             _ => None,

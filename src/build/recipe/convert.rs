@@ -308,6 +308,9 @@ impl Converter<'_> {
                 None if copy.add && path.contains("://") && !is_repository(&path) => {
                     self.fetched(&path, copy.unpack, checksum.as_deref())
                 }
+                None if copy.add && is_repository(&path) && (copy.keep_git || checksum.is_some()) => {
+                    return Err((word.at, "`--keep-git-dir` or `--checksum` of a repository".to_owned()));
+                }
                 None if copy.add && is_repository(&path) => self.input(&path, "git", &path),
                 None if copy.add && copy.unpack != Some(false) && ARCHIVES.iter().any(|end| path.ends_with(end)) => {
                     return Err((word.at, "an archive that is unpacked".to_owned()));
@@ -375,7 +378,7 @@ impl Converter<'_> {
                 let name = self.from(&from);
                 step.see.insert(target, format!("{name}:/{}", source.trim_start_matches('/')));
             }
-            MountKind::Cache { id, sharing: Sharing::Shared, mode: 0o755, owner: (0, 0), .. } => {
+            MountKind::Cache { from: None, id, sharing: Sharing::Shared, mode: 0o755, owner: (0, 0) } => {
                 step.cache.insert(target, id);
             }
             MountKind::Secret { id, env: Some(env), file: false, .. } if env == id => step.secrets.push(id),

@@ -264,6 +264,7 @@ impl Places<'_> {
             exclude: Vec::new(),
             unpack: None,
             checksum: None,
+            keep_git: false,
             sources: vec![Source::Path(self.word(source))],
             destination: self.word_of(destination, source.span().start),
         }

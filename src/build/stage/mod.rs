@@ -9,6 +9,8 @@
 mod explain;
 mod keys;
 mod mounts;
+mod named;
+mod repositories;
 mod schedule;
 mod scope;
 mod steps;
@@ -36,6 +38,7 @@ use super::layer::TarPath;
 use super::rootfs::Tree;
 use super::{BuildRequest, Builder, Steps};
 use crate::lockfile::BuildSection;
+use jiji_model::project::NamedContext;
 
 use explain::{Courses, Parts};
 use schedule::{Needs, Schedule};
@@ -197,7 +200,7 @@ impl<'a> Evaluation<'a> {
                 globals.declare(declaration, file.escape).map_err(|problem| error(file, declaration.at, problem))?;
             }
         }
-        let needs = (0..file.stages.len()).map(|number| needs(file, &globals, number)).collect();
+        let needs = (0..file.stages.len()).map(|number| needs(file, &globals, number, &request.contexts)).collect();
         Ok(Self {
             builder,
             request,
@@ -297,6 +300,10 @@ impl<'a> Evaluation<'a> {
         };
         if name == "scratch" {
             return Ok(Done::begin(Draft::scratch(platform)));
+        }
+        if let Some(context) = named::find(&self.request.contexts, &name) {
+            let draft = self.named(&name, context, &platform);
+            return draft.map(Done::begin).map_err(|cause| step_error(file, from.base.at, "FROM", cause));
         }
         if let Some(stage) = base_named(file, &name, number) {
             let mut done = Done::clone(&*self.schedule.stage(number, stage)?);
@@ -522,10 +529,11 @@ fn schedule_place(at: usize, triggers: usize) -> usize {
 }
 
 /// What a stage needs, as far as that is known before variables have values.
-fn needs(file: &Dockerfile, globals: &Globals, number: usize) -> Needs {
+fn needs(file: &Dockerfile, globals: &Globals, number: usize, contexts: &BTreeMap<String, NamedContext>) -> Needs {
     let stage = &file.stages[number];
     let base = expand(&stage.from.base.text, file.escape, globals).ok();
-    let base = base.and_then(|name| base_named(file, &name, number));
+    let of_file = |name: &String| named::find(contexts, name).is_none();
+    let base = base.filter(of_file).and_then(|name| base_named(file, &name, number));
     let mut asked: BTreeSet<(usize, usize)> = base.iter().map(|base| (0, *base)).collect();
     for (at, instruction) in stage.instructions.iter().enumerate() {
         let names: Vec<String> = match &instruction.kind {
@@ -533,7 +541,7 @@ fn needs(file: &Dockerfile, globals: &Globals, number: usize) -> Needs {
             Kind::Run(run) => run.mounts.iter().filter_map(|word| mounted_from(&word.text, file.escape)).collect(),
             _ => Vec::new(),
         };
-        let stages = names.iter().filter_map(|name| stage_named(file, name, number));
+        let stages = names.iter().filter(|name| of_file(name)).filter_map(|name| stage_named(file, name, number));
         asked.extend(stages.map(|stage| (schedule_place(at, 0), stage)));
     }
     Needs { base, asked }
@@ -553,6 +561,7 @@ fn mounted_from(text: &str, escape: char) -> Option<String> {
     }
     match dockerfile::mount(text, &|text| expand(text, escape, &unset)).ok()?.kind {
         dockerfile::MountKind::Bind { from, .. } => from,
+        dockerfile::MountKind::Cache { from, .. } => from.map(|(name, _)| name),
         _ => None,
     }
 }

@@ -4,6 +4,8 @@
 //! content. A secret is in a key by its name alone, a cache by its name alone: with either a step must give the same whatever
 //! it finds there.
 
+use std::path::Path;
+
 use jiji_store::{CacheUse, Layer};
 use serde_json::{Value, json};
 
@@ -12,12 +14,15 @@ use super::steps::{Opened, Stepped, digest_of};
 use super::{Evaluation, Result, State, error, keys, step_error};
 use crate::build::context;
 use crate::build::copy::{self, Choice, Ownership, Selected, Source};
-use crate::build::dockerfile::{self, Instruction, Mount, MountKind, Position, Run, Sharing, expand};
+use crate::build::dockerfile::{self, Instruction, Mount, MountKind, Position, Problem, Run, Sharing, expand};
 use crate::build::error::StepError;
 use crate::build::execute::{RunStep, StepMount, StepSource};
 use crate::build::layer::TarPath;
 use crate::build::rootfs::{Content, Tree};
 use crate::build::write::write_layer;
+
+/// The variable that says where an agent's socket is.
+const AGENT: &str = "SSH_AUTH_SOCK";
 
 /// The most that a secret or a script may hold, in bytes.
 const FILE_LIMIT: usize = 1 << 20;
@@ -27,6 +32,8 @@ pub(super) struct Planned {
     mounts: Vec<(String, bool, PlannedSource)>,
     /// Variables that are secrets.
     secrets: Vec<(String, jiji_model::secret::Secret)>,
+    /// Where the first socket of an agent goes.
+    agent: Option<String>,
     /// What the key says of them.
     pub(super) key: Vec<Value>,
 }
@@ -62,11 +69,11 @@ impl Evaluation<'_> {
     /// Reads the mounts of a RUN, and builds the stages that they are from.
     pub(super) fn mounts(&self, instruction: &Instruction, run: &Run, state: &State<'_>) -> Result<Planned> {
         let file = self.file;
-        let mut planned = Planned { mounts: Vec::new(), secrets: Vec::new(), key: Vec::new() };
+        let mut planned = Planned { mounts: Vec::new(), secrets: Vec::new(), agent: None, key: Vec::new() };
         for word in &run.mounts {
             let mount = dockerfile::mount(&word.text, &|text| expand(text, file.escape, &state.scope));
             let mount = mount.map_err(|problem| error(file, word.at, problem))?;
-            self.plan_mount(instruction, word.at, mount, state, &mut planned)?;
+            self.plan_mount((instruction, run), word.at, mount, state, &mut planned)?;
         }
         if let (Some((_, text)), dockerfile::Command::Shell(path)) = (&run.script, &run.command) {
             planned.key.push(json!({"type": "script", "target": path, "content": text}));
@@ -78,7 +85,7 @@ impl Evaluation<'_> {
 
     fn plan_mount(
         &self,
-        instruction: &Instruction,
+        (instruction, run): (&Instruction, &Run),
         at: Position,
         mount: Mount,
         state: &State<'_>,
@@ -87,6 +94,14 @@ impl Evaluation<'_> {
         let Mount { target, read_only, kind } = mount;
         let file = self.file;
         let failed = |cause: StepError| step_error(file, at, instruction.name, cause);
+        let target = match &kind {
+            // As in BuildKit (sshprovider.go): the first is agent.0, and so on.
+            MountKind::Ssh { .. } if target.is_empty() => {
+                let others = planned.key.iter().filter(|mount| mount["type"] == "ssh").count();
+                format!("/run/buildkit/ssh_agent.{others}")
+            }
+            _ => target,
+        };
         let target = if target.starts_with('/') { target } else { format!("{}/{target}", state.workdir()) };
         let target = TarPath::normal(target).to_string();
         let rest = json!({"target": target, "read-only": read_only});
@@ -105,14 +120,45 @@ impl Evaluation<'_> {
                     path: source,
                 })
             }
-            MountKind::Cache { id, sharing, mode, owner } => {
-                planned.key.push(json!({"type": "cache", "id": id, "mode": mode, "owner": owner, "mount": rest}));
+            MountKind::Cache { from, id, sharing, mode, owner } => {
+                let mut key = json!({"type": "cache", "id": id, "mode": mode, "owner": owner, "mount": rest});
+                let from = match from {
+                    None => None,
+                    Some((name, source)) => {
+                        let from = self.from(&name, state, failed)?;
+                        let diff_ids: Vec<_> = from.layers.iter().map(|layer| layer.diff_id).collect();
+                        key["from"] = json!({"layers": diff_ids, "source": source});
+                        Some((self.at_least_one(from.layers).map_err(failed)?, source))
+                    }
+                };
+                planned.key.push(key);
                 let sharing = match sharing {
                     Sharing::Shared => CacheUse::Shared,
                     Sharing::Private => CacheUse::Private,
                     Sharing::Locked => CacheUse::Locked,
                 };
-                PlannedSource::Ready(StepSource::Cache { id, sharing, mode, owner })
+                PlannedSource::Ready(StepSource::Cache { id, from, sharing, mode, owner })
+            }
+            MountKind::Ssh { id, required, mode, owner } => {
+                if !run.network {
+                    let reason = "a key is of use on a network: `RUN --network=default`";
+                    let problem = Problem::Mount { option: "type=ssh".to_owned(), reason };
+                    return Err(error(file, at, problem));
+                }
+                let socket = self.request.ssh.get(&id).cloned();
+                planned.key.push(json!({
+                    "type": "ssh", "id": id, "mode": mode, "owner": owner, "given": socket.is_some(), "mount": rest,
+                }));
+                let Some(socket) = socket else {
+                    if required {
+                        return Err(failed(StepError::Agent { id }));
+                    }
+                    return Ok(());
+                };
+                if planned.agent.is_none() {
+                    planned.agent = Some(target.clone());
+                }
+                PlannedSource::Ready(StepSource::Agent { socket, mode, owner })
             }
             MountKind::Tmpfs { size } => {
                 planned.key.push(json!({"type": "tmpfs", "size": size, "mount": rest}));
@@ -163,13 +209,24 @@ impl Evaluation<'_> {
             step.mounts.push(StepMount { target, source, read_only });
         }
         step.secrets.extend(planned.secrets);
+        if let Some(socket) = planned.agent.filter(|_| !step.env.iter().any(|(name, _)| name == AGENT)) {
+            step.env.push((AGENT.to_owned(), socket));
+        }
         Ok(())
     }
 
-    /// Files of the context as a layer of their own, in which they lie as COPY would lay them.
+    /// Files of the context as a layer of their own, and where in it they are.
     fn context_layer(&self, selected: &[Selected], path: &str) -> Stepped<StepSource> {
-        let (store, epoch) = (self.builder.store, self.request.epoch);
         let file = selected.iter().all(|one| !one.top.is_directory());
+        let layer = self.files_layer(selected, &self.request.context)?;
+        let name = TarPath::normal(path).name().to_vec();
+        let path = if file { TarPath::root().join(&name).to_string() } else { "/".to_owned() };
+        Ok(StepSource::Layers { layers: vec![layer], path })
+    }
+
+    /// Files of a directory as a layer of their own, in which they lie as COPY would lay them.
+    pub(super) fn files_layer(&self, selected: &[Selected], root: &Path) -> Stepped<Layer> {
+        let (store, epoch) = (self.builder.store, self.request.epoch);
         let entries = copy::place(selected, "/", &TarPath::root(), &Ownership::default(), &Tree::default())?;
         let by_entries = keys::entries(&entries, epoch, &digest_of);
         let layer = match self.recall(&by_entries)?.flatten() {
@@ -177,7 +234,7 @@ impl Evaluation<'_> {
             None => {
                 let open = |content: &Content, _: u64| -> std::io::Result<Opened> {
                     match content {
-                        Content::Context(file) => Ok(Box::new(context::open(&self.request.context, &file.path)?)),
+                        Content::Context(file) => Ok(Box::new(context::open(root, &file.path)?)),
                         _ => Ok(Box::new(std::io::empty())),
                     }
                 };
@@ -185,9 +242,7 @@ impl Evaluation<'_> {
             }
         };
         self.remember(&by_entries, Some(&layer), None)?;
-        let name = TarPath::normal(path).name().to_vec();
-        let path = if file { TarPath::root().join(&name).to_string() } else { "/".to_owned() };
-        Ok(StepSource::Layers { layers: vec![layer], path })
+        Ok(layer)
     }
 
     /// The layers, or one that holds nothing.

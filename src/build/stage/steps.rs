@@ -1,7 +1,7 @@
 //! The instructions that make layers: RUN, COPY, WORKDIR. And the rules of some values that the others hold.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Cursor, Read};
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::explain::{Known, Parts};
 use super::mounts::Planned;
+use super::named;
 use super::scope::PREDEFINED;
 use super::turns::held;
 use super::{Evaluation, Given, Memory, Result, State, keys, stage_named, step_error, urls};
@@ -288,9 +289,19 @@ impl Evaluation<'_> {
             excluded.push(text);
         }
         let destination = self.expand(&copy.destination, scope)?;
-        let checksum = match (&copy.checksum, optional(&copy.checksum)?) {
-            (Some(word), Some(text)) => {
-                let alone = remote.len() == 1 && sources.len() == 1;
+        let alone = remote.len() == 1 && sources.len() == 1;
+        let checksum = copy.checksum.as_ref().zip(optional(&copy.checksum)?);
+        let (repositories, remote): (Vec<_>, Vec<_>) =
+            remote.into_iter().partition(|(_, _, url)| dockerfile::is_repository(url));
+        let mut of_git = BTreeSet::new();
+        for (number, at, text) in repositories {
+            let sum = checksum.as_ref().map(|(word, text)| (word.at, if alone { text.as_str() } else { "" }));
+            let (digest, size) = self.repository(instruction, &text, at, sum, copy.keep_git, state.canceller)?;
+            of_git.insert(digest);
+            sources[number] = Source::Fetched(text, digest, size);
+        }
+        let checksum = match checksum {
+            Some((word, text)) if of_git.is_empty() => {
                 let digest = urls::checksum(if alone { &text } else { "" });
                 Some(digest.map_err(|problem| super::error(file, word.at, problem))?)
             }
@@ -338,14 +349,17 @@ impl Evaluation<'_> {
             to["unpack"] = json!(true);
         }
         // What is fetched is unpacked only where it is asked for.
-        let unpack = Unpack { context: unpack, fetched: copy.unpack.unwrap_or(false) };
+        let unpack = Unpack { context: unpack, fetched: copy.unpack.unwrap_or(false), always: of_git };
         if unpack.fetched {
             to["unpack-fetched"] = json!(true);
+        }
+        if !unpack.always.is_empty() {
+            to["repositories"] = json!(unpack.always);
         }
         let put = Put { instruction, state, destination, chown, mode, choice, to };
         let failed = |cause: StepError| step_error(file, place(&cause), instruction.name, cause);
         match from {
-            None => self.copy_context(&sources, unpack, &put).map_err(failed),
+            None => self.copy_context(&sources, &unpack, &put).map_err(failed),
             Some(name) => {
                 let from = self.from(&name, state, failed)?;
                 self.copy_layers(&sources, &name, &from, &put).map_err(failed)
@@ -353,13 +367,16 @@ impl Evaluation<'_> {
         }
     }
 
-    /// What `--from` names: a stage before this one by name or number, or an image.
+    /// What `--from` names: a context, a stage before this one by name or number, or an image.
     pub(super) fn from(
         &self,
         name: &str,
         state: &State<'_>,
         failed: impl Fn(StepError) -> BuildError,
     ) -> Result<Draft> {
+        if let Some(context) = named::find(&self.request.contexts, name) {
+            return self.named(name, context, &state.draft.platform).map_err(failed);
+        }
         match stage_named(self.file, name, state.number) {
             Some(number) => Ok(self.schedule.stage(state.number, number)?.draft.clone()),
             None => self.image(name, &state.draft.platform).map_err(failed),
@@ -373,7 +390,7 @@ impl Evaluation<'_> {
             Some(context) => context,
             none => {
                 let BuildRequest { context, file, target, threads, .. } = self.request;
-                let tree = Arc::new(context::read(context, file)?);
+                let tree = Arc::new(context::read(context, Some(file))?);
                 none.insert((tree, Contents::new(context, &target.to_string(), *threads, self.builder.store)?))
             }
         };
@@ -382,7 +399,7 @@ impl Evaluation<'_> {
         Ok(selected)
     }
 
-    fn copy_context(&self, sources: &[Source], unpack: Unpack, put: &Put<'_>) -> Stepped<Given> {
+    fn copy_context(&self, sources: &[Source], unpack: &Unpack, put: &Put<'_>) -> Stepped<Given> {
         let selected = self.select(sources, &put.choice)?;
         let taken = keys::selected(&selected, &digest_of);
         let key = keys::copy(&put.state.draft.layers, self.request.epoch, &taken, &put.to);
@@ -390,8 +407,12 @@ impl Evaluation<'_> {
         let mut archives = BTreeMap::new();
         let store = self.builder.store;
         self.passed(put.instruction, &key, put.state);
-        let laid = match (unpack.context || unpack.fetched) && self.recall(&key)?.is_none() {
-            true => Cow::Owned(unpacked(selected.clone(), unpack, &self.request.context, store, &mut archives)?),
+        let packed = unpack.context || unpack.fetched || !unpack.always.is_empty();
+        let laid = match packed && self.recall(&key)?.is_none() {
+            true => {
+                let (root, exclude) = (&self.request.context, &put.choice.exclude);
+                Cow::Owned(unpacked(selected.clone(), unpack, root, store, &mut archives, exclude)?)
+            }
             false => Cow::Borrowed(&selected),
         };
         let open = |content: &Content, size: u64| -> io::Result<Opened> {
@@ -504,12 +525,14 @@ impl Evaluation<'_> {
 }
 
 /// Which archives ADD unpacks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Unpack {
     /// Those of the context.
     context: bool,
     /// Those of URLs.
     fetched: bool,
+    /// Those of repositories, which were packed here.
+    always: BTreeSet<Digest>,
 }
 
 /// The key of a COPY, and its parts for those who want to know.
@@ -596,7 +619,7 @@ pub(super) fn digest_of(content: &Content) -> Option<Digest> {
 }
 
 /// Learns the digests of all files that are taken.
-fn learn(selected: &mut [Selected], contents: &mut Contents) -> Stepped<()> {
+pub(super) fn learn(selected: &mut [Selected], contents: &mut Contents) -> Stepped<()> {
     if let Some(Selected { name, .. }) = selected.iter().find(|one| {
         one.top.entry.node == Node::Fifo || one.below.iter().any(|(_, found)| found.entry.node == Node::Fifo)
     }) {
@@ -695,19 +718,21 @@ pub(super) fn healthcheck(check: Option<&Healthcheck>, state: &State<'_>) -> Val
 /// The sources with archives in place of the files that are some. They are kept in `archives`.
 fn unpacked(
     selected: Vec<Selected>,
-    wanted: Unpack,
+    wanted: &Unpack,
     root: &Path,
     store: &Store,
     archives: &mut BTreeMap<Digest, Archive>,
+    exclude: &context::Ignore,
 ) -> Stepped<Vec<Selected>> {
     let room = store.root().join("tmp");
     let unpack = |one: Selected| {
-        let wanted = match &one.top.content {
+        let of_git = matches!(&one.top.content, Content::Blob(digest) if wanted.always.contains(digest));
+        let is_wanted = match &one.top.content {
             Content::Context(_) => wanted.context,
-            Content::Blob(_) => wanted.fetched,
+            Content::Blob(_) => wanted.fetched || of_git,
             _ => false,
         };
-        if !wanted {
+        if !is_wanted {
             return Ok(one);
         }
         let name = || String::from_utf8_lossy(one.path.as_bytes()).into_owned();
@@ -720,9 +745,12 @@ fn unpacked(
         match Archive::open(file, &digest, &room, UnpackLimits::default()).map_err(failed)? {
             None => Ok(one),
             Some(archive) => {
-                let entries = archive.entries.clone();
+                let mut one = one.unpacked(archive.entries.clone());
                 archives.insert(digest, archive);
-                Ok(one.unpacked(entries))
+                if of_git && !exclude.is_empty() {
+                    copy::leave_out(exclude, &mut one);
+                }
+                Ok(one)
             }
         }
     };

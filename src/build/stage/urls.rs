@@ -7,7 +7,7 @@ use super::Evaluation;
 use super::steps::Stepped;
 use super::turns::held;
 use crate::build::copy::url_name;
-use crate::build::dockerfile::{Problem, is_repository};
+use crate::build::dockerfile::Problem;
 use crate::build::error::StepError;
 
 /// Whether a source of ADD is one that is fetched.
@@ -20,9 +20,6 @@ pub(super) fn check(url: &str, destination: &str) -> Result<(), Problem> {
     let authority =
         url.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or_default());
     let refused = |expected| Problem::Unexpected { instruction: "ADD", word: url.to_owned(), expected };
-    if is_repository(url) {
-        return Err(Problem::AddRepository { source_name: url.to_owned() });
-    }
     if authority.contains('@') {
         return Err(refused("a URL without a password, which would be in jiji.lock and in the image's history"));
     }

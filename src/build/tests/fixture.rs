@@ -12,7 +12,7 @@ use jiji_model::digest::{Digest, canonical_json};
 use jiji_model::event::Record;
 use jiji_model::image::{CONFIG, Descriptor, Image, MANIFEST, Platform};
 use jiji_model::name::{RepositoryName, ServiceName};
-use jiji_model::project::Frontend;
+use jiji_model::project::{Frontend, NamedContext};
 use jiji_model::reference::Reference;
 use jiji_model::secret::Secret;
 use jiji_store::{Layer, Store};
@@ -44,6 +44,8 @@ pub(super) struct Fixture {
     pub(super) lock: Mutex<BuildSection>,
     args: Mutex<BTreeMap<String, String>>,
     secrets: Mutex<BTreeMap<String, Secret>>,
+    ssh: Mutex<BTreeMap<String, std::path::PathBuf>>,
+    contexts: Mutex<BTreeMap<String, NamedContext>>,
     stage: Mutex<Option<String>>,
     locked: AtomicBool,
     offline: AtomicBool,
@@ -66,6 +68,8 @@ impl Fixture {
             lock: Mutex::default(),
             args: Mutex::default(),
             secrets: Mutex::default(),
+            ssh: Mutex::default(),
+            contexts: Mutex::default(),
             stage: Mutex::default(),
             locked: AtomicBool::new(false),
             offline: AtomicBool::new(false),
@@ -139,6 +143,16 @@ impl Fixture {
         locked(&self.secrets).insert(name.to_owned(), Secret::new(value));
     }
 
+    /// Says what a name stands for; a directory is one beside the context.
+    pub(super) fn context(&self, name: &str, context: &str) {
+        let context: NamedContext = context.parse().expect("a context");
+        locked(&self.contexts).insert(name.to_owned(), context.below(self.place()));
+    }
+
+    pub(super) fn agent(&self, id: &str, socket: &Path) {
+        locked(&self.ssh).insert(id.to_owned(), socket.to_owned());
+    }
+
     pub(super) fn stage(&self, name: &str) {
         *locked(&self.stage) = Some(name.to_owned());
     }
@@ -175,6 +189,8 @@ impl Fixture {
             file_name: "Dockerfile".to_owned(),
             args: locked(&self.args).clone(),
             secrets: locked(&self.secrets).clone(),
+            ssh: locked(&self.ssh).clone(),
+            contexts: locked(&self.contexts).clone(),
             stage: locked(&self.stage).clone(),
             platform: Platform::linux_amd64(),
             epoch: DEFAULT_EPOCH,

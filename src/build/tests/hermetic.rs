@@ -181,6 +181,8 @@ impl Project {
             file_name: "Dockerfile".to_owned(),
             args: Default::default(),
             secrets: secrets(),
+            ssh: Default::default(),
+            contexts: Default::default(),
             stage: None,
             platform: platform(),
             epoch: DEFAULT_EPOCH,

@@ -3,12 +3,16 @@
 pub(in crate::build) mod fixture;
 mod fuzz;
 mod hostile;
+mod repositories;
+
+use std::fs;
+use std::path::Path;
 
 use jiji_model::digest::Digest;
 use serde_json::json;
 
 use super::*;
-use crate::build::execute::{Exit, Network, StepSource};
+use crate::build::execute::{Exit, Network, RunStep, StepSource};
 use crate::build::layer::CODEC;
 use fixture::{Fixture, IMAGE, locked, with_window};
 
@@ -390,6 +394,86 @@ fn a_step_with_the_network_is_taken_by_what_the_lock_says() {
     fixture.locked(false);
     fixture.built();
     assert_eq!(fixture.told("build.differs").len(), 2);
+}
+
+#[test]
+fn a_named_context_counts_before_stages_and_images_of_its_name() {
+    let fixture = Fixture::new(
+        "FROM gone:1 AS Tools\nRUN never\nFROM shared\nCOPY --from=tools a /from/\nCOPY --from=base:9 usr /u\n\
+         RUN --mount=from=shared,source=/lib,target=/m --mount=type=cache,target=/c,from=tools,source=sub use\n",
+        &[("a", "context")],
+    );
+    let beside = |name: &str, text: &str| {
+        let path = fixture.place().join(name);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("created");
+        fs::write(path, text).expect("written");
+    };
+    beside("libs/lib/one", "1");
+    beside("libs/ignored", "i");
+    beside("libs/.dockerignore", "ignored\n.dockerignore\n");
+    beside("tools/a", "tool");
+    beside("tools/sub/b", "b");
+    fixture.context("shared", "libs");
+    fixture.context("TOOLS", "tools");
+    fixture.context("docker.io/library/base:9", "docker-image://base:1");
+    let built = fixture.built();
+    assert_eq!(fixture.layer(&built, 0), ["lib/", "lib/one"], "without what its own ignore file leaves out");
+    assert_eq!(
+        (fixture.layer(&built, 1), fixture.file(&built, 1, "from/a")),
+        (vec!["from/".into(), "from/a".into()], "tool".into())
+    );
+    assert_eq!(fixture.asked(), ["resolve docker.io/library/base:1", "pull docker.io/library/base:1"]);
+    assert_eq!(locked(&fixture.lock).bases.len(), 1, "and its image is pinned like any other");
+    let ran = fixture.ran();
+    assert_eq!(ran.len(), 1, "the stage of that name is not built");
+    assert!(matches!(&ran[0].mounts[0].source, StepSource::Layers { path, .. } if path == "/lib"), "{ran:?}");
+    let StepSource::Cache { from: Some((layers, source)), .. } = &ran[0].mounts[1].source else { panic!("{ran:?}") };
+    assert_eq!((layers.len(), source.as_str()), (1, "sub"));
+
+    // They are in keys by their content, wherever they are and whoever owns them.
+    fs::rename(fixture.place().join("tools"), fixture.place().join("moved")).expect("moved");
+    fixture.context("TOOLS", "moved");
+    assert_eq!((fixture.built().image, fixture.ran().len()), (built.image.clone(), 0));
+    beside("moved/a", "another");
+    assert_ne!(fixture.built().image, built.image);
+    let layout = fixture.place().join("layout");
+    fixture.store.export_layout(&built.image, &layout, Some("v1")).expect("exported");
+    fixture.context("shared", "oci-layout://layout:v1");
+    let above = fixture.built();
+    assert_eq!(above.image.layers[..built.image.layers.len()], built.image.layers[..], "it goes on from there");
+    for (context, cause) in [("oci-layout://layout:v2", "it has no image `v2`"), ("nowhere", "read")] {
+        fixture.context("shared", context);
+        let error = fixture.fails();
+        let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        assert!(source.contains(cause), "{context}: {source}");
+        assert_eq!(error.place().map(|place| place.line), Some(3));
+    }
+}
+
+#[test]
+fn an_agent_is_for_steps_with_the_network() {
+    let fixture = Fixture::new(
+        "FROM scratch\nRUN --network=default --mount=type=ssh --mount=type=ssh,id=other,uid=7 fetch\n",
+        &[],
+    );
+    fixture.built();
+    let step = fixture.ran().remove(0);
+    let agent = |step: &RunStep| step.env.iter().find(|(name, _)| name == "SSH_AUTH_SOCK").map(|(_, at)| at.clone());
+    assert_eq!((step.mounts.len(), agent(&step)), (0, None), "none is given");
+    fixture.agent("other", Path::new("/agent"));
+    fixture.built();
+    let step = fixture.ran().remove(0);
+    assert_eq!(agent(&step).as_deref(), Some("/run/buildkit/ssh_agent.1"));
+    assert!(
+        matches!(&step.mounts[..], [mount] if mount.source == StepSource::Agent { socket: "/agent".into(), mode: 0o600, owner: (7, 0) })
+    );
+    fixture.agent("other", Path::new("/elsewhere"));
+    assert_eq!(fixture.built().steps.cached, 1, "where it is is in no key");
+    fixture.dockerfile("FROM scratch\nRUN --mount=type=ssh fetch\n");
+    let error = fixture.fails();
+    assert!(error.to_string().contains("RUN --network=default"), "{error}");
+    fixture.dockerfile("FROM scratch\nRUN --network=default --mount=type=ssh,required fetch\n");
+    assert!(fixture.fails().hint().is_some_and(|hint| hint.contains("--ssh")));
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use jiji_model::name::{AbsPath, HostName, SecretName, ServiceName};
 use jiji_model::project::{
-    Build, Certificate, Check, Environment, Frontend, HealthCheck, Mount, MountSource, Proxy, Service, Source,
+    Build, Certificate, Check, Environment, Frontend, HealthCheck, Mount, MountSource, NamedContext, Proxy, Service,
+    Source,
 };
 use jiji_model::reference::Reference;
 
@@ -81,7 +82,8 @@ impl Decoder<'_> {
         if matches!(node.value.kind, Kind::Scalar(_)) {
             let context = self.grammar(node, "context directory", rule, is_inside)?;
             let (file, frontend, args) = ("Dockerfile".to_owned(), Frontend::Dockerfile, BTreeMap::new());
-            return Some(Build { context, file, frontend, args, target: None, secrets: Vec::new() });
+            let (secrets, contexts, ssh) = (Vec::new(), BTreeMap::new(), Vec::new());
+            return Some(Build { context, file, frontend, args, target: None, secrets, contexts, ssh });
         }
         let context = match node.get("context") {
             Some(node) => self.grammar(&node, "context directory", rule, is_inside),
@@ -122,7 +124,31 @@ impl Decoder<'_> {
             self.asks(&item, &name, &by);
             secrets.push(name);
         }
-        Some(Build { context: context?, file: file?, frontend, args, target, secrets })
+        let mut contexts = BTreeMap::new();
+        for (node, key) in node.get("contexts").iter().flat_map(Node::entries) {
+            if key.is_empty() || key.len() > 255 || key.chars().any(|ch| ch.is_whitespace() || ch.is_control()) {
+                let text = key.chars().take(80).collect();
+                let rule = "expected a name without blanks";
+                self.report_at_key(&node, Problem::Grammar { text, what: "context's name", rule });
+            }
+            let rule = "expected a directory inside of the project, `docker-image://REFERENCE` or `oci-layout://DIRECTORY[:TAG]`";
+            if let Some(text) = self.grammar(&node, "context", rule, is_context)
+                && let Ok(context) = text.parse()
+            {
+                contexts.insert(key.to_owned(), context);
+            }
+        }
+        let mut ssh: Vec<String> = Vec::new();
+        for item in node.get("ssh").iter().flat_map(Node::items) {
+            let rule = "expected a-z, A-Z, 0-9, `-`, `_` and `.`";
+            let Some(id) = self.grammar(&item, "agent's id", rule, is_agent) else { continue };
+            if ssh.contains(&id) {
+                self.report(&item, Problem::Twice { what: "the agent", name: id, why: "one of the two is enough" });
+                continue;
+            }
+            ssh.push(id);
+        }
+        Some(Build { context: context?, file: file?, frontend, args, target, secrets, contexts, ssh })
     }
 
     fn hosts(&mut self, node: &Node<'_>, servers: &Servers) -> Option<Vec<HostName>> {
@@ -412,6 +438,16 @@ fn is_inside(text: &str) -> bool {
         && !text.starts_with('/')
         && !text.chars().any(char::is_control)
         && text.split('/').all(|part| part != "..")
+}
+
+/// A context of a name, whose directory is one of the project's.
+fn is_context(text: &str) -> bool {
+    let context = text.parse::<NamedContext>();
+    context.is_ok_and(|context| context.directory().is_none_or(|directory| directory.to_str().is_some_and(is_inside)))
+}
+
+fn is_agent(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 fn is_url_path(text: &str) -> bool {

@@ -52,6 +52,8 @@ pub(in crate::deploy) fn service(hosts: &[&str]) -> Service {
             args: BTreeMap::new(),
             target: None,
             secrets: Vec::new(),
+            contexts: Default::default(),
+            ssh: Vec::new(),
         }),
         hosts: hosts.iter().map(|name| host(name)).collect(),
         environment: Environment::default(),

@@ -44,7 +44,26 @@ fn open<'a>(number: usize, mount: &'a Mount, scratch: &Path, time: SystemTime) -
     fs::create_dir(&room).during(Doing::Mounts)?;
     let tree = match &mount.source {
         Source::Directory(path) => copy_of(CWD, path).during(Doing::Mounts)?,
-        Source::Layers { layers, path } => of_layers(layers, path, &room)?,
+        Source::Layers { layers, path, keep: None } => of_layers(layers, path, &room)?,
+        Source::Layers { layers, path, keep: Some(keep) } => {
+            // What overlayfs notes there says that the mount before was not synced, which nothing here counts on.
+            for name in ["work", "root"] {
+                match fs::remove_dir_all(keep.join(name)) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(error).during(Doing::Mounts);
+                    }
+                    _ => {}
+                }
+            }
+            of_layers(layers, path, keep)?
+        }
+        Source::Socket(path) => {
+            let tree = copy_of(CWD, path).during(Doing::Mounts)?;
+            if !is(tree.as_fd(), FileType::Socket).during(Doing::Mounts)? {
+                return Err(Errno::NOTSOCK).during(Doing::Mounts);
+            }
+            tree
+        }
         Source::Memory { size } => {
             let size = size.map(|size| size.to_string());
             let mut options = vec![("mode", "1777")];
@@ -77,7 +96,10 @@ fn open<'a>(number: usize, mount: &'a Mount, scratch: &Path, time: SystemTime) -
 
 fn of_layers(layers: &[PathBuf], path: &Path, room: &Path) -> Result<OwnedFd, Failure> {
     for name in ["upper", "work", "root"] {
-        fs::create_dir(room.join(name)).during(Doing::Mounts)?;
+        match fs::create_dir(room.join(name)) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && name == "upper" => {}
+            other => other.during(Doing::Mounts)?,
+        }
     }
     let layers: Vec<&std::ffi::OsStr> = layers.iter().map(|layer| layer.as_os_str()).collect();
     let root = overlay::mount(&layers, room)?;

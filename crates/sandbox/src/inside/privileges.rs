@@ -13,9 +13,9 @@ use seccompiler::{
 };
 
 use super::accounts::User;
-use crate::step::Network;
+use crate::step::{Network, Source};
 use crate::sys;
-use crate::wire::{Doing, During as _, Failure};
+use crate::wire::{Doing, During as _, Failure, Run};
 
 /// Docker's default (moby, oci/caps/defaults.go).
 const KEPT: CapabilitySet = CapabilitySet::CHOWN
@@ -44,14 +44,16 @@ pub(super) struct Rights {
 impl Rights {
     /// A step with the machine's network can neither listen to others' packets nor stand in for a service of the machine, and the names of
     /// sockets that are no files (unix(7), "abstract") are the network's: some of the machine's own services do what anybody says who
-    /// reaches them there (CVE-2020-15257). Landlock closes that door since Linux 6.12; before, such a step has no sockets of that family.
-    pub(super) fn of(network: Network) -> Result<Self, Failure> {
-        let (kept, families, scoped) = match network {
+    /// reaches them there (CVE-2020-15257). Landlock closes that door since Linux 6.12; before, such a step has no sockets of that family, unless
+    /// it is given one.
+    pub(super) fn of(run: &Run) -> Result<Self, Failure> {
+        let given = run.mounts.iter().any(|mount| matches!(mount.source, Source::Socket(_)));
+        let (kept, families, scoped) = match run.network {
             Network::None => (KEPT, &FAMILIES[..], false),
             Network::Machine => {
                 let kept = KEPT.difference(CapabilitySet::NET_RAW.union(CapabilitySet::NET_BIND_SERVICE));
                 let scoped = sys::landlock_version() >= SCOPES;
-                (kept, if scoped { &OF_THE_MACHINE[..] } else { &OF_THE_MACHINE[1..] }, scoped)
+                (kept, if scoped || given { &OF_THE_MACHINE[..] } else { &OF_THE_MACHINE[1..] }, scoped)
             }
         };
         Ok(Self { kept, filters: filters(families)?, scoped })

@@ -24,7 +24,7 @@ pub(super) fn command(run: &Run, place: Place, tell: UnixStream) -> Result<Reply
     if let Some(highest) = run.highest {
         tripwires::there_is(highest, &place.user)?;
     }
-    let rights = privileges::Rights::of(run.network)?;
+    let rights = privileges::Rights::of(run)?;
     let (answers, answer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(Doing::Fork)?;
     // A user who is not root opens `/dev/stdout` by path, and the kernel asks the pipe's owner.
     for stream in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
