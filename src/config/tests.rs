@@ -113,7 +113,7 @@ fn a_file_with_every_key_is_read_whole() {
 #[test]
 fn a_small_file_gets_the_defaults() {
     let project = load_one(SMALL).expect("the smallest useful file is right").project;
-    insta::assert_snapshot!(serde_json::to_string(&project.services).expect("services are JSON"), @r#"{"web":{"source":{"build":{"context":".","file":"Dockerfile","frontend":"dockerfile","args":{},"target":null}},"hosts":["one"],"environment":{"clear":{},"secrets":[]},"command":null,"volumes":[],"proxy":{"app_port":8080,"hosts":[],"path_prefix":"/","ssl":false},"healthcheck":{"check":{"http":{"port":8080,"path":"/up"}},"interval_ms":500,"timeout_ms":5000,"deadline_ms":30000},"retain":3,"stop_timeout":10,"drain_timeout":30}}"#);
+    insta::assert_snapshot!(serde_json::to_string(&project.services).expect("services are JSON"), @r#"{"web":{"source":{"build":{"context":".","dockerfile":"Dockerfile","args":{},"target":null}},"hosts":["one"],"environment":{"clear":{},"secrets":[]},"command":null,"volumes":[],"proxy":{"app_port":8080,"hosts":[],"path_prefix":"/","ssl":false},"healthcheck":{"check":{"http":{"port":8080,"path":"/up"}},"interval_ms":500,"timeout_ms":5000,"deadline_ms":30000},"retain":3,"stop_timeout":10,"drain_timeout":30}}"#);
     assert!(project.servers.values().all(jiji_model::project::Server::is_local));
 }
 

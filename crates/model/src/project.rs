@@ -260,13 +260,20 @@ pub enum Source {
 }
 
 /// The language of the file that says how an image is built.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Frontend {
     /// That of `docker/dockerfile`.
+    #[default]
     Dockerfile,
     /// jiji's own.
     Recipe,
+}
+
+impl Frontend {
+    fn is_dockerfile(&self) -> bool {
+        *self == Self::Dockerfile
+    }
 }
 
 /// What to build.
@@ -274,9 +281,11 @@ pub enum Frontend {
 pub struct Build {
     /// The context directory, relative to the project's root.
     pub context: String,
-    /// The file that says how, relative to the context: a Dockerfile or a recipe.
+    /// The file that says how, relative to the context: a Dockerfile or a recipe. Kept plans know it by the name that it had first.
+    #[serde(rename = "dockerfile")]
     pub file: String,
     /// Which of the two.
+    #[serde(default, skip_serializing_if = "Frontend::is_dockerfile")]
     pub frontend: Frontend,
     /// Build arguments.
     pub args: BTreeMap<String, String>,
