@@ -32,7 +32,7 @@ run = ["python", "-m", "compileall", "/app"]
 
 [steps.install]
 on = "python"
-cache = { "/root/.cache/pip" = "pip" }
+cache = { "/pip" = "pip" }
 network = true
 secrets = ["TOKEN"]
 out = "/venv/"
@@ -70,7 +70,7 @@ volumes = ["/data"]
       ADD https://example.test/w.whl /
     FROM python AS install
       RUN python -m venv /venv; /venv/bin/pip install flask
-        type=cache,id=pip,target=/root/.cache/pip
+        type=cache,id=pip,target=/pip
         type=secret,id=TOKEN,env=TOKEN,required=true
     FROM install AS check
       RUN python -m compileall /app
@@ -136,7 +136,7 @@ WORKDIR /srv
 FROM base AS build
 ARG FLAGS=-q
 COPY requirements.txt ./
-RUN --mount=type=cache,id=pip,target=/root/.cache/pip --network=default pip install $FLAGS -r requirements.txt && rm -r /x
+RUN --mount=type=cache,id=pip,target=/pip --network=default pip install $FLAGS -r requirements.txt && rm -r /x
 COPY --chown=7:8 app app2 $HOME/app/
 RUN python -m compileall app
 
@@ -163,7 +163,7 @@ CMD ["python", "app"]
     [steps.build]
     on = "python"
     put = [{ from = "./requirements.txt", to = "/srv/" }]
-    cache = { "/root/.cache/pip" = "pip" }
+    cache = { "/pip" = "pip" }
     env = { "FLAGS" = "-q", "HOME" = "/srv" }
     dir = "/srv"
     network = true

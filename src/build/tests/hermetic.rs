@@ -574,8 +574,8 @@ see = { "/src" = "source" }
 cache = { "/cache" = "words" }
 secrets = ["token"]
 env = { QUOTE = "it's \"$5\" \\ done" }
-dir = "/work"
-out = "/work/out"
+dir = "/made"
+out = "/made/out"
 run = """
 mkdir out
 tr a-z A-Z < /src/words > out/words
@@ -608,11 +608,11 @@ user = "app"
         dir.path(),
         concat!(
             "FROM scratch AS source\nCOPY --exclude=*.md src/ /\n",
-            "FROM base AS compile\nARG QUOTE=it\\'s\\ \\\"\\$5\\\"\\ \\\\\\ done\nWORKDIR /work\n",
+            "FROM base AS compile\nARG QUOTE=it\\'s\\ \\\"\\$5\\\"\\ \\\\\\ done\nWORKDIR /made\n",
             "RUN --mount=type=bind,from=source,target=/src,rw --mount=type=cache,id=words,target=/cache \\\n",
             "    --mount=type=secret,id=token,env=token mkdir out; tr a-z A-Z < /src/words > out/words; echo \"$QUOTE\" > out/quote\n",
-            "FROM base\nCOPY --from=compile --chown=7:8 --chmod=640 /work/out/words /srv/\n",
-            "COPY --from=compile /work/out /opt/all\n",
+            "FROM base\nCOPY --from=compile --chown=7:8 --chmod=640 /made/out/words /srv/\n",
+            "COPY --from=compile /made/out /opt/all\n",
             "ENV GREETING=\"a b\"\nUSER app\nEXPOSE 8080 53/udp\nCMD [\"cat\", \"/srv/words\"]\n",
         ),
     );
