@@ -47,7 +47,7 @@ mod wire;
 
 pub use changes::{Change, ChangeError, Changes, Kind, Meta, Node, changes};
 pub use deputy::Reader;
-pub use entries::{Counted, each_entry};
+pub use entries::{Entry, each_entry};
 pub use helper::enter_if_requested;
 pub use probe::{Obstacle, Refusal, Support, probe};
 pub use run::{Canceller, RunError, Sandbox, run};

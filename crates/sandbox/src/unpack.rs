@@ -20,7 +20,7 @@ use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_O
 use serde::{Deserialize, Serialize};
 use tar::EntryType;
 
-use crate::entries::each_entry;
+use crate::entries::{Entry, each_entry};
 use crate::merged::{self, Found, MergedDir};
 use crate::probe::Refusal;
 use crate::wire::{io_error, text_of_bytes};
@@ -237,8 +237,8 @@ struct Place {
 }
 
 impl Layer {
-    fn entry(&mut self, entry: &mut tar::Entry<'_, impl Read>) -> Result<(), UnpackError> {
-        let named = entry.path().map_err(UnpackError::Archive)?.into_owned();
+    fn entry(&mut self, entry: &mut Entry<'_, impl Read>) -> Result<(), UnpackError> {
+        let named = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
         let components = components(&named)?;
         let mut kind = entry.header().entry_type();
         if kind == EntryType::Regular && named.as_os_str().as_bytes().ends_with(b"/") {
@@ -276,7 +276,7 @@ impl Layer {
                 rustix::fs::symlinkat(OsStr::from_bytes(&to), CWD, &target).map_err(errno_at(&named))?;
             }
             EntryType::Link => {
-                let to = entry.link_name().map_err(UnpackError::Archive)?.unwrap_or_default().into_owned();
+                let to = PathBuf::from(OsStr::from_bytes(&entry.link_name_bytes().unwrap_or_default()));
                 // What the header says of mode and owner is the file's, which has them already.
                 return self.hard_link(&to, &target, &named);
             }
@@ -486,7 +486,7 @@ impl Layer {
 
     fn set_meta(
         &mut self,
-        entry: &mut tar::Entry<'_, impl Read>,
+        entry: &mut Entry<'_, impl Read>,
         kind: EntryType,
         path: &Path,
         named: &Path,
@@ -544,18 +544,14 @@ struct Attributes {
 }
 
 impl Attributes {
-    fn pax(&mut self, entry: &mut tar::Entry<'_, impl Read>) -> io::Result<()> {
-        let Some(extensions) = entry.pax_extensions()? else {
-            return Ok(());
-        };
-        for extension in extensions {
-            let extension = extension?;
-            let whole = || extension.value().ok().and_then(|value| value.split('.').next()?.parse().ok());
-            match extension.key_bytes() {
+    fn pax(&mut self, entry: &Entry<'_, impl Read>) -> io::Result<()> {
+        for (key, value) in entry.records()? {
+            let whole = || std::str::from_utf8(value).ok().and_then(|value| value.split('.').next()?.parse().ok());
+            match key {
                 b"uid" => self.uid = whole().unwrap_or(self.uid),
                 b"gid" => self.gid = whole().unwrap_or(self.gid),
                 b"mtime" => self.mtime = whole().unwrap_or(self.mtime),
-                b"SCHILY.xattr.security.capability" => self.capability = Some(extension.value_bytes().to_vec()),
+                b"SCHILY.xattr.security.capability" => self.capability = Some(value.to_vec()),
                 // Above all none of overlayfs's own, with which a layer could point anywhere.
                 _ => {}
             }

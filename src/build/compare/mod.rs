@@ -11,6 +11,7 @@ use std::io::{self, Read};
 
 use jiji_model::digest::Digest;
 use jiji_model::image::{Descriptor, Image, MANIFEST};
+use jiji_sandbox::{UnpackLimits, each_entry};
 use jiji_store::{Layer, Store, StoreError};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -388,18 +389,16 @@ type Visit<'a> = dyn FnMut(&TarPath, (Entry, u64), &mut dyn Read) -> io::Result<
 /// Goes through the entries of a layer: path, header, time, content.
 fn each(layer: &Layer, store: &Store, visit: &mut Visit<'_>) -> Result<(), CompareError> {
     let tar = Layers::new(store).open(&layer.blob)?;
-    let go = || -> io::Result<()> {
-        for entry in tar::Archive::new(tar).entries()? {
-            let mut entry = entry?;
-            let path = TarPath::normal(&*entry.path_bytes());
-            if let Some(known) = entry_of(&mut entry)? {
-                let time = entry.header().mtime().unwrap_or_default();
-                visit(&path, (known, time), &mut entry)?;
-            }
+    let show = |entry: &mut jiji_sandbox::Entry<'_, _>| -> io::Result<()> {
+        let path = TarPath::normal(&*entry.path_bytes());
+        if let Some(known) = entry_of(entry)? {
+            let time = entry.header().mtime().unwrap_or_default();
+            visit(&path, (known, time), entry)?;
         }
         Ok(())
     };
-    go().map_err(|source| IndexError::Read { digest: layer.blob.digest, source }.into())
+    let read = each_entry(tar, UnpackLimits::default(), show).map(drop);
+    read.map_err(|source| IndexError::Read { digest: layer.blob.digest, source }.into())
 }
 
 /// The contents of some files of a layer, where they are not too large.

@@ -168,7 +168,7 @@ fn read(tar: impl Read) -> io::Result<Index> {
 ///
 /// # Errors
 /// When it is broken.
-pub(in crate::build) fn entry_of<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Option<Entry>> {
+pub(in crate::build) fn entry_of<R: Read>(entry: &jiji_sandbox::Entry<'_, R>) -> io::Result<Option<Entry>> {
     let header = entry.header();
     let device = |number: io::Result<Option<u32>>| number.ok().flatten().unwrap_or_default();
     let (major, minor) = (device(header.device_major()), device(header.device_minor()));
@@ -193,14 +193,13 @@ pub(in crate::build) fn entry_of<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::
         gid: small(header.gid())?,
         xattrs: Default::default(),
     };
-    for record in entry.pax_extensions()?.into_iter().flatten() {
-        let record = record?;
-        let number = || record.value().ok().and_then(|value| value.parse().ok());
-        match record.key_bytes() {
+    for (key, value) in entry.records()? {
+        let number = || std::str::from_utf8(value).ok().and_then(|value| value.parse().ok());
+        match key {
             b"uid" => known.uid = number().unwrap_or(known.uid),
             b"gid" => known.gid = number().unwrap_or(known.gid),
             b"SCHILY.xattr.security.capability" => {
-                known.xattrs.insert(b"security.capability".to_vec(), record.value_bytes().to_vec());
+                known.xattrs.insert(b"security.capability".to_vec(), value.to_vec());
             }
             _ => {}
         }
