@@ -8,12 +8,15 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::step::Limits;
 
 /// What a directory of a dead process is recognized by.
-const PREFIX: &str = "jiji-step-";
+const PREFIX: &str = "jiji-run-";
+
+/// Longer than anybody takes from making a directory to entering it, on a machine that has much to do.
+const MOMENT: Duration = Duration::from_secs(600);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -48,12 +51,12 @@ impl Cgroups {
     }
 
     fn add(&mut self, place: &Place, limits: &Limits) {
-        sweep(&place.parent);
+        sweep(&place.parent, namespace(), SystemTime::now());
         if place.unified {
             pass_on(&place.parent);
         }
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = place.parent.join(format!("{PREFIX}{}-{number}", std::process::id()));
+        let dir = place.parent.join(format!("{PREFIX}{}-{}-{number}", namespace(), std::process::id()));
         if fs::create_dir(&dir).is_err() {
             return;
         }
@@ -116,13 +119,27 @@ fn pass_on(parent: &Path) {
     }
 }
 
-/// Removes what processes left that were killed before they could.
-fn sweep(parent: &Path) {
+/// The namespace in which this process's number means it: containers share cgroups that do not share processes.
+fn namespace() -> u64 {
+    let link = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    link.to_str().and_then(|text| text.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()).unwrap_or_default()
+}
+
+/// Removes what processes left that were killed before they could. Of those of another namespace nobody here can tell whether they live: what is
+/// older than the moment between making a directory and entering it can go, and cannot where somebody is in it.
+fn sweep(parent: &Path, namespace: u64, now: SystemTime) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|rest| rest.split('-').next());
-        if pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
-            // Fails where a pid of another namespace made it and is still in it; then it is not ours to remove.
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+        let mut numbers = rest.split('-').map(str::parse::<u64>);
+        let (Some(Ok(of)), Some(Ok(pid))) = (numbers.next(), numbers.next()) else { continue };
+        let is_left = if of == namespace {
+            !Path::new("/proc").join(pid.to_string()).exists()
+        } else {
+            let made = entry.metadata().and_then(|meta| meta.modified());
+            made.is_ok_and(|made| now.duration_since(made).is_ok_and(|age| age > MOMENT))
+        };
+        if is_left {
             let _ = fs::remove_dir(entry.path());
         }
     }
@@ -207,6 +224,29 @@ mod tests {
             },
         ];
         assert_eq!(places(mounts, own), expected);
+    }
+
+    #[test]
+    fn what_a_process_of_another_namespace_has_just_made_stays() {
+        let dir = tempfile::tempdir().expect("a directory");
+        // No process has this number: `pid_max` is 2^22 at most.
+        let (mine, others, dead) = (namespace(), namespace() + 1, 1 << 23);
+        assert_ne!(mine, 0, "a namespace of processes");
+        let own = std::process::id();
+        let names = [
+            format!("{PREFIX}{mine}-{own}-0"),
+            format!("{PREFIX}{mine}-{dead}-0"),
+            format!("{PREFIX}{others}-{dead}-0"),
+            // Made before namespaces were in the name.
+            format!("{PREFIX}{dead}-0"),
+            "user.slice".to_owned(),
+        ];
+        names.iter().for_each(|name| fs::create_dir(dir.path().join(name)).expect("created"));
+        let there = || names.each_ref().map(|name| dir.path().join(name).exists());
+        sweep(dir.path(), mine, SystemTime::now());
+        assert_eq!(there(), [true, false, true, true, true]);
+        sweep(dir.path(), mine, SystemTime::now() + 2 * MOMENT);
+        assert_eq!(there(), [true, false, false, false, true]);
     }
 
     #[test]

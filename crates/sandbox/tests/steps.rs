@@ -336,7 +336,7 @@ fn a_killed_caller_takes_the_step_with_it() {
     fs::remove_dir_all(dir).expect("nothing in it is busy");
     // What it could not remove, the next step does.
     assert_eq!(Image::new().sh("true").exit, Exit::Code(0));
-    let name = format!("jiji-step-{}-*", victim.id());
+    let name = format!("jiji-run-*-{}-*", victim.id());
     let left = Command::new("find").args(["/sys/fs/cgroup", "-name", &name]).output().expect("find");
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");
 }
@@ -364,8 +364,8 @@ fn nothing_is_left_behind() {
     assert!(!mounted_anywhere(&dir));
     let left: Vec<_> = fs::read_dir(&dir).expect("test directory").flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(left, ["base"]);
-    let own = format!("jiji-step-{}-", std::process::id());
-    let cgroups = Command::new("find").args(["/sys/fs/cgroup", "-name", &format!("{own}*")]).output().expect("find");
+    let own = format!("jiji-run-*-{}-*", std::process::id());
+    let cgroups = Command::new("find").args(["/sys/fs/cgroup", "-name", &own]).output().expect("find");
     // Tests run side by side in this process, so a directory may be in use; none may stay.
     for dir in String::from_utf8_lossy(&cgroups.stdout).lines() {
         let patience = Instant::now() + Duration::from_secs(20);
