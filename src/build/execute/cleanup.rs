@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use jiji_sandbox::{Change, Changes, Kind, Node};
 
 /// Raised when something else is cleaned up.
-pub(in crate::build) const VERSION: u32 = 1;
+pub(in crate::build) const VERSION: u32 = 2;
 
 /// How a place is cleaned up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,8 @@ enum How {
     Whole,
     /// All files in it and below.
     Files,
-    /// The file, if it is compiled Python that knows its source by the time: times are the layer's, so it is never read again.
+    /// The file, if it is compiled Python that knows its source by the time: times are the layer's, so it is never read again. Or that was
+    /// compiled where nothing is any more.
     Stale,
 }
 
@@ -69,9 +70,9 @@ pub(super) fn kept(changes: &Changes, env: &[(String, String)]) -> io::Result<Ve
         places.extend(CARGO.iter().map(|name| (format!("{home}/{name}"), How::Whole)));
     }
     let stale = |path: &Path| -> io::Result<bool> {
-        let mut head = Vec::new();
-        changes.open(path)?.take(8).read_to_end(&mut head)?;
-        Ok(is_stale(&head))
+        let mut compiled = Vec::new();
+        changes.open(path)?.take(COMPILED).read_to_end(&mut compiled)?;
+        Ok(is_stale(&compiled))
     };
     let mut kept = Vec::new();
     for change in changes {
@@ -128,9 +129,18 @@ fn is_like(pattern: &[u8], name: &[u8]) -> bool {
     }
 }
 
-/// Whether compiled Python knows its source by the time (PEP 552: after the magic number, flags that are 0).
-fn is_stale(head: &[u8]) -> bool {
-    head.len() >= 8 && head[2..4] == *b"\r\n" && head[4..8] == [0; 4]
+/// How much of compiled Python is looked into: the name of its source is in the first code object, and comes with the last one at the latest.
+const COMPILED: u64 = 64 << 20;
+
+/// Where `pip install --target` compiles before it moves what it installed: `TMPDIR/pip-target-` and eight letters that are drawn (pip 25.3,
+/// `commands/install.py`). The folder's name is in every code object.
+const DRAWN: &[u8] = b"/pip-target-";
+
+/// Whether compiled Python knows its source by the time (PEP 552: after the magic number, flags that are 0), or by a name that was drawn.
+fn is_stale(compiled: &[u8]) -> bool {
+    compiled.len() >= 8
+        && compiled[2..4] == *b"\r\n"
+        && (compiled[4..8] == [0; 4] || compiled.windows(DRAWN.len()).any(|window| window == DRAWN))
 }
 
 /// Where the first of several names of a file is gone, the first that is left stands for the file.
@@ -239,6 +249,12 @@ mod tests {
     fn compiled_python_is_stale_where_it_knows_a_time() {
         assert!(is_stale(&[0x2b, 0x0e, 0x0d, 0x0a, 0, 0, 0, 0, 1]));
         assert!(!is_stale(&[0x2b, 0x0e, 0x0d, 0x0a, 3, 0, 0, 0, 1]), "by its content");
+        let of = |source: &str| {
+            [&[0xa7, 0x0d, 0x0d, 0x0a, 3, 0, 0, 0, 1, 0xfa, 0x37][..], source.as_bytes(), b"\0\xf3"].concat()
+        };
+        assert!(is_stale(&of("/tmp/pip-target-5ay4z4jx/lib/python/flask/app.py")), "by a folder that pip drew");
+        assert!(!is_stale(&of("/site/flask/app.py")));
+        assert!(!is_stale(b"text of /tmp/pip-target-5ay4z4jx/, and of no program"));
         assert!(!is_stale(b"text of no program"));
         assert!(!is_stale(b""));
     }
