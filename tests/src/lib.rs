@@ -5,11 +5,13 @@
 //!
 //! Where to enter: [`Shared`] is a laboratory for one test program, [`Project`] a copy of `examples/hello` that can be changed and
 //! shipped, [`Run`] what a run of `jiji` said, [`look`] what a host has, [`secrecy`] the search for a value that must be nowhere, [`census`] what must not pile
-//! up, [`deploys`] many ships in a row, [`sweep`] a death or a fault at every step.
+//! up, [`deploys`] many ships in a row, [`sweep`] a death or a fault at every step, [`matrix`] the same build under many
+//! conditions.
 
 pub mod census;
 pub mod deploys;
 pub mod look;
+pub mod matrix;
 pub mod secrecy;
 pub mod sweep;
 

@@ -129,6 +129,7 @@ pub struct Running {
     argv: String,
     child: Child,
     started: Instant,
+    limit: Duration,
     lines: Receiver<String>,
     stderr: Option<JoinHandle<String>>,
     stdout: String,
@@ -173,7 +174,23 @@ impl Running {
             String::from_utf8_lossy(&bytes).into_owned()
         });
         let started = Instant::now();
-        Ok(Self { argv, child, started, lines, stderr: Some(stderr), stdout: String::new(), events: Vec::new() })
+        Ok(Self {
+            argv,
+            child,
+            started,
+            limit: LIMIT,
+            lines,
+            stderr: Some(stderr),
+            stdout: String::new(),
+            events: Vec::new(),
+        })
+    }
+
+    /// The same, which may take so long.
+    #[must_use]
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
     }
 
     fn take(&mut self, line: &str) -> Option<&Value> {
@@ -189,7 +206,7 @@ impl Running {
     /// # Errors
     /// When it does not come in time, with all that came.
     pub fn wait_for(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Outcome {
-        let deadline = self.started + LIMIT;
+        let deadline = self.started + self.limit;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
@@ -226,7 +243,7 @@ impl Running {
     /// # Errors
     /// When it does not end in time.
     pub fn end(mut self) -> Outcome<Run> {
-        let deadline = self.started + LIMIT;
+        let deadline = self.started + self.limit;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
@@ -242,9 +259,9 @@ impl Running {
         let status = self.child.wait()?;
         let stderr = self.stderr.take().and_then(|reader| reader.join().ok()).unwrap_or_default();
         let took = self.started.elapsed();
-        if took >= LIMIT {
+        if took >= self.limit {
             let said = format!("{}\n{stderr}", self.stdout);
-            return Err(format!("`{}` did not end in {} s; it said:\n{said}", self.argv, LIMIT.as_secs()).into());
+            return Err(format!("`{}` did not end in {} s; it said:\n{said}", self.argv, self.limit.as_secs()).into());
         }
         let (argv, stdout, events) =
             (std::mem::take(&mut self.argv), std::mem::take(&mut self.stdout), std::mem::take(&mut self.events));

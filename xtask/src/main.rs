@@ -10,6 +10,7 @@ mod demo;
 mod docs;
 mod error;
 mod lab;
+mod matrix;
 mod plugins;
 mod process;
 mod product;
@@ -57,6 +58,9 @@ enum Command {
     /// Strike a transaction at every step, or ship many times in a row, on real hosts under load
     #[command(disable_help_flag = true)]
     Sweep(sweep::Args),
+    /// Build the same projects under many conditions of the builder's world: each has to keep its digest
+    #[command(disable_help_flag = true)]
+    Matrix(matrix::Args),
     /// Build the guests of plugins/ anew
     Plugins(plugins::Args),
     /// Write the pages that the documentation takes from the code
@@ -78,6 +82,7 @@ fn main() -> ExitCode {
         Command::Setup { yes } => setup::ensure(setup::Level::Lab, yes).map(|_| ExitCode::SUCCESS),
         Command::Bench(args) => bench::bench(&args).map(|()| ExitCode::SUCCESS),
         Command::Sweep(args) => sweep::sweep(&args).map(|()| ExitCode::SUCCESS),
+        Command::Matrix(args) => matrix::matrix(&args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run_all(&args).map(|()| ExitCode::SUCCESS),
         Command::Lab(args) => lab::run(&args).map_err(Error::from),
         Command::Plugins(args) => plugins::build(&args).map(|()| ExitCode::SUCCESS),

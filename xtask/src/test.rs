@@ -121,7 +121,7 @@ fn drive(all: &mut Run, args: &Args, setup: &Setup, product: &Product) -> Result
         all.part(&format!("build {package}"), || {
             let built = product::executables(cargo().args(["test", "--no-run", "--package", package]))?;
             // Programs are built along with the tests and are none.
-            programs.extend(built.into_iter().filter(|(name, _)| name != "lab" && name != "jiji-sweep"));
+            programs.extend(built.into_iter().filter(|(name, _)| !PROGRAMS.contains(&name.as_str())));
             Ok(())
         });
         for (name, program) in programs {
@@ -141,6 +141,9 @@ fn drive(all: &mut Run, args: &Args, setup: &Setup, product: &Product) -> Result
     }
     Ok(())
 }
+
+/// Programs that are built along with the tests.
+const PROGRAMS: [&str; 3] = ["lab", "jiji-matrix", "jiji-sweep"];
 
 /// The end-to-end areas: the files of `tests/` that its manifest names as tests.
 fn areas() -> Result<Vec<String>, Error> {

@@ -15,8 +15,9 @@ fn the_labs_images_run_on_both_engines_by_digest() -> Outcome {
             command::run(lab.operator_command("skopeo").args(inspect).arg(format!("docker://{}", image.reference)))?;
         assert_eq!(String::from_utf8_lossy(&seen).trim(), image.digest);
     }
-    let python = &images[1].reference;
-    let proxy = &images[2].reference;
+    let named = |name: &str| images.iter().find(|image| image.name.starts_with(name)).ok_or("no such image");
+    let python = &named("python:")?.reference;
+    let proxy = &named("kamal-proxy:")?.reference;
     for host in lab.hosts() {
         let words = ["run", "--rm", python, "python3", "-c", "import asyncio, hashlib; print(6 * 7)"];
         assert_eq!(host.engine(&words)?.trim(), "42");
@@ -29,10 +30,21 @@ fn the_labs_images_run_on_both_engines_by_digest() -> Outcome {
 }
 
 #[test]
-fn the_example_pins_the_base_that_the_lab_builds() -> Outcome {
-    let dockerfile = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/hello/Dockerfile");
-    let text = std::fs::read_to_string(dockerfile)?;
-    let from = format!("FROM lab.test/{}@{}", Base::Python.name(), Base::Python.digest());
-    assert!(text.lines().any(|line| line == from), "{dockerfile} should say `{from}`");
+fn the_examples_pin_the_bases_that_the_lab_builds() -> Outcome {
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples");
+    for (example, bases) in [
+        ("hello/Dockerfile", &[Base::Python][..]),
+        ("recipe-static/Dockerfile", &[Base::Compiler]),
+        ("recipe-static/image.toml", &[Base::Compiler]),
+        ("recipe-python/Dockerfile", &[Base::Python, Base::Pip]),
+        ("recipe-python/image.toml", &[Base::Python, Base::Pip]),
+    ] {
+        let text = std::fs::read_to_string(format!("{examples}/{example}"))?;
+        let pins = bases.iter().map(|base| format!("lab.test/{}@{}", base.name(), base.digest()));
+        for pin in pins {
+            assert!(text.contains(&pin), "{example} should say `{pin}`");
+        }
+        assert_eq!(text.matches("lab.test/").count(), bases.len(), "{example}");
+    }
     Ok(())
 }

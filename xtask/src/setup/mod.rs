@@ -27,6 +27,8 @@ pub enum Level {
     Unit,
     /// To bring up laboratories too.
     Lab,
+    /// To build in all the places that the matrix has.
+    Matrix,
 }
 
 /// A program that must be there and the package that has it.
@@ -69,6 +71,13 @@ const LAB: &[Tool] = &[
     tool("unshare", "util-linux"),
 ];
 
+const MATRIX: &[Tool] = &[
+    tool("apt-ftparchive", "apt-utils"),
+    tool("mkfs.btrfs", "btrfs-progs"),
+    tool("mkfs.xfs", "xfsprogs"),
+    tool("mmdebstrap", "mmdebstrap"),
+];
+
 /// Programs that lie where no path leads.
 const FILES: &[(&[&str], &str)] = &[
     (&["/usr/lib/podman/netavark", "/usr/libexec/podman/netavark"], "netavark"),
@@ -100,9 +109,10 @@ impl Setup {
 pub fn ensure(level: Level, yes: bool) -> Result<Setup, Error> {
     apt::sweep();
     let mut packages: Vec<&'static str> = Vec::new();
-    let tools = BUILD.iter().chain(LAB.iter().filter(|_| level == Level::Lab));
+    let tools = BUILD.iter().chain(LAB.iter().filter(|_| level >= Level::Lab));
+    let tools = tools.chain(MATRIX.iter().filter(|_| level == Level::Matrix));
     packages.extend(tools.filter(|tool| find(tool.program).is_none()).map(|tool| tool.package));
-    if level == Level::Lab {
+    if level >= Level::Lab {
         let absent = FILES.iter().filter(|(paths, _)| !paths.iter().any(|path| std::path::Path::new(path).exists()));
         packages.extend(absent.map(|(_, package)| *package));
     }

