@@ -225,6 +225,8 @@ pub struct Host {
     pub engine: Engine,
     /// Its address on the lab's network.
     pub address: Ipv4Addr,
+    /// Whether the engine is a user's own.
+    pub rootless: bool,
 }
 
 impl Host {
@@ -235,6 +237,7 @@ impl Host {
             name: host.name.clone(),
             engine: host.engine,
             address: host.address,
+            rootless: host.rootless,
         }
     }
 
@@ -264,12 +267,12 @@ impl Host {
 
     /// The path of the engine's command on the host.
     pub fn engine_cli(&self) -> &'static str {
-        self.engine.cli()
+        if self.rootless { machine::USERS_PODMAN } else { self.engine.cli() }
     }
 
     /// Runs the engine's command on the host with these arguments.
     pub fn engine<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Result<String, LabError> {
-        let out = command::run(self.command(&[self.engine.cli()]).args(args))?;
+        let out = command::run(self.command(&[self.engine_cli()]).args(args))?;
         Ok(String::from_utf8_lossy(&out).into_owned())
     }
 

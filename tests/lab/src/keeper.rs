@@ -374,6 +374,7 @@ impl Keeper {
             name: host.name.clone(),
             engine: host.engine,
             user: host.user.clone(),
+            rootless: host.rootless,
             dir: host.dir.clone(),
             state: self.record.dir.parent().unwrap_or(&self.record.dir).to_owned(),
             authorized_key: fs::read_to_string(&key).map_err(LabError::file("read", &key))?,

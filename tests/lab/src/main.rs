@@ -47,6 +47,9 @@ enum Order {
         /// The number of a host that lets in no root, but a user with sudo; may be given several times
         #[arg(long, value_name = "N")]
         sudo: Vec<usize>,
+        /// The number of a host on which nobody becomes root: the user has a Podman of their own; may be given several times
+        #[arg(long, value_name = "N")]
+        rootless: Vec<usize>,
         /// A host that ssh reaches through another alone, like 3=1; may be given several times
         #[arg(long, value_name = "N=M", value_parser = parse_behind)]
         behind: Vec<(usize, usize)>,
@@ -150,8 +153,9 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode, LabError> {
     let state = args.state.as_deref();
     match args.command {
-        Order::Up { hosts, engine, rtt, name, bind, sudo, behind, bare, json } => {
-            let spec = Spec { name, rtt, state: args.state, binds: bind, sudo, behind, ..Spec::new(hosts, engine) };
+        Order::Up { hosts, engine, rtt, name, bind, sudo, rootless, behind, bare, json } => {
+            let ways = Spec { sudo, rootless, behind, ..Spec::new(hosts, engine) };
+            let spec = Spec { name, rtt, state: args.state, binds: bind, ..ways };
             let lab = Lab::up_detached(&spec)?;
             let images = if bare { Vec::new() } else { fill(&lab)? };
             if json {

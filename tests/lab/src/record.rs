@@ -117,6 +117,9 @@ pub struct HostRecord {
     /// Whom ssh logs in as.
     #[serde(default = "root")]
     pub user: String,
+    /// Whether nobody becomes root there, and the engine is that user's own.
+    #[serde(default)]
+    pub rootless: bool,
     /// The host through which alone ssh reaches it, if there is one.
     #[serde(default)]
     pub through: Option<String>,

@@ -95,6 +95,9 @@ pub struct Spec {
     pub disk: u64,
     /// The places of hosts, counted from 1, that let in no root: the operator is the user `deploy` there and has `sudo`.
     pub sudo: Vec<usize>,
+    /// The places of hosts, counted from 1, on which nobody becomes root: the operator is the user `deploy` there, without sudo, and has
+    /// what a Podman of their own needs. Their engine is Podman.
+    pub rootless: Vec<usize>,
     /// Hosts that the operator's ssh reaches through another host alone, by place, with that host's place.
     pub behind: Vec<(usize, usize)>,
 }
@@ -115,6 +118,7 @@ impl Spec {
             binds: Vec::new(),
             disk: 8 << 30,
             sudo: Vec::new(),
+            rootless: Vec::new(),
             behind: Vec::new(),
         }
     }
@@ -122,6 +126,12 @@ impl Spec {
     /// The host of this place, counted from 1, lets in no root, but a user who has `sudo`.
     pub fn sudo(mut self, place: usize) -> Self {
         self.sudo.push(place);
+        self
+    }
+
+    /// On the host of this place, counted from 1, nobody becomes root.
+    pub fn rootless(mut self, place: usize) -> Self {
+        self.rootless.push(place);
         self
     }
 
@@ -183,6 +193,10 @@ impl Spec {
         let here = |place: usize| (1..=self.hosts.len()).contains(&place);
         if let Some(place) = self.sudo.iter().find(|place| !here(**place)) {
             return refuse(format!("`sudo` on host {place}; there are {} hosts", self.hosts.len()));
+        }
+        let podman = |place: usize| here(place) && self.hosts[place - 1] == Engine::Podman;
+        if let Some(place) = self.rootless.iter().find(|place| !podman(**place) || self.sudo.contains(place)) {
+            return refuse(format!("`rootless` on host {place}; it must be one with Podman and without `sudo`"));
         }
         let jumps = |place: usize| self.behind.iter().any(|(hidden, _)| *hidden == place);
         for (place, through) in &self.behind {
@@ -254,6 +268,9 @@ mod tests {
         assert!(Spec::new(1, Engines::Podman).name("demo").check().is_ok());
         assert!(Spec::new(2, Engines::Podman).sudo(2).behind(2, 1).check().is_ok());
         assert!(Spec::new(2, Engines::Podman).sudo(3).check().is_err());
+        assert!(Spec::new(2, Engines::Mixed).rootless(1).check().is_ok());
+        assert!(Spec::new(2, Engines::Mixed).rootless(2).check().is_err());
+        assert!(Spec::new(1, Engines::Podman).rootless(1).sudo(1).check().is_err());
         assert!(Spec::new(2, Engines::Podman).behind(1, 1).check().is_err());
         assert!(Spec::new(3, Engines::Podman).behind(2, 1).behind(3, 2).check().is_err());
         assert_eq!(parse_behind("3=1").expect("valid"), (3, 1));

@@ -9,7 +9,7 @@ use crate::{
     command::{command, run},
 };
 
-/// The user besides root that every host has; it may use `sudo -n`.
+/// The user besides root that every host has; it may use `sudo -n` unless the host lets nobody become root.
 pub(crate) const USER: &str = "deploy";
 
 /// What an sshd saw since its host was made.

@@ -173,13 +173,15 @@ fn host(lab: &Path, number: u8, place: u8, engine: Engine, spec: &Spec) -> HostR
     let name = format!("{}-{place}", engine.name());
     let (address, relay) = (Record::address(number, 10 + place), Record::address(number, 110 + place));
     let place = usize::from(place);
+    let rootless = spec.rootless.contains(&place);
     let through = spec.behind.iter().find(|(hidden, _)| *hidden == place).map(|(_, through)| *through);
     // A host behind another is as far away as that one; a relay of its own would be a way around it.
     let relayed = spec.rtt.is_some() && through.is_none();
     HostRecord {
         address,
         ssh_address: if relayed { relay } else { address },
-        user: if spec.sudo.contains(&place) { ssh::USER.to_owned() } else { "root".to_owned() },
+        user: if spec.sudo.contains(&place) || rootless { ssh::USER.to_owned() } else { "root".to_owned() },
+        rootless,
         through: through.map(|place| format!("{}-{place}", spec.hosts[place - 1].name())),
         engine,
         pid: 0,

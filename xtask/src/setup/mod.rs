@@ -64,6 +64,7 @@ const LAB: &[Tool] = &[
     tool("podman", "podman"),
     tool("setcap", "libcap2-bin"),
     tool("skopeo", "skopeo"),
+    tool("slirp4netns", "slirp4netns"),
     tool("ssh", "openssh-client"),
     tool("sshd", "openssh-server"),
     tool("sudo", "sudo"),

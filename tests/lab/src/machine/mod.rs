@@ -16,6 +16,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use root::USERS_PODMAN;
 pub(crate) use services::PATH;
 
 use crate::{Engine, LabError};
@@ -29,6 +30,9 @@ pub(crate) struct Orders {
     pub engine: Engine,
     /// Whom its sshd lets in: root, or a user who has sudo.
     pub user: String,
+    /// Whether that user has no sudo, but what a Podman of their own needs.
+    #[serde(default)]
+    pub rootless: bool,
     /// The host's directory: disk image, keys, logs.
     pub dir: PathBuf,
     /// The directory of all labs, which hosts are not shown.
@@ -76,6 +80,9 @@ fn boot(orders: &Path) -> Result<services::Services, LabError> {
     std::io::stdin().lock().read_line(&mut line).map_err(LabError::system("hear the keeper"))?;
     if line.trim() != "go" {
         return Err(LabError::Keeper { message: "went away before the host had a network".to_owned() });
+    }
+    if orders.rootless {
+        root::let_users_publish()?;
     }
     services::Services::start(orders.engine, logs)
 }

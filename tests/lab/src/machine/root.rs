@@ -46,7 +46,22 @@ pub(super) fn enter(orders: &Orders) -> Result<(), LabError> {
         mount_bind_recursive(path, &target).map_err(LabError::system(format!("bind `{}`", path.display())))?;
     }
     root.configure(orders)?;
+    if orders.rootless {
+        root.users_podman()?;
+    }
     root.pivot()
+}
+
+/// The command of Podman as the user has it, on hosts where nobody becomes root: root may run it too.
+pub(crate) const USERS_PODMAN: &str = "/run/lab/users-podman";
+
+/// The number of the user, who has a group of the same number.
+const USER_ID: u32 = 1500;
+
+/// What an administrator does so that users' web servers can have ports 80 and 443. The setting is of the network namespace.
+pub(super) fn let_users_publish() -> Result<(), LabError> {
+    let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    fs::write(path, "80").map_err(LabError::file("write", path))
 }
 
 /// A host's root while it is built, seen from outside.
@@ -149,7 +164,7 @@ impl Root {
         self.write("etc/hosts", &hosts, 0o644)?;
         self.write("etc/resolv.conf", "# Nobody to ask: the lab has no way out.\n", 0o644)?;
         self.machine_id(orders)?;
-        self.users()?;
+        self.users(orders.rootless)?;
         let key = orders.dir.join("host_key");
         let key = fs::read_to_string(&key).map_err(LabError::file("read", &key))?;
         self.write("etc/ssh/lab_host_key", &key, 0o600)?;
@@ -214,12 +229,35 @@ impl Root {
         self.write("etc/machine-id", &format!("{}\n", &digest[..32]), 0o444)
     }
 
-    /// Root may log in by key, and so may one user who is not root.
-    fn users(&self) -> Result<(), LabError> {
+    /// What a user's own Podman needs of a host, as Debian has it: ids below the user, and a device for the
+    /// network's way out. There is no systemd, so nobody has a runtime directory and nobody's processes end at logout.
+    fn users_podman(&self) -> Result<(), LabError> {
+        for file in ["etc/subuid", "etc/subgid"] {
+            self.write(file, &format!("{}:200000:65536\n", ssh::USER), 0o644)?;
+        }
+        // The machine's own is root's alone, and udev is not here to change that.
+        self.tmpfs("dev/net", "mode=755")?;
+        let tun = self.inside("dev/net/tun");
+        run(command("mknod", ["-m", "666"]).arg(&tun).args(["c", "10", "200"]))?;
+        // The kernel lets a user's containers mount a /proc only where one is to be seen whole (`mount_too_revealing` in fs/namespace.c), and
+        // the host's own has the boot id covered.
+        let whole = self.inside("run/lab/proc");
+        dir(&whole)?;
+        attach("proc", "proc", &whole, "")?;
+        let script = format!(
+            "#!/bin/sh\ncd /\nexec setpriv --reuid {USER_ID} --regid {USER_ID} --clear-groups env -i HOME=/home/{0} USER={0} PATH=\"$PATH\" \
+             /usr/bin/podman \"$@\"\n",
+            ssh::USER
+        );
+        self.write(USERS_PODMAN, &script, 0o755)
+    }
+
+    /// Root may log in by key, and so may one user who is not root, who has sudo unless they are to do without.
+    fn users(&self, rootless: bool) -> Result<(), LabError> {
         let name = ssh::USER;
         for (file, line, mode) in [
-            ("etc/passwd", format!("{name}:x:1500:1500::/home/{name}:/bin/sh"), 0o644),
-            ("etc/group", format!("{name}:x:1500:"), 0o644),
+            ("etc/passwd", format!("{name}:x:{USER_ID}:{USER_ID}::/home/{name}:/bin/sh"), 0o644),
+            ("etc/group", format!("{name}:x:{USER_ID}:"), 0o644),
             ("etc/shadow", format!("{name}:*:20000:0:99999:7:::"), 0o640),
         ] {
             let path = self.inside(file);
@@ -236,8 +274,8 @@ impl Root {
             self.write(file, &format!("{}\n", lines.join("\n")), mode)?;
         }
         let home = self.inside(format!("home/{name}"));
-        std::os::unix::fs::chown(&home, Some(1500), Some(1500)).map_err(LabError::file("give away", &home))?;
-        if self.inside("etc/sudoers.d").is_dir() {
+        std::os::unix::fs::chown(&home, Some(USER_ID), Some(USER_ID)).map_err(LabError::file("give away", &home))?;
+        if self.inside("etc/sudoers.d").is_dir() && !rootless {
             self.write("etc/sudoers.d/lab", &format!("{name} ALL=(ALL) NOPASSWD: ALL\n"), 0o440)?;
         }
         Ok(())
