@@ -97,7 +97,13 @@ pub fn project(shape: Shape) -> Project {
         (service(number), service_of)
     };
     let server = |number| {
-        let server = Server { address: format!("192.0.2.{}", number % 250), user: None, port: None, engine: None };
+        let server = Server {
+            address: format!("192.0.2.{}", number % 250),
+            user: None,
+            port: None,
+            engine: None,
+            rootless: false,
+        };
         (host(number), server)
     };
     Project {

@@ -285,7 +285,8 @@ pub struct RollbackArgs {
 /// `jiji abort`.
 #[derive(Debug, Args)]
 pub struct AbortArgs {
-    /// Where the project's sources are not here: a server of it, `[ssh://][USER@]HOST[:PORT]`; may be given several times. Others that
+    /// Where the project's sources are not here: a server of it, `[ssh://][USER@]HOST[:PORT]`, or with
+    /// `rootless+ssh://` before it where the server is `rootless`; may be given several times. Others that
     /// took part are found from what hosts recorded.
     #[arg(long = "host", value_name = "ADDRESS", requires = "name")]
     pub hosts: Vec<String>,

@@ -6,6 +6,12 @@ use super::failure::Failure;
 
 /// Serves one session on standard input and output.
 pub fn run(args: &HostArgs) -> Result<Exit, Failure> {
+    if let Some(count) = jiji_host::reach::asked(&args.arguments) {
+        return match jiji_host::reach::give(count) {
+            Ok(()) => Ok(Exit::Done),
+            Err(error) => Err(Failure::new(Exit::Internal, &error)),
+        };
+    }
     let settings = jiji_host::Settings::from_arguments(&args.arguments).ok_or_else(|| {
         Failure::text(Exit::Usage, "read the arguments of `jiji host`").hint("it is for jiji itself: `jiji host exec`")
     })?;

@@ -217,9 +217,41 @@ pub enum Problem {
         /// The host.
         host: String,
     },
+    /// A server that is to be used as a user who is not root cannot be.
+    #[error("{0}")]
+    Rootless(Rootless),
     /// The parts make no project, though each alone was accepted.
     #[error("it makes no project")]
     NoProject,
+}
+
+/// Why a server cannot be used as a user who is not root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Rootless {
+    /// The project has other servers.
+    #[error("a server without root is for a project of one server, and there are others")]
+    NotAlone,
+    /// Its engine is Docker.
+    #[error("without root the engine is Podman, and this server's is Docker")]
+    Docker,
+    /// Its user is root.
+    #[error("the user of this server is root")]
+    Root,
+}
+
+impl Rootless {
+    fn hint(self) -> &'static str {
+        match self {
+            Self::NotAlone => {
+                "its containers live in a network namespace of the user's own, which nothing leads into but the ports that are published;                  leave the others out, or let the user become root with sudo and leave `rootless` out"
+            }
+            Self::Docker => {
+                "the network namespace of a user's own Docker cannot be entered for health checks; say `engine: podman`, or leave \
+                 `rootless` out"
+            }
+            Self::Root => "name the user whose Podman it is, or leave `rootless` out",
+        }
+    }
 }
 
 fn list(keys: &[&str]) -> String {
@@ -284,6 +316,7 @@ impl Problem {
             Self::UnknownServer { known, .. } => format!("the servers are {}", known.join(", ")),
             Self::Twice { why, .. } => (*why).to_owned(),
             Self::SameRoute { .. } => "give one of them another `host` or `path_prefix`".to_owned(),
+            Self::Rootless(why) => why.hint().to_owned(),
             Self::NoProject => "this is an error of jiji's own; please report it with the file".to_owned(),
         })
     }

@@ -24,7 +24,7 @@ mod substitute;
 mod table;
 mod tree;
 
-pub use error::{ConfigError, ConfigErrors, Place, Problem};
+pub use error::{ConfigError, ConfigErrors, Place, Problem, Rootless};
 pub use files::{FILE, find, find_root, is_environment, overlay_file};
 pub use schema::{json_schema, reference};
 pub use shape::duration_ms;

@@ -144,6 +144,13 @@ static SERVER: Object = Object {
         field("user", Shape::Text, "the user name, before `ssh.user`").also(&["username"]),
         field("port", PORT, "the port, before `ssh.port`"),
         field("engine", ENGINE, "the container engine, before `builder.engine`"),
+        field(
+            "rootless",
+            Shape::Bool,
+            "whether everything there is done as `user`, who is not root and needs no sudo, with a Podman of their own; for a project's only \
+             server (docs/design/hosts.md)",
+        )
+        .default("false"),
     ],
 };
 

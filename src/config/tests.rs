@@ -27,7 +27,7 @@ ssh:
   config: ssh_config
   connect_timeout: 10
 servers:
-  fra1: { host: 203.0.113.9, engine: docker }
+  fra1: { host: 203.0.113.9, engine: docker, rootless: false }
   fra2:
     host: fra2.example.com
     user: root
@@ -447,6 +447,21 @@ fn two_services_cannot_take_the_same_requests_on_one_host() {
       │     ^^^^^
     hint: give one of them another `host` or `path_prefix`
     ");
+}
+
+#[test]
+fn a_server_without_root_is_the_only_one_and_has_podman() {
+    let alone = SMALL.replace("host: localhost", "host: localhost, rootless: true");
+    let loaded = load_one(&alone).unwrap_or_else(|_| panic!("{}", told(load_one(&alone))));
+    assert!(loaded.project.servers.values().all(|server| server.rootless));
+    let wrong = "project: shop\nbuilder: { engine: docker }\nservers:\n  one: { host: h, user: root, rootless: true }\n  two: { host: g }\n\
+                 services:\n  web: { image: \"web:1\", hosts: one }\n";
+    let told = told(load_one(wrong));
+    for due in ["for a project of one server", "this server's is Docker", "the user of this server is root"] {
+        let line = "error: failed to read `servers.one.rootless`: ";
+        assert!(told.lines().any(|text| text.starts_with(line) && text.contains(due)), "{told}");
+    }
+    assert_eq!(told.matches("error: ").count(), 3, "{told}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use jiji_model::digest::Digest;
 use jiji_model::project::Engine;
-use jiji_model::protocol::{ARGUMENT_EXEC, OPTION_ENGINE};
+use jiji_model::protocol::{ARGUMENT_EXEC, OPTION_ENGINE, OPTION_ROOTLESS};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 /// What a marked line begins with.
@@ -18,8 +18,14 @@ const MARK: &str = "jiji-bootstrap 1 ";
 /// Most bytes that a login shell may print before the marked line.
 const MOST_NOISE: usize = 64 * 1024;
 
-/// Where programs lie on a server.
-const DIRECTORY: &str = "/var/lib/jiji/bin";
+/// Where everything lies on a server.
+pub(super) const DIRECTORY: &str = "/var/lib/jiji";
+
+/// Where everything of a user's own lies, for people. In the lines, `$XDG_DATA_HOME` counts before it, as in `jiji-host`.
+pub(super) const USERS_DIRECTORY: &str = "~/.local/share/jiji";
+
+/// Puts a user's own directory into `d`.
+const FIND_USERS: &str = "case $XDG_DATA_HOME in /*) d=$XDG_DATA_HOME;; *) d=$HOME/.local/share;; esac; d=$d/jiji";
 
 /// The builds of `jiji-host` that can be sent to servers, by architecture in Go's words.
 #[derive(Debug, Clone, Default)]
@@ -77,47 +83,70 @@ impl Programs {
     }
 }
 
-fn arguments(engine: Option<Engine>) -> String {
-    match engine {
-        None => ARGUMENT_EXEC.to_owned(),
-        Some(engine) => format!("{ARGUMENT_EXEC} {OPTION_ENGINE} {engine}"),
+/// How `jiji-host` is to work on a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Manner {
+    /// The engine that the configuration chooses.
+    pub(super) engine: Option<Engine>,
+    /// Whether everything is done as the user who logs in.
+    pub(super) rootless: bool,
+}
+
+impl Manner {
+    /// The arguments that say so.
+    pub(super) fn arguments(self) -> Vec<String> {
+        let engine = self.engine.map(|engine| [OPTION_ENGINE.to_owned(), engine.to_string()]);
+        let rootless = self.rootless.then(|| OPTION_ROOTLESS.to_owned());
+        let options = engine.into_iter().flatten().chain(rootless);
+        std::iter::once(ARGUMENT_EXEC.to_owned()).chain(options).collect()
     }
 }
 
 /// The line that starts `jiji-host` where it is installed.
-pub(super) fn first_line(programs: &Programs, engine: Option<Engine>) -> String {
+pub(super) fn first_line(programs: &Programs, manner: Manner) -> String {
     let mut cases = String::new();
     for (name, machines) in ARCHITECTURES {
         if let Some(program) = programs.builds.get(name) {
             cases.push_str(&format!("{}) h={};; ", machines.join("|"), program.digest.hex()));
         }
     }
-    let arguments = arguments(engine);
+    let arguments = manner.arguments().join(" ");
+    if manner.rootless {
+        return format!(
+            "sh -c 'm=$(uname -m); u=$(id -u); h=; case $m in {cases}esac; \
+             if [ \"$u\" = 0 ]; then echo \"{MARK}root $m $u\"; exit 1; fi; \
+             {FIND_USERS}; b=$d/bin/$h; \
+             if [ -n \"$h\" ] && [ -x \"$b\" ]; then echo \"{MARK}ready $m $u\"; exec \"$b\" {arguments}; fi; \
+             echo \"{MARK}missing $m $u\"; exit 127'"
+        );
+    }
     format!(
         "sh -c 'm=$(uname -m); u=$(id -u); h=; case $m in {cases}esac; \
          if [ \"$u\" = 0 ]; then s=; else s=\"sudo -n\"; \
          command -v sudo >/dev/null || {{ echo \"{MARK}sudo-missing $m $u $(id -un)\"; exit 1; }}; \
          $s true || {{ echo \"{MARK}no-sudo $m $u $(id -un)\"; exit 1; }}; fi; \
-         b={DIRECTORY}/$h; \
+         b={DIRECTORY}/bin/$h; \
          if [ -n \"$h\" ] && $s test -x $b; then echo \"{MARK}ready $m $u\"; exec $s $b {arguments}; fi; \
          echo \"{MARK}missing $m $u\"; exit 127'"
     )
 }
 
 /// The line that takes `jiji-host` on standard input, installs it and starts it. `root`: whether the user is root.
-pub(super) fn second_line(program: &HostProgram, root: bool, engine: Option<Engine>) -> String {
+pub(super) fn second_line(program: &HostProgram, root: bool, manner: Manner) -> String {
     let (hex, size) = (program.digest.hex(), program.bytes.len());
-    let arguments = arguments(engine);
-    let sudo = if root { "" } else { "sudo -n " };
+    let arguments = manner.arguments().join(" ");
+    let sudo = if root || manner.rootless { "" } else { "sudo -n " };
+    let find = if manner.rootless { FIND_USERS.to_owned() } else { format!("d={DIRECTORY}") };
     // A temporary name of its own for each process, so that two operators at first contact do not write into one file; `sync` before
     // the rename, so that a name never stands for less than its content after a power cut.
     format!(
-        "{sudo}sh -c 'umask 077; d={DIRECTORY}; t=$d/tmp.$$; \
-         mkdir -p $d && head -c {size} > $t || {{ echo \"{MARK}not-written\"; rm -f $t; exit 1; }}; \
-         c=$(sha256sum < $t); c=${{c%% *}}; \
-         if [ \"$c\" != {hex} ]; then echo \"{MARK}damaged\"; rm -f $t; exit 1; fi; \
-         chmod 700 $t && {{ sync $t 2>/dev/null || sync; }} && mv -f $t $d/{hex} || {{ echo \"{MARK}not-written\"; rm -f $t; exit 1; }}; \
-         echo \"{MARK}ready\"; exec $d/{hex} {arguments}'"
+        "{sudo}sh -c 'umask 077; {find}; d=$d/bin; t=$d/tmp.$$; \
+         mkdir -p \"$d\" && head -c {size} > \"$t\" || {{ echo \"{MARK}not-written\"; rm -f \"$t\"; exit 1; }}; \
+         c=$(sha256sum < \"$t\"); c=${{c%% *}}; \
+         if [ \"$c\" != {hex} ]; then echo \"{MARK}damaged\"; rm -f \"$t\"; exit 1; fi; \
+         chmod 700 \"$t\" && {{ sync \"$t\" 2>/dev/null || sync; }} && mv -f \"$t\" \"$d/{hex}\" || \
+         {{ echo \"{MARK}not-written\"; rm -f \"$t\"; exit 1; }}; \
+         echo \"{MARK}ready\"; exec \"$d/{hex}\" {arguments}'"
     )
 }
 
@@ -132,6 +161,8 @@ pub(super) enum Found {
     NoSudo(String),
     /// Nor can this one, since there is no `sudo`.
     SudoMissing(String),
+    /// The user is root, where everything was to be done as a user who is not.
+    Root,
     /// What was sent arrived with other bytes.
     Damaged,
     /// It could not be written.
@@ -157,6 +188,7 @@ fn read_mark(line: &str) -> Option<Found> {
         "missing" => Some(Found::Missing(machine)),
         "no-sudo" => Some(Found::NoSudo(user)),
         "sudo-missing" => Some(Found::SudoMissing(user)),
+        "root" => Some(Found::Root),
         "damaged" => Some(Found::Damaged),
         "not-written" => Some(Found::NotWritten),
         _ => None,
@@ -196,6 +228,13 @@ fn find_mark(read: &[u8]) -> Option<(Found, Vec<u8>)> {
 mod tests {
     use super::*;
 
+    const ROOTS: Manner = Manner { engine: None, rootless: false };
+    const USERS: Manner = Manner { engine: Some(Engine::Podman), rootless: true };
+
+    fn manner(engine: Option<Engine>) -> Manner {
+        Manner { engine, ..ROOTS }
+    }
+
     fn programs() -> Programs {
         Programs::default().with("amd64", &b"x"[..]).with("arm64", &b"y"[..])
     }
@@ -214,7 +253,12 @@ mod tests {
     fn the_lines_hold_nothing_but_their_own_words_and_survive_any_login_shell() {
         let programs = programs();
         let build = programs.for_machine("aarch64").expect("a build");
-        for line in [first_line(&programs, Some(Engine::Podman)), second_line(build, false, None)] {
+        for line in [
+            first_line(&programs, manner(Some(Engine::Podman))),
+            second_line(build, false, ROOTS),
+            first_line(&programs, USERS),
+            second_line(build, false, USERS),
+        ] {
             // One pair of single quotes and no line break: sh, bash, zsh, fish and csh all pass it on as one word.
             assert_eq!(line.matches('\'').count(), 2, "{line}");
             assert!(!line.contains('\n') && !line.contains('\\'), "{line}");
@@ -256,11 +300,11 @@ mod tests {
             std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("written");
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("set");
         };
-        let there = |line: String| line.replace(DIRECTORY, &dir.path().join("bin").display().to_string());
+        let there = |line: String| line.replace(DIRECTORY, &dir.path().display().to_string());
         let script = b"#!/bin/sh\necho started $@; cat\n";
         let programs = Programs::default().with("amd64", &script[..]).with("arm64", &script[..]);
         let build = programs.for_machine("x86_64").expect("a build");
-        let (first, second) = (there(first_line(&programs, None)), there(second_line(build, false, None)));
+        let (first, second) = (there(first_line(&programs, ROOTS)), there(second_line(build, false, ROOTS)));
 
         program("id", "case $1 in -un) echo ann;; *) echo 1000;; esac");
         program("sudo", "echo 'sudo: a password is required' >&2; exit 1");
@@ -279,13 +323,58 @@ mod tests {
     }
 
     #[test]
+    fn a_users_own_lies_below_the_home_directory_and_root_has_none() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().expect("a directory");
+        let bin = dir.path().join("programs");
+        let home = dir.path().join("ann\u{2019}s home");
+        std::fs::create_dir(&bin).expect("made");
+        std::fs::create_dir(&home).expect("made");
+        let program = |name: &str, text: &str| {
+            let path = bin.join(name);
+            std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("written");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("set");
+        };
+        let own = |line: String, data: &str| format!("HOME=\"{}\" XDG_DATA_HOME=\"{data}\" {line}", home.display());
+        program("sudo", "echo sudo >&2; exit 1");
+        let script = b"#!/bin/sh\necho started $@; cat\n";
+        let programs = Programs::default().with("amd64", &script[..]).with("arm64", &script[..]);
+        let build = programs.for_machine("x86_64").expect("a build");
+        let (first, second) = (first_line(&programs, USERS), second_line(build, false, USERS));
+
+        program("id", "echo 0");
+        let (out, err) = run_with(&own(first.clone(), ""), b"", Some(&bin));
+        assert!(out.starts_with("jiji-bootstrap 1 root ") && err.is_empty(), "{out}{err}");
+
+        program("id", "echo 1000");
+        let data = home.join("data");
+        for (data, at) in [
+            ("", home.join(".local/share")),
+            ("relative", home.join(".local/share")),
+            (data.to_str().expect("text"), data.clone()),
+        ] {
+            let at = at.join("jiji");
+            drop(std::fs::remove_dir_all(&at));
+            let (out, err) = run_with(&own(first.clone(), data), b"", Some(&bin));
+            assert!(out.starts_with("jiji-bootstrap 1 missing "), "{out}{err}");
+            let started = "started exec --engine podman --rootless\n";
+            let (out, err) = run_with(&own(second.clone(), data), script, Some(&bin));
+            assert_eq!((out, err), (format!("jiji-bootstrap 1 ready\n{started}"), String::new()));
+            let (out, err) = run_with(&own(first.clone(), data), b"frames", Some(&bin));
+            assert!(out.ends_with(&format!("{started}frames")) && err.is_empty(), "{out}{err}");
+            let mode = std::fs::metadata(&at).expect("made").permissions().mode() & 0o7777;
+            assert_eq!(mode, 0o700, "{}", at.display());
+        }
+    }
+
+    #[test]
     fn a_missing_program_is_installed_by_the_second_line_and_started_by_the_first() {
         let dir = tempfile::tempdir().expect("a directory");
-        let there = |line: String| line.replace(DIRECTORY, &dir.path().join("bin").display().to_string());
+        let there = |line: String| line.replace(DIRECTORY, &dir.path().display().to_string());
         let script = b"#!/bin/sh\necho started $@; cat\n";
         let programs = Programs::default().with("amd64", &script[..]).with("arm64", &script[..]);
         let build = programs.for_machine("x86_64").expect("a build").clone();
-        let first = there(first_line(&programs, Some(Engine::Docker)));
+        let first = there(first_line(&programs, manner(Some(Engine::Docker))));
         let root = rustix::process::getuid().is_root();
 
         let (out, err) = run(&first, b"");
@@ -294,7 +383,7 @@ mod tests {
         }
         assert!(out.starts_with("jiji-bootstrap 1 missing "), "{out}{err}");
 
-        let second = there(second_line(&build, root, None));
+        let second = there(second_line(&build, root, ROOTS));
         let (out, err) = run(&second, b"#!/bin/sh\necho evil___ $@; cat\n");
         assert_eq!(out, "jiji-bootstrap 1 damaged\n", "{err}");
         let (out, err) = run(&second, script);

@@ -180,11 +180,19 @@ pub enum FleetError {
         /// Who the user is there.
         user: String,
     },
+    /// The user is root, and everything was to be done as a user who is not.
+    #[error("use a user's own Podman on `{host}`: the user there is root")]
+    IsRoot {
+        /// The server.
+        host: HostName,
+    },
     /// There is no room for jiji-host.
-    #[error("install jiji-host on `{host}`: the disk under /var/lib/jiji is full")]
+    #[error("install jiji-host on `{host}`: the disk under {directory} is full")]
     DiskFull {
         /// The server.
         host: HostName,
+        /// Where everything lies there.
+        directory: &'static str,
     },
     /// The login shell answered something that is not jiji's.
     #[error("start jiji-host on `{host}`: the shell answered `{said}`")]
@@ -209,6 +217,8 @@ pub enum FleetError {
         host: HostName,
         /// What went wrong.
         cause: String,
+        /// Where everything lies there.
+        directory: &'static str,
     },
     /// jiji-host is there and does not run.
     #[error("start jiji-host on `{host}`: {cause}")]
@@ -342,7 +352,8 @@ impl FleetError {
             | Self::Unreachable { host, .. }
             | Self::NoSudo { host, .. }
             | Self::SudoMissing { host, .. }
-            | Self::DiskFull { host }
+            | Self::IsRoot { host }
+            | Self::DiskFull { host, .. }
             | Self::Shell { host, .. }
             | Self::NoProgram { host, .. }
             | Self::Install { host, .. }
@@ -371,6 +382,7 @@ impl FleetError {
             | Self::ConfigRefused { .. }
             | Self::NoSsh { .. }
             | Self::SshConfig { .. }
+            | Self::IsRoot { .. }
             | Self::NoProgram { .. } => 2,
             Self::NoSudo { .. } | Self::SudoMissing { .. } | Self::DiskFull { .. } => 15,
             Self::HostKeyUnknown { .. }
@@ -450,16 +462,21 @@ impl FleetError {
                 "`apt install sudo` there, then add the line `{}` with `visudo -f /etc/sudoers.d/jiji`; or connect as root",
                 sudoers(user)
             )),
-            Self::DiskFull { .. } => Some(
-                "`df -h /var/lib/jiji` and `docker system df` or `podman system df` there tell what takes it"
+            Self::IsRoot { .. } => Some(
+                "say with `user` whose Podman it is, or leave `rootless` out: root's containers need no such thing"
                     .to_owned(),
             ),
+            Self::DiskFull { directory, .. } => Some(format!(
+                "`df -h {directory}` and `docker system df` or `podman system df` there tell what takes it"
+            )),
             Self::Shell { .. } => Some("the login shell must be able to run `sh -c`".to_owned()),
             Self::NoProgram { architecture, .. } => Some(format!(
                 "install a jiji that carries jiji-host for `{architecture}`; `cargo xtask build` makes one"
             )),
-            Self::Install { .. } => Some("check the free space under /var/lib/jiji there".to_owned()),
-            Self::NotStarted { .. } => Some("check that /var is not mounted `noexec` there".to_owned()),
+            Self::Install { directory, .. } => Some(format!("check the free space under {directory} there")),
+            Self::NotStarted { .. } => {
+                Some("check that /var, or with `rootless` the user's home, is not mounted `noexec` there".to_owned())
+            }
             Self::ControlPath { .. } => Some("set XDG_RUNTIME_DIR to a shorter path".to_owned()),
             Self::Lost { .. } => Some("`jiji abort` settles what is in doubt as soon as the host answers".to_owned()),
             Self::Refused { why, .. } => match why {

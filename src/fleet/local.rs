@@ -4,25 +4,23 @@ use std::ffi::OsString;
 use std::process::Stdio;
 
 use jiji_model::name::HostName;
-use jiji_model::project::Engine;
-use jiji_model::protocol::{ARGUMENT_EXEC, OPTION_ENGINE};
 use tokio::process::Command;
 
+use super::bootstrap::Manner;
 use super::error::FleetError;
 use super::pipes::{End, Pipes, Stderr};
 
-/// Starts `jiji-host` here: `program` with what makes it `jiji-host`, through `sudo -n` where this user is not root.
-pub(super) fn start(host: &HostName, program: &[OsString], engine: Option<Engine>) -> Result<Pipes, FleetError> {
+/// Starts `jiji-host` here: `program` with what makes it `jiji-host`, through `sudo -n` where this user is not root and should be.
+pub(super) fn start(host: &HostName, program: &[OsString], manner: Manner) -> Result<Pipes, FleetError> {
     let not_started = |cause: String| FleetError::NotStarted { host: host.clone(), cause };
     let mut argv: Vec<OsString> = Vec::new();
-    if !rustix::process::getuid().is_root() {
-        argv.extend(["sudo", "-n", "--"].map(OsString::from));
+    match (rustix::process::getuid().is_root(), manner.rootless) {
+        (true, true) => return Err(FleetError::IsRoot { host: host.clone() }),
+        (false, false) => argv.extend(["sudo", "-n", "--"].map(OsString::from)),
+        _ => {}
     }
     argv.extend_from_slice(program);
-    argv.push(ARGUMENT_EXEC.into());
-    if let Some(engine) = engine {
-        argv.extend([OPTION_ENGINE.into(), engine.to_string().into()]);
-    }
+    argv.extend(manner.arguments().into_iter().map(OsString::from));
     let mut words = argv.iter();
     let mut command = Command::new(words.next().expect("a program was given"));
     command

@@ -210,7 +210,7 @@ impl Session {
 }
 
 async fn locally(target: &Target, options: &Options) -> Result<Session, FleetError> {
-    let pipes = local::start(&target.host, &options.local, target.engine)?;
+    let pipes = local::start(&target.host, &options.local, target.manner())?;
     Session::begin(&target.host, pipes, Vec::new(), 1, 0).await
 }
 
@@ -225,7 +225,7 @@ async fn over_ssh(
     let host = &target.host;
     let connection = pool.get(host, way).await?;
     pinned.extend(connection.pinned.iter().cloned());
-    let line = bootstrap::first_line(&options.programs, target.engine);
+    let line = bootstrap::first_line(&options.programs, target.manner());
     let mut pipes = connection.start(host, &line).await?;
     let (found, early) = mark(host, &mut pipes).await?;
     let machine = match found {
@@ -242,6 +242,7 @@ async fn over_ssh(
             return Err(FleetError::NoSudo { host: host.clone(), user, cause });
         }
         Found::SudoMissing(user) => return Err(FleetError::SudoMissing { host: host.clone(), user }),
+        Found::Root => return Err(FleetError::IsRoot { host: host.clone() }),
         Found::Damaged | Found::NotWritten => {
             return Err(FleetError::Shell { host: host.clone(), said: "an answer to another line".to_owned() });
         }
@@ -249,7 +250,7 @@ async fn over_ssh(
     let Some(program) = options.programs.for_machine(&machine.machine) else {
         return Err(FleetError::NoProgram { host: host.clone(), architecture: machine.machine });
     };
-    let line = bootstrap::second_line(program, machine.root, target.engine);
+    let line = bootstrap::second_line(program, machine.root, target.manner());
     let mut pipes = connection.start(host, &line).await?;
     // Read while writing: the line may answer before it took everything, when the disk is full.
     let Pipes { stdin, stdout, .. } = &mut pipes;
@@ -260,9 +261,10 @@ async fn over_ssh(
     };
     let longest = FIRST_LINE + Duration::from_secs(program.bytes.len() as u64 / (16 * 1024));
     let answer = tokio::time::timeout(longest, async { tokio::join!(send, bootstrap::read_until_mark(stdout)) }).await;
+    let directory = if target.rootless { bootstrap::USERS_DIRECTORY } else { bootstrap::DIRECTORY };
     let install = |cause: &str| match cause.contains("No space left") {
-        true => FleetError::DiskFull { host: host.clone() },
-        false => FleetError::Install { host: host.clone(), cause: cause.to_owned() },
+        true => FleetError::DiskFull { host: host.clone(), directory },
+        false => FleetError::Install { host: host.clone(), cause: cause.to_owned(), directory },
     };
     if !matches!(answer, Ok((_, Ok((Found::Ready(_), _))))) {
         // What the shell says comes by another way than the mark.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiji_model::name::HostName;
 use jiji_model::project::{Engine, Project};
 
+use super::bootstrap::Manner;
 use super::error::FleetError;
 
 /// Seconds that a connection may take where the project says nothing.
@@ -18,6 +19,8 @@ pub struct Target {
     pub host: HostName,
     /// The engine that the configuration chooses for it.
     pub engine: Option<Engine>,
+    /// Whether everything there is done as the user who logs in, with a Podman of their own.
+    pub rootless: bool,
     /// The way there.
     pub transport: Transport,
 }
@@ -66,9 +69,10 @@ impl Target {
     /// [`FleetError::UnknownHost`], [`FleetError::Address`].
     pub fn of(project: &Project, host: &HostName) -> Result<Self, FleetError> {
         let server = project.servers.get(host).ok_or_else(|| FleetError::UnknownHost { host: host.clone() })?;
-        let engine = server.engine.or(project.builder.engine);
+        let rootless = server.rootless;
+        let engine = if rootless { Some(Engine::Podman) } else { server.engine.or(project.builder.engine) };
         if server.is_local() {
-            return Ok(Self { host: host.clone(), engine, transport: Transport::Local });
+            return Ok(Self { host: host.clone(), engine, rootless, transport: Transport::Local });
         }
         let ssh = &project.ssh;
         let jump = ssh.proxy_jump.as_deref().unwrap_or_default();
@@ -82,16 +86,24 @@ impl Target {
             connect_timeout: Duration::from_secs(ssh.connect_timeout.unwrap_or(CONNECT_TIMEOUT_S).max(1).into()),
         };
         target.check(host)?;
-        Ok(Self { host: host.clone(), engine, transport: Transport::Ssh(target) })
+        Ok(Self { host: host.clone(), engine, rootless, transport: Transport::Ssh(target) })
+    }
+
+    /// How `jiji-host` is to work there.
+    pub(super) fn manner(&self) -> Manner {
+        Manner { engine: self.engine, rootless: self.rootless }
     }
 }
 
 /// What an address may begin with.
 const SCHEME: &str = "ssh://";
 
+/// What an address begins with where everything is done as the user who logs in.
+const SCHEME_ROOTLESS: &str = "rootless+ssh://";
+
 impl Target {
     /// A server by its address alone, such as a journal or a person gives it: `[ssh://][USER@]HOST[:PORT]`, an IPv6 address in brackets;
-    /// what ssh is not told this way, the user's own configuration says.
+    /// what ssh is not told this way, the user's own configuration says. `rootless+ssh://` is one where everything is the user's own.
     ///
     /// # Errors
     /// [`FleetError::Address`].
@@ -101,7 +113,10 @@ impl Target {
             text: url.to_owned(),
             what: "an address in the form `ssh://[USER@]HOST[:PORT]`",
         };
-        let text = url.strip_prefix(SCHEME).unwrap_or(url);
+        let (rootless, text) = match url.strip_prefix(SCHEME_ROOTLESS) {
+            Some(text) => (true, text),
+            None => (false, url.strip_prefix(SCHEME).unwrap_or(url)),
+        };
         let text = text.strip_suffix('/').unwrap_or(text);
         let (user, place) = match text.rsplit_once('@') {
             Some((user, place)) => (Some(user.to_owned()), place),
@@ -125,7 +140,8 @@ impl Target {
             connect_timeout: Duration::from_secs(CONNECT_TIMEOUT_S.into()),
         };
         target.check(host)?;
-        Ok(Self { host: host.clone(), engine: None, transport: Transport::Ssh(target) })
+        let engine = rootless.then_some(Engine::Podman);
+        Ok(Self { host: host.clone(), engine, rootless, transport: Transport::Ssh(target) })
     }
 
     /// The same with another ssh configuration than the user's, which the person named who runs jiji.
@@ -143,7 +159,8 @@ impl Target {
         let user = ssh.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
         let port = ssh.port.map(|port| format!(":{port}")).unwrap_or_default();
         let address = if ssh.address.contains(':') { format!("[{}]", ssh.address) } else { ssh.address.clone() };
-        Some(format!("{SCHEME}{user}{address}{port}"))
+        let scheme = if self.rootless { SCHEME_ROOTLESS } else { SCHEME };
+        Some(format!("{scheme}{user}{address}{port}"))
     }
 }
 
@@ -212,6 +229,7 @@ mod tests {
             ("ssh://fra1", "ssh://fra1"),
             ("ssh://root@[fe80::1]:22/", "ssh://root@[fe80::1]:22"),
             ("::1", "ssh://[::1]"),
+            ("rootless+ssh://ann@h", "rootless+ssh://ann@h"),
         ] {
             let target = Target::at(&host, text).unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(target.url().as_deref(), Some(url));

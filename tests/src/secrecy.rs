@@ -198,6 +198,8 @@ fn engines_own(path: &str) -> bool {
         "/run/containers/storage/overlay-containers/",
         "/var/lib/containers/storage/libpod/",
         "/run/crun/",
+        "/home/deploy/.local/share/containers/storage/overlay-containers/",
+        "/home/deploy/.local/share/containers/storage/libpod/",
         "/var/lib/docker/containers/",
         "/var/lib/docker/containerd/",
         "/run/docker/",

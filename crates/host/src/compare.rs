@@ -37,7 +37,7 @@ pub async fn service(
     };
     let image = engine.inspect_made_image(&inspect.image).await?.unwrap_or_default();
     let key = secrets::host_key(place).ok().flatten();
-    let seen = Seen { service, inspect: &inspect, made: &made, image: &image };
+    let seen = Seen { place, service, inspect: &inspect, made: &made, image: &image };
     let mut found = Vec::new();
     found.extend(seen.state());
     found.extend(seen.image());
@@ -56,6 +56,7 @@ fn difference(part: Part, expected: impl Into<String>, found: impl Into<String>)
 
 /// A container beside what it should be.
 struct Seen<'a> {
+    place: &'a Place,
     service: &'a PlannedService,
     inspect: &'a ContainerInspect,
     made: &'a Made,
@@ -166,7 +167,7 @@ impl Seen<'_> {
         let spec = &self.service.container_spec;
         // Engines list what lies in memory in different places, or not at all.
         let on_disk = spec.mounts.iter().filter(|mount| mount.source != MountSource::Tmpfs);
-        let expected: BTreeSet<String> = on_disk.map(wanted_mount).collect();
+        let expected: BTreeSet<String> = on_disk.map(|mount| wanted_mount(self.place, mount)).collect();
         let found: BTreeSet<String> = self.made.mounts.iter().filter_map(actual_mount).collect();
         (expected != found).then(|| difference(Part::Mounts, list(&expected), list(&found)))
     }
@@ -229,10 +230,10 @@ fn list(items: &BTreeSet<String>) -> String {
     items.iter().cloned().collect::<Vec<_>>().join(", ")
 }
 
-fn wanted_mount(mount: &Mount) -> String {
+fn wanted_mount(place: &Place, mount: &Mount) -> String {
     let source = match &mount.source {
         MountSource::Volume(name) => format!("volume {name}"),
-        MountSource::Bind(path) => path.to_string(),
+        MountSource::Bind(path) => place.locate(path).display().to_string(),
         MountSource::Tmpfs => "memory".to_owned(),
     };
     format!("{source} at {}{}", mount.target, if mount.read_only { " (read only)" } else { "" })
@@ -295,7 +296,8 @@ mod tests {
         change(&mut value);
         let inspect = ContainerInspect::deserialize(&value).expect("a container");
         let made = Made::deserialize(&value).expect("a container");
-        let seen = Seen { service: &service, inspect: &inspect, made: &made, image: &image() };
+        let place = Place::new("/x");
+        let seen = Seen { place: &place, service: &service, inspect: &inspect, made: &made, image: &image() };
         let key = [7; 32];
         let mut secrets = Secrets::default();
         let name = SecretName::new("HELLO_KEY").expect("a name");

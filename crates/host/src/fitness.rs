@@ -14,7 +14,7 @@ use jiji_model::project;
 
 use crate::engine::Engine;
 use crate::observe::Observer;
-use crate::{clock, command};
+use crate::{clock, command, rootless};
 
 /// Gathers everything but ports.
 pub fn facts(observer: &Observer<'_>) -> FitnessFacts {
@@ -35,6 +35,7 @@ pub fn facts(observer: &Observer<'_>) -> FitnessFacts {
         state_disk: disk(observer.place.root()),
         memory_available: memory_available(),
         wall_clock_ms: clock::wall_clock_ms(),
+        rootless: observer.settings.rootless.then(|| rootless::facts(path)),
     }
 }
 
@@ -72,10 +73,11 @@ fn kib(text: &str, name: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
-/// Bytes that the control group of a process holds in anonymous memory: what the kernel cannot drop, unlike cached files.
-pub fn held_memory(pid: i32) -> Option<u64> {
+/// Bytes that the control group of a container's process holds in anonymous memory: what the kernel cannot drop, unlike cached files.
+/// None where that group is not the container's alone, as for a user's own engine that was given no groups.
+pub fn held_memory(pid: i32, container: &str) -> Option<u64> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let (path, name) = memory_group(&groups)?;
+    let (path, name) = memory_group(&groups).filter(|(path, _)| is_of(path, container))?;
     let stat = fs::read_to_string(Path::new("/sys/fs/cgroup").join(path).join("memory.stat")).ok()?;
     stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
@@ -94,6 +96,11 @@ fn memory_group(text: &str) -> Option<(PathBuf, &'static str)> {
     fields
         .find(|(id, controllers, _)| *id == "0" && controllers.is_empty())
         .map(|(.., path)| (PathBuf::from(path), "anon "))
+}
+
+/// Whether a control group is a container's: both engines name them after their ids, by themselves and through systemd.
+fn is_of(group: &Path, container: &str) -> bool {
+    !container.is_empty() && group.to_str().is_some_and(|path| path.contains(container))
 }
 
 /// A socket that listens.
@@ -244,6 +251,11 @@ mod tests {
         let first = "12:cpu,cpuacct:/a\n5:memory:/docker/abc\n0::/\n";
         assert_eq!(memory_group(first), Some((PathBuf::from("memory/docker/abc"), "total_rss ")));
         assert_eq!(memory_group(""), None);
+        for own in ["memory/docker/abc", "machine.slice/libpod-abc.scope/container", "libpod_parent/libpod-abc"] {
+            assert!(is_of(Path::new(own), "abc"), "{own}");
+        }
+        assert!(!is_of(Path::new("user.slice/user-1000.slice/session-3.scope"), "abc"));
+        assert!(!is_of(Path::new("memory/docker"), ""));
         assert_eq!(kib("MemTotal:  9 kB\nMemAvailable:    123 kB\n", "MemAvailable:"), Some(123));
     }
 

@@ -15,12 +15,14 @@
 //! | [`integrity`] | whether the records are as jiji wrote them |
 //! | [`execute`] | runs every kind of action |
 //! | [`probe`] | one probe, and the loop of probes with its timeline |
+//! | [`reach`] | from where probes reach containers |
 //! | [`listen`] | where processes listen by TCP |
 //! | [`lease`] | who may change a project here |
 //! | [`journal`] | what a transaction did, written before and after it is done |
 //! | [`records`] | releases, audit log, addresses, roster |
 //! | [`secrets`] | the session's secrets: keyed digest and redaction |
 //! | [`place`] | where everything lies, and how it is written |
+//! | [`rootless`] | a user's own Podman: where things lie then, and what it needs |
 //! | [`command`] | programs with a timeout and a bounded output |
 //! | [`clock`] | time since boot, and which process is which |
 
@@ -38,14 +40,16 @@ pub mod listen;
 pub mod observe;
 pub mod place;
 pub mod probe;
+pub mod reach;
 pub mod records;
+pub mod rootless;
 pub mod secrets;
 pub mod session;
 
 use std::path::PathBuf;
 
 use jiji_model::project;
-use jiji_model::protocol::{ARGUMENT_EXEC, OPTION_ENGINE};
+use jiji_model::protocol::{ARGUMENT_EXEC, OPTION_ENGINE, OPTION_ROOTLESS};
 
 pub use session::{SessionError, run};
 
@@ -61,8 +65,10 @@ pub const DOCKER_SOCKET: &str = "/var/run/docker.sock";
 /// How a session is to work.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where everything lies: [`ROOT`] but in tests.
+    /// Where everything lies: [`ROOT`], or [`rootless::root`], but in tests.
     pub root: PathBuf,
+    /// Whether everything is done as a user who is not root, with a Podman of their own.
+    pub rootless: bool,
     /// Directories in which programs are looked for, separated by colons: [`PATH`] but in tests.
     pub path: String,
     /// The engine to use where the project says; otherwise it is told from the host.
@@ -75,6 +81,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             root: PathBuf::from(ROOT),
+            rootless: false,
             path: PATH.to_owned(),
             engine: None,
             docker_socket: PathBuf::from(DOCKER_SOCKET),
@@ -83,19 +90,36 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads the arguments of a session: `exec`, and perhaps an engine and a root. None where they are not those of a session.
+    /// Reads the arguments of a session: `exec`, and perhaps an engine, whose it is, and a root. None where they are not those of a
+    /// session.
     pub fn from_arguments(args: &[String]) -> Option<Self> {
         let (exec, mut rest) = args.split_first()?;
         let mut settings = Self::default();
-        while let [option, value, after @ ..] = rest {
-            match (option.as_str(), value.as_str()) {
-                (OPTION_ENGINE, "docker") => settings.engine = Some(project::Engine::Docker),
-                (OPTION_ENGINE, "podman") => settings.engine = Some(project::Engine::Podman),
-                ("--root", root) => settings.root = root.into(),
+        let mut root = None;
+        while let [option, after @ ..] = rest {
+            rest = match (option.as_str(), after) {
+                (OPTION_ROOTLESS, after) => {
+                    settings.rootless = true;
+                    after
+                }
+                (OPTION_ENGINE, [engine, after @ ..]) => {
+                    settings.engine = Some(match engine.as_str() {
+                        "docker" => project::Engine::Docker,
+                        "podman" => project::Engine::Podman,
+                        _ => return None,
+                    });
+                    after
+                }
+                ("--root", [path, after @ ..]) => {
+                    root = Some(PathBuf::from(path));
+                    after
+                }
                 _ => return None,
-            }
-            rest = after;
+            };
         }
-        (exec == ARGUMENT_EXEC && rest.is_empty()).then_some(settings)
+        if let Some(root) = root.or_else(|| settings.rootless.then(rootless::root)) {
+            settings.root = root;
+        }
+        (exec == ARGUMENT_EXEC).then_some(settings)
     }
 }

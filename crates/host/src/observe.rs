@@ -25,6 +25,7 @@ use crate::engine::inspect::ContainerInspect;
 use crate::engine::list::{self, Containers, Named};
 use crate::engine::{Engine, EngineError};
 use crate::place::Place;
+use crate::reach::Reach;
 use crate::secrets::{self, Secrets};
 use crate::{Settings, clock, command, compare, fitness, integrity, probe, records};
 
@@ -163,7 +164,9 @@ impl Observer<'_> {
                     return Err(format!("ask {address}: it is not this host's"));
                 }
                 let begun = Instant::now();
-                let result = probe::http(SocketAddrV4::new(*address, *port), host.as_deref(), path, HTTP).await;
+                let reach = self.engine.as_ref().ok().and_then(Option::as_ref).map_or(Reach::Own, Engine::reach);
+                let at = SocketAddrV4::new(*address, *port);
+                let result = probe::http(&reach, at, host.as_deref(), path, HTTP).await;
                 Ok(Answer::Http(HttpFacts {
                     result: redact(self.secrets, result),
                     took_ms: probe::millis(begun.elapsed()),
@@ -242,7 +245,7 @@ impl Observer<'_> {
 
     fn file(&self, path: &AbsPath, limit: u32) -> Result<Answer, Cause> {
         let failed = |action: &str, error: std::io::Error| format!("{action} `{path}`: {error}");
-        let mut file = match fs::File::open(path.as_str()) {
+        let mut file = match fs::File::open(self.place.locate(path)) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Answer::Absent),
             Err(error) => return Err(failed("open", error)),

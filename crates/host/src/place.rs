@@ -22,13 +22,21 @@
 //! | `.jiji-PID-START-RANDOM`, beside any of them | content whose file has its name yet to come; swept with the next lease where that process is gone |
 //!
 //! Reading never creates anything.
+//!
+//! Plans, records and plugins name paths below [`crate::ROOT`], whoever is at work. Where everything is a user's own, what they name there
+//! lies below the user's root instead ([`Place::locate`]): so a plan says the same wherever it is made, and grants hold as they are.
 
+use std::borrow::Cow;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::{abort, clock};
+use jiji_model::name::AbsPath;
+use jiji_model::plan::ContainerSpec;
+use jiji_model::project::MountSource;
+
+use crate::{ROOT, abort, clock};
 
 /// Why something could not be kept or read.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +61,12 @@ pub enum PlaceError {
         /// Its file.
         path: PathBuf,
     },
+    /// A path that no command line and no record can hold.
+    #[error("use `{path}`: it is no absolute path in UTF-8")]
+    Unnameable {
+        /// The path.
+        path: PathBuf,
+    },
     /// The operating system refused.
     #[error("{action} `{path}`: {source}")]
     Io {
@@ -74,12 +88,49 @@ pub(crate) fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io
 #[derive(Debug, Clone)]
 pub struct Place {
     root: PathBuf,
+    /// Whether what is named below [`ROOT`] lies below `root`.
+    moved: bool,
 }
 
 impl Place {
     /// Everything lies below `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), moved: false }
+    }
+
+    /// Everything lies below `root`, a directory of a user's own, also what plans name below [`ROOT`].
+    pub fn of_user(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), moved: true }
+    }
+
+    /// Where a path lies that a plan or a question names.
+    pub fn locate(&self, path: &AbsPath) -> PathBuf {
+        let path = Path::new(path.as_str());
+        match path.strip_prefix(ROOT) {
+            // Without a last slash where the root itself is meant.
+            Ok(below) if self.moved && below.as_os_str().is_empty() => self.root.clone(),
+            Ok(below) if self.moved => self.root.join(below),
+            _ => path.to_owned(),
+        }
+    }
+
+    /// A specification whose mounts lie where they do here.
+    ///
+    /// # Errors
+    /// [`PlaceError::Unnameable`] when such a path cannot be given to an engine.
+    pub fn located<'a>(&self, spec: &'a ContainerSpec) -> Result<Cow<'a, ContainerSpec>, PlaceError> {
+        if !self.moved {
+            return Ok(Cow::Borrowed(spec));
+        }
+        let mut spec = spec.clone();
+        for mount in &mut spec.mounts {
+            if let MountSource::Bind(path) = &mount.source {
+                let at = self.locate(path);
+                let named = at.to_str().and_then(|at| AbsPath::new(at).ok());
+                mount.source = MountSource::Bind(named.ok_or(PlaceError::Unnameable { path: at })?);
+            }
+        }
+        Ok(Cow::Owned(spec))
     }
 
     /// The root itself.
@@ -415,6 +466,21 @@ mod tests {
             assert!(place.project(scope).is_err(), "{scope:?}");
         }
         assert_eq!(place.project("shop.prod").expect("a scope").dir(), Path::new("/x/projects/shop.prod"));
+    }
+
+    #[test]
+    fn what_plans_name_below_jijis_root_lies_below_a_users_own() {
+        let path = |text: &str| AbsPath::new(text).expect("a path");
+        let (of_root, of_user) = (Place::new("/var/lib/jiji"), Place::of_user("/home/a b/jiji"));
+        for (named, at) in [
+            ("/var/lib/jiji", "/home/a b/jiji"),
+            ("/var/lib/jiji/plugins/x", "/home/a b/jiji/plugins/x"),
+            ("/var/lib/jiji2/x", "/var/lib/jiji2/x"),
+            ("/srv/data", "/srv/data"),
+        ] {
+            assert_eq!(of_root.locate(&path(named)), Path::new(named));
+            assert_eq!(of_user.locate(&path(named)).as_os_str(), at);
+        }
     }
 
     #[test]

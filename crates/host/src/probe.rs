@@ -1,7 +1,8 @@
 //! One probe, and the loop of probes with the timeline it leaves.
 //!
 //! A loop is a [`ProbeSpec`] and nothing else; what a finished timeline means is a health plugin's to say. A probe has one connection
-//! and one request, follows no redirect and reads the beginning of the body alone.
+//! and one request, follows no redirect and reads the beginning of the body alone. From where it reaches what it asks is
+//! [`crate::reach`]'s.
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -14,6 +15,7 @@ use jiji_model::probe::{Probe, ProbeResult, ProbeSpec, Timeline};
 use tokio::net::TcpStream;
 
 use crate::command::plain;
+use crate::reach::Reach;
 
 /// How much of a body or an output is kept, in bytes.
 pub const BODY: usize = 512;
@@ -29,18 +31,43 @@ pub const MOST: usize = 2 * KEPT;
 const EAGER: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(100));
 
 /// `GET` of `path` at `address`. Gives up after `timeout`.
-pub async fn http(address: SocketAddrV4, host: Option<&str>, path: &str, timeout: Duration) -> ProbeResult {
-    let ask = async {
-        let stream = match TcpStream::connect(address).await {
-            Ok(stream) => stream,
-            Err(error) => return broken(&error),
-        };
-        match get(stream, &host.map_or_else(|| address.to_string(), str::to_owned), path).await {
-            Ok(result) => result,
-            Err(cause) => ProbeResult::Broken { cause },
+pub async fn http(
+    reach: &Reach,
+    address: SocketAddrV4,
+    host: Option<&str>,
+    path: &str,
+    timeout: Duration,
+) -> ProbeResult {
+    let ask = async |stream| match get(stream, &host.map_or_else(|| address.to_string(), str::to_owned), path).await {
+        Ok(result) => result,
+        Err(cause) => ProbeResult::Broken { cause },
+    };
+    connected(reach, address, timeout, ask).await
+}
+
+/// A connection to `address`, and what comes of it within `timeout`.
+async fn connected(
+    reach: &Reach,
+    address: SocketAddrV4,
+    timeout: Duration,
+    ask: impl AsyncFnOnce(TcpStream) -> ProbeResult,
+) -> ProbeResult {
+    // What it takes to get at a way there says nothing of who is asked, so it is no part of the probe's time.
+    let way = match reach.way(address).await {
+        Ok(way) => way,
+        Err(error) => return ProbeResult::Broken { cause: error.to_string() },
+    };
+    let probe = async {
+        match way.connect().await {
+            Ok(stream) => ask(stream).await,
+            Err(error) => broken(&error),
         }
     };
-    tokio::time::timeout(timeout, ask).await.unwrap_or(ProbeResult::TimedOut)
+    let result = tokio::time::timeout(timeout, probe).await.unwrap_or(ProbeResult::TimedOut);
+    if matches!(result, ProbeResult::Broken { .. } | ProbeResult::TimedOut) {
+        reach.forget();
+    }
+    result
 }
 
 async fn get(stream: TcpStream, host: &str, path: &str) -> Result<ProbeResult, String> {
@@ -83,12 +110,8 @@ async fn get(stream: TcpStream, host: &str, path: &str) -> Result<ProbeResult, S
 }
 
 /// A TCP connection to `address`.
-pub async fn tcp(address: SocketAddrV4, timeout: Duration) -> ProbeResult {
-    match tokio::time::timeout(timeout, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => ProbeResult::Connected,
-        Ok(Err(error)) => broken(&error),
-        Err(_) => ProbeResult::TimedOut,
-    }
+pub async fn tcp(reach: &Reach, address: SocketAddrV4, timeout: Duration) -> ProbeResult {
+    connected(reach, address, timeout, async |_| ProbeResult::Connected).await
 }
 
 fn broken(error: &std::io::Error) -> ProbeResult {
@@ -299,7 +322,7 @@ mod tests {
     async fn an_answer_is_told_with_its_status_its_bodys_beginning_and_its_location() {
         let address = answering(b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 6\r\n\r\nhel\x07lo").await;
         assert_eq!(
-            http(address, None, "/up", SECOND).await,
+            http(&Reach::Own, address, None, "/up", SECOND).await,
             ProbeResult::Http { status: 302, body: "hel\u{fffd}lo".into(), location: Some("/login".into()) }
         );
     }
@@ -311,14 +334,14 @@ mod tests {
             panic!("bound to IPv4");
         };
         let short = Duration::from_millis(100);
-        assert_eq!(http(address, None, "/", short).await, ProbeResult::TimedOut);
+        assert_eq!(http(&Reach::Own, address, None, "/", short).await, ProbeResult::TimedOut);
         drop(silent);
-        assert_eq!(http(address, None, "/", SECOND).await, ProbeResult::Refused);
-        assert_eq!(tcp(address, SECOND).await, ProbeResult::Refused);
+        assert_eq!(http(&Reach::Own, address, None, "/", SECOND).await, ProbeResult::Refused);
+        assert_eq!(tcp(&Reach::Own, address, SECOND).await, ProbeResult::Refused);
         let foreign = answering(b"SSH-2.0-OpenSSH\r\n").await;
-        assert!(matches!(http(foreign, None, "/", SECOND).await, ProbeResult::Broken { .. }));
+        assert!(matches!(http(&Reach::Own, foreign, None, "/", SECOND).await, ProbeResult::Broken { .. }));
         let path = answering(b"").await;
-        assert!(matches!(http(path, None, "no path", SECOND).await, ProbeResult::Broken { .. }));
+        assert!(matches!(http(&Reach::Own, path, None, "no path", SECOND).await, ProbeResult::Broken { .. }));
     }
 
     #[tokio::test]

@@ -238,7 +238,32 @@ pub struct FitnessFacts {
     pub memory_available: u64,
     /// Milliseconds since 1970 by the host's own clock.
     pub wall_clock_ms: u64,
+    /// What a user's own engine needs of the host; none where the engine is root's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rootless: Option<RootlessFacts>,
 }
+
+/// What a user's own engine needs of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootlessFacts {
+    /// The user's name.
+    pub user: String,
+    /// How many subordinate users `/etc/subuid` gives the user; none where somebody else than that file tells.
+    pub subordinate_users: Option<u64>,
+    /// The same of groups and `/etc/subgid`.
+    pub subordinate_groups: Option<u64>,
+    /// Those of [`ROOTLESS_PROGRAMS`] that are installed.
+    pub programs: Vec<String>,
+    /// Whether `/dev/net/tun` can be opened.
+    pub tun: bool,
+    /// Whether the user's processes outlive their last login; none where no systemd ends them.
+    pub lingers: Option<bool>,
+    /// Whether the user's control group may bound and tell the memory of groups below it.
+    pub memory_control: bool,
+}
+
+/// Programs by which a user's own Podman does what is root's to do.
+pub const ROOTLESS_PROGRAMS: [&str; 5] = ["newuidmap", "newgidmap", "slirp4netns", "pasta", "fuse-overlayfs"];
 
 /// A file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -166,6 +166,9 @@ pub struct Server {
     pub port: Option<u16>,
     /// The engine, before the project's.
     pub engine: Option<Engine>,
+    /// Whether everything there is done as the user who logs in, with a Podman of their own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rootless: bool,
 }
 
 impl Server {

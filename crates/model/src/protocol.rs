@@ -32,6 +32,9 @@ pub const ARGUMENT_EXEC: &str = "exec";
 /// The option before the engine's name that the configuration chooses.
 pub const OPTION_ENGINE: &str = "--engine";
 
+/// The option that says that everything is done as this user, with a Podman of their own.
+pub const OPTION_ROOTLESS: &str = "--rootless";
+
 /// Longest frame in bytes, without its 5-byte head.
 pub const MAX_FRAME: usize = 4 * 1024 * 1024;
 

@@ -11,7 +11,7 @@ use jiji_model::project::{
 };
 use jiji_model::secret::Asked;
 
-use super::error::{Place, Problem, Problems};
+use super::error::{Place, Problem, Problems, Rootless};
 use super::files::is_environment;
 use super::shape::{duration_ms, join, nearest};
 use super::tree::{Kind, Resolved, Scalar, Span, Value};
@@ -321,7 +321,27 @@ impl Decoder<'_> {
                 servers.insert(name, server);
             }
         }
+        self.rootless(root, &node, &servers);
         servers
+    }
+
+    /// A user's own Podman is for a project's only server, and there is no such Docker.
+    fn rootless(&mut self, root: &Node<'_>, node: &Node<'_>, servers: &Servers) {
+        let everywhere = root.get("builder").and_then(|node| node.get("engine")).and_then(|node| engine(&node));
+        for (node, key) in node.entries() {
+            let Some(place) = node.get("rootless") else { continue };
+            let server = HostName::new(key).ok().and_then(|name| servers.get(&name)?.as_ref());
+            let Some(server) = server.filter(|server| server.rootless) else { continue };
+            if servers.len() > 1 {
+                self.report(&place, Problem::Rootless(Rootless::NotAlone));
+            }
+            if server.engine.or(everywhere) == Some(Engine::Docker) {
+                self.report(&place, Problem::Rootless(Rootless::Docker));
+            }
+            if server.user.as_deref() == Some("root") {
+                self.report(&place, Problem::Rootless(Rootless::Root));
+            }
+        }
     }
 
     fn server(&mut self, node: &Node<'_>) -> Option<Server> {
@@ -339,6 +359,7 @@ impl Decoder<'_> {
             user,
             port: node.get("port").and_then(|node| node.integer()),
             engine: node.get("engine").and_then(|node| engine(&node)),
+            rootless: node.get("rootless").and_then(|node| node.boolean()).unwrap_or(false),
         })
     }
 

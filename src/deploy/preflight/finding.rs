@@ -6,6 +6,8 @@ use jiji_model::event::bytes;
 use jiji_model::name::{HostName, ServiceName};
 use jiji_model::project::Engine;
 
+use super::rootless::Lack;
+
 /// What is wrong with one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
@@ -124,6 +126,19 @@ pub enum Unfit {
         port: u16,
         /// The first that the user may.
         first: u16,
+        /// The lowest of the ports that are to be published, which is what the host should allow.
+        lowest: u16,
+    },
+    /// What a user's own Podman needs is not there.
+    #[error("rootless: {0}")]
+    Rootless(Lack),
+    /// A program of the host is to do what root alone may.
+    #[error("`{program}` is to be run there, which root alone may, and everything is done as `{user}`")]
+    NeedsRoot {
+        /// The program.
+        program: String,
+        /// The user.
+        user: String,
     },
     /// The host's clock differs from the operator's.
     #[error("clock: {} {}", span(*.ahead_ms), if *.ahead_ms > 0 { "ahead of this machine's" } else { "behind this machine's" })]
@@ -187,7 +202,7 @@ fn span(ms: i64) -> String {
 }
 
 impl Packages {
-    fn install(self, package: &str) -> String {
+    pub(super) fn install(self, package: &str) -> String {
         match self {
             Self::Apt => format!("`apt-get install {package}` there"),
             Self::Dnf => format!("`dnf install {package}` there"),
@@ -210,6 +225,7 @@ impl Unfit {
     pub fn severity(&self) -> Severity {
         match self {
             Self::Clock { .. } | Self::KernelOld { .. } => Severity::Warning,
+            Self::Rootless(lack) => lack.severity(),
             _ => Severity::Refusal,
         }
     }
@@ -228,6 +244,8 @@ impl Unfit {
             Self::Memory { .. } => "memory",
             Self::Port { .. } => "port_taken",
             Self::Privileged { .. } => "port_privileged",
+            Self::Rootless(lack) => lack.code(),
+            Self::NeedsRoot { .. } => "needs_root",
             Self::Clock { .. } => "clock",
         }
     }
@@ -267,9 +285,16 @@ impl Unfit {
                 ),
                 Owner::Unknown => "`ss -ltnp` there, as root, shows who".to_owned(),
             },
-            Self::Privileged { port, .. } => format!(
-                "`sysctl net.ipv4.ip_unprivileged_port_start={port}` there allows it; or give the proxy another port with `plugins.proxy.settings`"
+            Self::Privileged { lowest, .. } => format!(
+                "put the line `net.ipv4.ip_unprivileged_port_start={lowest}` into `/etc/sysctl.d/60-jiji.conf` there and run `sysctl --system`; or \
+                 give the proxy other ports with `plugins.proxy.settings`"
             ),
+            Self::Rootless(lack) => lack.hint(),
+            Self::NeedsRoot { .. } => {
+                "where it is to lead connections from one proxy to another: `podman rm --force kamal-proxy` there and then `jiji ship` puts \
+                 the new one in the old one's place, with some seconds in which nobody answers"
+                    .to_owned()
+            }
             Self::Clock { .. } => {
                 "certificates and log times go wrong with it; `timedatectl set-ntp true` there".to_owned()
             }

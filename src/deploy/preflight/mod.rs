@@ -10,10 +10,12 @@
 //! | disk | `/var/lib/jiji`: missing layers once, as they are sent. The engine's storage: three times, once as they are pulled and twice for what is in them. Both together where they are one file system, and some room to work |
 //! | memory | what the old containers of replaced services hold and the kernel cannot drop, once more |
 //! | ports | nobody but the container itself has a port that it is to publish |
+//! | user's own engine | ids below the user, programs, lingering, `/dev/net/tun`: see [`rootless`] |
 //! | clock | within 30 seconds of the operator's; a warning |
 //! | kernel | 4.18, RHEL 8's; a warning |
 
 mod finding;
+pub mod rootless;
 #[cfg(test)]
 mod tests;
 
@@ -97,6 +99,7 @@ pub fn hosts(project: &Project, observation: &Observation, now: Now) -> Vec<Find
         let Some(fitness) = fitness(observation, host) else { continue };
         let mut add = |what| findings.push(Finding { host: host.clone(), what });
         engine(project, host, fitness, facts(observation, host), &mut add);
+        rootless::judge(fitness, facts(observation, host).and_then(|facts| facts.engine.as_ref()), &mut add);
         let release: Vec<u32> = version(&fitness.kernel);
         if !release.is_empty() && release[..] < KERNEL.1[..] {
             add(Unfit::KernelOld { release: fitness.kernel.clone(), least: KERNEL.0 });
@@ -119,6 +122,9 @@ pub fn plan(plan: &Plan, desired: &Desired, observation: &Observation) -> Vec<Fi
         let mut add = |what| findings.push(Finding { host: host.clone(), what });
         disks(fitness, layers(images), engine, &mut add);
         memory(host, fitness, desired, observation, &mut add);
+        if let Some(own) = &fitness.rootless {
+            rootless::programs(plan, host, own, &mut add);
+        }
         for spec in published(plan, host) {
             // What jiji runs for all projects is in nobody's way: its plugin knows what follows on it.
             let shared = look::shared_containers(observation, host);
@@ -340,10 +346,11 @@ fn owner(facts: &PortFacts) -> Owner {
 }
 
 fn ports(spec: &ContainerSpec, fitness: &FitnessFacts, taken: &[PortFacts], add: &mut impl FnMut(Unfit)) {
+    let lowest = spec.publish.iter().map(|publish| publish.host_port).min().unwrap_or_default();
     for publish in &spec.publish {
         let port = publish.host_port;
         if fitness.uid != 0 && port < fitness.unprivileged_port {
-            add(Unfit::Privileged { port, first: fitness.unprivileged_port });
+            add(Unfit::Privileged { port, first: fitness.unprivileged_port, lowest });
         }
         // A listener at another address than the one that is asked for is in nobody's way.
         let clashes = |facts: &&PortFacts| {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use jiji_model::event::bytes;
 use jiji_model::name::ContainerName;
-use jiji_model::observation::EngineFacts;
+use jiji_model::observation::{EngineFacts, RootlessFacts};
 use jiji_model::plan::{ContainerImage, Phase, Publish, Step};
 
 use super::*;
@@ -218,6 +218,68 @@ fn a_port_is_free_taken_or_the_containers_own() {
     assert_eq!(judge(&inside, &[taken(80, Some(Ipv4Addr::LOCALHOST), None)], fitness), Vec::<String>::new());
     let user = FitnessFacts { uid: 1000, ..fitness.clone() };
     assert_eq!(judge(&spec, &[], &user)[0], "port 80: a user who is not root may listen on 1024 and above alone");
+}
+
+#[test]
+fn the_lowest_port_is_the_one_that_the_host_should_allow() {
+    let world = World::of(&["one"]);
+    let project = project(&["one"], &[("web", service(&["one"]))]);
+    let observation = world.observe(&project, &images(&project, "v1"), &Seeds::new());
+    let fitness = fitness(&observation, &host("one")).expect("facts");
+    let mut hints = Vec::new();
+    let user = FitnessFacts { uid: 1000, ..fitness.clone() };
+    ports(&proxy(&[(None, 443), (None, 80)]), &user, &[], &mut |what: Unfit| hints.push(what.hint()));
+    assert_eq!(hints.len(), 2);
+    assert!(hints.iter().all(|hint| hint.contains("ip_unprivileged_port_start=80`")), "{hints:?}");
+}
+
+/// What a user's own Podman needs, all of it.
+fn own() -> RootlessFacts {
+    RootlessFacts {
+        user: "ann".to_owned(),
+        subordinate_users: Some(65_536),
+        subordinate_groups: None,
+        programs: ["newuidmap", "newgidmap", "slirp4netns"].map(str::to_owned).to_vec(),
+        tun: true,
+        lingers: None,
+        memory_control: true,
+    }
+}
+
+#[test]
+fn what_a_users_own_podman_lacks_is_told_with_the_command_that_gives_it() {
+    let project = project(&["one"], &[("web", service(&["one"]))]);
+    let mut world = World::of(&["one"]);
+    let told = |world: &World| -> Vec<(String, Severity, String)> {
+        let findings = judge(world, &project).into_iter();
+        findings.map(|found| (found.what.to_string(), found.what.severity(), found.what.hint())).collect()
+    };
+    world.machine("one").fitness.rootless = Some(own());
+    assert_eq!(told(&world), []);
+    world.machine("one").fitness.rootless = Some(RootlessFacts {
+        subordinate_groups: Some(10),
+        programs: vec!["newgidmap".to_owned()],
+        tun: false,
+        lingers: Some(false),
+        memory_control: false,
+        ..own()
+    });
+    world.machine("one").fitness.kernel = "5.10.0-30-amd64".to_owned();
+    let told = told(&world);
+    let due = [
+        ("`/etc/subgid` gives `ann` 10 of the 65536 ids", Severity::Refusal, "--add-subgids 100000-165535 ann`"),
+        ("`newuidmap` is not installed", Severity::Refusal, "apt-get install uidmap"),
+        ("`slirp4netns` is not installed", Severity::Refusal, "apt-get install slirp4netns"),
+        ("what `ann` runs ends when `ann` logs out", Severity::Refusal, "`loginctl enable-linger ann`"),
+        ("`ann` cannot open `/dev/net/tun`", Severity::Refusal, "modprobe tun"),
+        ("kernel 5.10.0-30-amd64 lets no user", Severity::Warning, "apt-get install fuse-overlayfs"),
+        ("containers get no control groups", Severity::Warning, "Delegate="),
+    ];
+    assert_eq!(told.len(), due.len(), "{told:#?}");
+    for ((text, severity, hint), due) in told.iter().zip(due) {
+        assert!(text.starts_with("rootless: ") && text.contains(due.0) && hint.contains(due.2), "{text}: {hint}");
+        assert_eq!(*severity, due.1, "{text}");
+    }
 }
 
 #[test]

@@ -75,7 +75,8 @@ pub(in crate::deploy) fn service(hosts: &[&str]) -> Service {
 
 pub(in crate::deploy) fn project(hosts: &[&str], services: &[(&str, Service)]) -> Project {
     let server = |name: &&str| {
-        let server = Server { address: format!("{name}.example"), user: None, port: None, engine: None };
+        let server =
+            Server { address: format!("{name}.example"), user: None, port: None, engine: None, rootless: false };
         (host(name), server)
     };
     Project {
@@ -127,6 +128,7 @@ fn fit() -> FitnessFacts {
         state_disk: disk("/var/lib/jiji"),
         memory_available: 4 << 30,
         wall_clock_ms: 1_000_000,
+        rootless: None,
     }
 }
 

@@ -176,7 +176,7 @@ impl ContainerInspect {
             started: self.state.started_at.clone().filter(|time| !time.starts_with("0001-")),
             addresses: networks.filter_map(|network| Some((network.clone(), self.address(network)?))).collect(),
             labels: self.config.labels.clone().unwrap_or_default().into_iter().collect(),
-            memory: Some(self.state.pid).filter(|pid| *pid > 0).and_then(fitness::held_memory),
+            memory: Some(self.state.pid).filter(|pid| *pid > 0).and_then(|pid| fitness::held_memory(pid, &self.id)),
         }
     }
 }

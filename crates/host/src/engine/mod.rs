@@ -19,8 +19,9 @@ use jiji_model::project;
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 
-use crate::Settings;
 use crate::command::{self, Command, CommandError, Output};
+use crate::reach::Reach;
+use crate::{Settings, rootless};
 use inspect::{ContainerInspect, ImageInspect, Made, MadeImage, NetworkInspect};
 use socket::Socket;
 
@@ -37,6 +38,8 @@ pub struct Engine {
     pub bounds_logs: bool,
     /// Where it keeps images.
     pub data: PathBuf,
+    /// Whether it is a user's own: its containers live in a network namespace of that user's.
+    pub rootless: bool,
     program: PathBuf,
     /// Where looks go, if they need not go through the command line.
     socket: Option<Socket>,
@@ -115,7 +118,7 @@ impl Engine {
                 Self::docker(program, Socket::of(settings)).await.map(Some)
             }
             (Some(project::Engine::Podman), _, Some(program)) | (None, None, Some(program)) => {
-                Self::podman(program).await.map(Some)
+                Self::podman(program, settings.rootless).await.map(Some)
             }
             (None, Some(_), Some(_)) | (None, None, None) => Ok(None),
             (Some(kind), _, _) => Err(EngineError::NoAnswer { kind, reason: "it is not installed".to_owned() }),
@@ -156,6 +159,7 @@ impl Engine {
             // The other drivers refuse the options; where their logs go, somebody else bounds them.
             bounds_logs: info.logging_driver.is_some_and(|driver| driver == "json-file" || driver == "local"),
             data: info.docker_root_dir,
+            rootless: false,
             program,
             socket,
         })
@@ -171,7 +175,7 @@ impl Engine {
         said.next().unwrap_or_default()
     }
 
-    async fn podman(program: PathBuf) -> Result<Self, EngineError> {
+    async fn podman(program: PathBuf, rootless: bool) -> Result<Self, EngineError> {
         let kind = project::Engine::Podman;
         let output =
             Command::new(&program).args(["version", "--format", "{{.Client.Version}}"]).timeout(LOOK).run().await?;
@@ -183,7 +187,8 @@ impl Engine {
                 by_manifest: false,
                 bounds_logs: false,
                 // `podman info` would tell, and takes half a second to look up the versions of packages.
-                data: PathBuf::from("/var/lib/containers/storage"),
+                data: if rootless { rootless::storage() } else { PathBuf::from("/var/lib/containers/storage") },
+                rootless,
                 program,
                 socket: None,
             })
@@ -196,6 +201,11 @@ impl Engine {
     pub fn at_least(&self, major: u32) -> bool {
         let first = self.version.split(|c: char| !c.is_ascii_digit()).next();
         first.and_then(|first| first.parse::<u32>().ok()).is_some_and(|have| have >= major)
+    }
+
+    /// From where its containers are reached.
+    pub fn reach(&self) -> Reach {
+        if self.rootless { Reach::users(self.program.clone()) } else { Reach::Own }
     }
 
     /// A command of the engine.

@@ -224,6 +224,7 @@ mod tests {
             by_manifest: false,
             bounds_logs: kind == Kind::Docker,
             data: "/".into(),
+            rootless: false,
             program: "/usr/bin/engine".into(),
             socket: None,
         }

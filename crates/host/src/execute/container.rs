@@ -38,7 +38,8 @@ impl Executor<'_> {
         let found = found?.ok_or_else(|| ActionError::NoImage { image: id.config.to_string() })?;
         let listed = image::listed(id, repository);
         let image = if found.names().any(|known| known == listed) { listed.as_str() } else { found.id.as_str() };
-        let command = run::command(engine, spec, image, &env, &labels)?;
+        let located = self.place.located(spec)?;
+        let command = run::command(engine, &located, image, &env, &labels)?;
         if let Some(old) = old? {
             let scope = old.label(LABEL_SCOPE);
             if scope.is_none() || scope != spec.labels.get(LABEL_SCOPE).map(String::as_str) {

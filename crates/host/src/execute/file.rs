@@ -5,15 +5,13 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use jiji_model::name::AbsPath;
 use jiji_model::transaction::Outcome;
 
 use super::{ActionError, DONE};
 use crate::place::{self, Durability, failed};
 
 /// A directory exists with this mode. Parents that are missing get the usual one.
-pub(super) fn directory(path: &AbsPath, mode: u32) -> Result<Outcome, ActionError> {
-    let path = Path::new(path.as_str());
+pub(super) fn directory(path: &Path, mode: u32) -> Result<Outcome, ActionError> {
     let is_so = |metadata: &fs::Metadata| metadata.is_dir() && metadata.permissions().mode() & 0o7777 == mode;
     if fs::metadata(path).is_ok_and(|metadata| is_so(&metadata)) {
         return Ok(Outcome::Unchanged);
@@ -25,8 +23,7 @@ pub(super) fn directory(path: &AbsPath, mode: u32) -> Result<Outcome, ActionErro
 }
 
 /// A file has this content and mode, written beside and renamed.
-pub(super) fn write(path: &AbsPath, mode: u32, content: &[u8]) -> Result<Outcome, ActionError> {
-    let path = Path::new(path.as_str());
+pub(super) fn write(path: &Path, mode: u32, content: &[u8]) -> Result<Outcome, ActionError> {
     let limit = content.len() as u64;
     let same = |metadata: &fs::Metadata| {
         metadata.is_file()
@@ -43,8 +40,7 @@ pub(super) fn write(path: &AbsPath, mode: u32, content: &[u8]) -> Result<Outcome
 }
 
 /// A file or an empty directory is gone.
-pub(super) fn remove(path: &AbsPath) -> Result<Outcome, ActionError> {
-    let path = Path::new(path.as_str());
+pub(super) fn remove(path: &Path) -> Result<Outcome, ActionError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Outcome::Unchanged),
@@ -61,10 +57,12 @@ pub(super) fn remove(path: &AbsPath) -> Result<Outcome, ActionError> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
-    fn path(dir: &tempfile::TempDir, name: &str) -> AbsPath {
-        AbsPath::new(format!("{}/{name}", dir.path().display())).expect("a path")
+    fn path(dir: &tempfile::TempDir, name: &str) -> PathBuf {
+        dir.path().join(name)
     }
 
     #[test]
@@ -82,7 +80,7 @@ mod tests {
             (0o600, "", DONE),
         ] {
             assert_eq!(write(&file, mode, content.as_bytes()).expect("written"), outcome, "{mode:o} {content}");
-            assert_eq!(fs::read_to_string(file.as_str()).expect("read"), content);
+            assert_eq!(fs::read_to_string(&file).expect("read"), content);
         }
         assert!(remove(&folder).is_err(), "it is not empty");
         assert_eq!(remove(&file).expect("removed"), DONE);
@@ -94,11 +92,11 @@ mod tests {
     fn a_link_in_a_files_place_is_replaced_and_what_it_leads_to_is_left_alone() {
         let dir = tempfile::tempdir().expect("a directory");
         let (link, other) = (path(&dir, "link"), path(&dir, "other"));
-        fs::write(other.as_str(), "mine").expect("written");
-        std::os::unix::fs::symlink(other.as_str(), link.as_str()).expect("linked");
+        fs::write(&other, "mine").expect("written");
+        std::os::unix::fs::symlink(&other, &link).expect("linked");
         write(&link, 0o600, b"mine").expect("written");
-        assert!(fs::symlink_metadata(link.as_str()).expect("there").is_file());
+        assert!(fs::symlink_metadata(&link).expect("there").is_file());
         write(&link, 0o600, b"new").expect("written");
-        assert_eq!(fs::read_to_string(other.as_str()).expect("read"), "mine");
+        assert_eq!(fs::read_to_string(&other).expect("read"), "mine");
     }
 }

@@ -109,9 +109,11 @@ impl Executor<'_> {
                     .await
             }
             Action::VolumeEnsure { name } => self.volume(name).await,
-            Action::Directory { path, mode } => file::directory(path, *mode),
-            Action::File { path, mode, content } => file::write(path, *mode, self.text(content)?.as_bytes()),
-            Action::Remove { path } => file::remove(path),
+            Action::Directory { path, mode } => file::directory(&self.place.locate(path), *mode),
+            Action::File { path, mode, content } => {
+                file::write(&self.place.locate(path), *mode, self.text(content)?.as_bytes())
+            }
+            Action::Remove { path } => file::remove(&self.place.locate(path)),
             Action::HttpWait { address, probe } => self.wait_http(*address, probe).await,
             Action::Run { argv, stdin } => self.program(step, argv, stdin, limit).await,
             Action::Note { .. } => Ok(Outcome::Unchanged),

@@ -16,6 +16,7 @@ use crate::engine::inspect::ContainerInspect;
 use crate::listen;
 use crate::observe::redact;
 use crate::probe::{self, Stop, Until};
+use crate::reach::Reach;
 
 /// How often a container is looked at while its probes fail.
 const LOOK: Duration = Duration::from_millis(400);
@@ -45,14 +46,15 @@ impl Executor<'_> {
             }
         };
         let failing = Cell::new(!container.running());
+        let reach = engine.reach();
         let ask = |timeout| {
-            let check = &spec.check;
+            let (check, reach) = (&spec.check, &reach);
             async move {
                 match check {
                     Check::Http { port, path } => {
-                        probe::http(SocketAddrV4::new(address, *port), None, path, timeout).await
+                        probe::http(reach, SocketAddrV4::new(address, *port), None, path, timeout).await
                     }
-                    Check::Tcp { port } => probe::tcp(SocketAddrV4::new(address, *port), timeout).await,
+                    Check::Tcp { port } => probe::tcp(reach, SocketAddrV4::new(address, *port), timeout).await,
                     Check::Exec { argv } => in_container(engine, name, argv, timeout).await,
                 }
             }
@@ -168,7 +170,8 @@ impl Executor<'_> {
             return Err(ActionError::Unsupported { kind: "http_wait without an HTTP check".to_owned() });
         };
         let what = format!("`GET http://{address}:{port}{path}`");
-        let ask = |timeout| probe::http(SocketAddrV4::new(address, *port), None, path, timeout);
+        let reach = self.engine().map_or(Reach::Own, Engine::reach);
+        let ask = |timeout| probe::http(&reach, SocketAddrV4::new(address, *port), None, path, timeout);
         self.watch(spec, Until::Healthy, &what, ask, std::future::pending(), |probe| self.tell(probe))
             .await
             .map(|_| DONE)

@@ -5,7 +5,6 @@
 //! accepted, and which steps are left to do or to take back, is [`jiji_model::transaction`]'s.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -240,7 +239,7 @@ impl<'s> Keeper<'s> {
         let steps = self.journal.iter().map(Journal::transaction).filter(|last| last.is_open());
         for step in steps.flat_map(|open| &open.begin.steps) {
             if let Action::File { path, .. } = &step.action
-                && let Some(parent) = Path::new(path.as_str()).parent()
+                && let Some(parent) = self.session.place.locate(path).parent()
             {
                 place::sweep(parent);
             }

@@ -283,7 +283,7 @@ pub(crate) struct Session {
 
 impl Session {
     fn new(settings: Settings, outbox: Outbox) -> Self {
-        let place = Place::new(&settings.root);
+        let place = if settings.rootless { Place::of_user(&settings.root) } else { Place::new(&settings.root) };
         Self {
             receiver: RefCell::new(Receiver::new(place.clone())),
             settings,

@@ -53,7 +53,8 @@ impl Machine {
         let (from_host, output) = std::io::pipe().expect("a pipe");
         let path = format!("{}:{}", self.engine("").display(), crate::PATH);
         let engine = Some(jiji_model::project::Engine::Docker);
-        let settings = Settings { root: self.root(), path, engine, docker_socket: self.engine("docker.sock") };
+        let docker_socket = self.engine("docker.sock");
+        let settings = Settings { root: self.root(), rootless: false, path, engine, docker_socket };
         let thread = std::thread::spawn(move || run(input, output, settings));
         let mut operator = Operator {
             to_host: Some(to_host),
