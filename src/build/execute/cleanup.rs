@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use jiji_sandbox::{Change, Changes, Kind, Node};
 
 /// Raised when something else is cleaned up.
-pub(in crate::build) const VERSION: u32 = 2;
+pub(in crate::build) const VERSION: u32 = 3;
 
 /// How a place is cleaned up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,9 @@ enum How {
 }
 
 /// Places of the image. `**` at the beginning is any directory, `*` any part of a name.
-const PLACES: [(&str, How); 25] = [
+const PLACES: [(&str, How); 27] = [
+    // What Node 22 and newer keep of npm's own compiled code.
+    ("tmp/node-compile-cache", How::Whole),
     ("var/cache/apk", How::Files),
     ("var/cache/apt", How::Files),
     ("var/cache/dnf", How::Files),
@@ -40,6 +42,7 @@ const PLACES: [(&str, How); 25] = [
     ("var/log/apt", How::Files),
     ("var/log/dnf*.log", How::Whole),
     ("var/log/dpkg.log", How::Whole),
+    ("var/log/fontconfig.log", How::Whole),
     ("var/log/hawkey.log", How::Whole),
     ("var/log/yum.log", How::Whole),
     ("**/.cache/go-build", How::Whole),
@@ -217,6 +220,9 @@ mod tests {
             ("usr/lib/old.pyc", file(), false),
             ("root/.cargo/registry/cache/x", file(), true),
             ("root/.cargo/bin/x", file(), false),
+            ("var/log/fontconfig.log", file(), true),
+            ("tmp/node-compile-cache/v24.11.1-x64/044af4fd", file(), true),
+            ("tmp/other", file(), false),
             ("root/.cargo/.global-cache", file(), true),
         ] {
             assert_eq!(goes(&added(path, node)), gone, "{path}");
