@@ -67,6 +67,7 @@ pub fn project(shape: Shape) -> Project {
                 secrets: Vec::new(),
                 contexts: Default::default(),
                 ssh: Vec::new(),
+                compression: Default::default(),
             }),
             hosts,
             environment: Environment {

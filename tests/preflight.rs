@@ -115,6 +115,29 @@ fn a_full_disk_and_a_taken_port_are_told_at_once_and_nothing_is_begun() -> Outco
 }
 
 #[test]
+fn an_image_in_zstd_runs_with_podman_and_is_refused_where_docker_cannot_read_it() -> Outcome {
+    let site = LAB.take()?;
+    let project = Project::new(&site, "zstd")?;
+    let [one, two] = pair(&site)?;
+    project.run(&["server", "check"])?.expect(0)?;
+    let before = [State::of(&one)?, State::of(&two)?];
+    project.edit("build: .\n", "build:\n      compression: zstd\n")?;
+    let refused = project.show(&["ship"])?;
+    println!("{}", refused.stderr);
+    says(
+        &refused.expect(15)?,
+        &["nothing was changed", "two\n", "cannot read layers compressed with zstd", "leave out `compression: zstd`"],
+    );
+    assert_eq!([State::of(&one)?, State::of(&two)?], before);
+
+    project.spread(1)?;
+    let ship = project.ship()?;
+    let running = jiji_e2e::look::only(&one, "zstd")?;
+    assert_eq!(running.manifest, Some(ship.image("web")?), "the image that was built, and no other");
+    Ok(())
+}
+
+#[test]
 fn mending_and_another_proxy_are_refused_on_a_host_that_is_not_fit_as_a_ship_is() -> Outcome {
     let site = LAB.take()?;
     let project = Project::new(&site, "mended")?;

@@ -78,6 +78,12 @@ pub enum BuildError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A layer of an earlier build cannot be read.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A layer of an earlier build cannot be compressed otherwise.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
     /// Two images that should be equal could not be compared.
     #[error(transparent)]
     Compare(#[from] CompareError),
@@ -251,6 +257,7 @@ impl BuildError {
             Self::Recipe(error) => error.hint(),
             Self::Context(error) => error.hint(),
             Self::Step { cause, .. } => cause.hint(),
+            Self::Layer(error) => error.hint(),
             Self::LockedImage { .. } => Some("build without `--locked` and commit jiji.lock if the change is meant"),
             Self::Epoch { .. } => Some("give the seconds since 1970, such as those of `git log -1 --format=%ct`"),
             Self::NoFile { .. }
@@ -258,6 +265,7 @@ impl BuildError {
             | Self::Ended
             | Self::Threads(_)
             | Self::Store(_)
+            | Self::Index(_)
             | Self::Compare(_) => None,
         }
     }

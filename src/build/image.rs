@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiji_model::digest::{Digest, canonical_json};
-use jiji_model::image::{CONFIG, Descriptor, Image, LAYER_GZIP, MANIFEST, Platform};
+use jiji_model::image::{CONFIG, Descriptor, Image, LAYER_GZIP, LAYER_ZSTD, MANIFEST, Platform};
 use jiji_model::name::RepositoryName;
 use jiji_store::{Layer, Store, StoreError};
 use serde_json::{Map, Value, json};
@@ -41,6 +41,8 @@ pub struct Draft {
     pub platform: Platform,
     /// The layers, lowest first.
     pub layers: Vec<Layer>,
+    /// How many of them, from the lowest on, are those of an image that is taken as it is.
+    taken: usize,
     /// `config` of the configuration: what a container is started with (image-spec, config.md).
     pub config: Map<String, Value>,
     /// `variant` of the base's platform, which readers compare.
@@ -53,7 +55,7 @@ impl Draft {
     /// An image that begins from nothing.
     pub fn scratch(platform: Platform) -> Self {
         let config = Map::from_iter([("Env".to_owned(), json!([DEFAULT_PATH])), ("WorkingDir".to_owned(), json!("/"))]);
-        Self { platform, layers: Vec::new(), config, variant: None, author: None, history: Vec::new() }
+        Self { platform, layers: Vec::new(), taken: 0, config, variant: None, author: None, history: Vec::new() }
     }
 
     /// An image that begins from another, whose configuration is in the store.
@@ -89,6 +91,7 @@ impl Draft {
         }
         let mut draft = Self {
             platform: image.platform.clone(),
+            taken: layers.len(),
             layers,
             config,
             variant: root
@@ -113,6 +116,11 @@ impl Draft {
             draft.config.remove(key);
         }
         Ok(draft)
+    }
+
+    /// The layers that were made here, lowest first.
+    pub fn own_mut(&mut self) -> &mut [Layer] {
+        &mut self.layers[self.taken..]
     }
 
     /// Sets who made the image.
@@ -239,7 +247,7 @@ fn created(epoch: u64) -> String {
 fn oci(blob: &Descriptor) -> Result<Descriptor, BaseError> {
     let media_type = match blob.media_type.as_str() {
         "application/vnd.docker.image.rootfs.diff.tar.gzip" => LAYER_GZIP,
-        "application/vnd.docker.image.rootfs.diff.tar.zstd" => "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.docker.image.rootfs.diff.tar.zstd" => LAYER_ZSTD,
         "application/vnd.docker.image.rootfs.diff.tar" => "application/vnd.oci.image.layer.v1.tar",
         known if known.starts_with("application/vnd.oci.image.layer.v1.tar") => known,
         other => return Err(BaseError::Layer { media_type: other.to_owned() }),

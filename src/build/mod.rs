@@ -48,7 +48,7 @@ use std::path::{Path, PathBuf};
 use jiji_model::commit::Commit;
 use jiji_model::digest::Digest;
 use jiji_model::event::{Record, Sink};
-use jiji_model::image::{Image, Platform};
+use jiji_model::image::{Compression, Image, Platform};
 use jiji_model::name::RepositoryName;
 use jiji_model::project::{Frontend, NamedContext};
 use jiji_model::reference::Reference;
@@ -59,6 +59,7 @@ use crate::lockfile::{BaseKey, BuildSection, RepositoryKey, Target};
 use crate::registry::Depth;
 use dockerfile::Dockerfile;
 use execute::Executor;
+use layer::Form;
 use stage::{Evaluation, Memory, Outcome};
 
 pub use check::{Checked, Elsewhere, Finding};
@@ -106,6 +107,8 @@ pub struct BuildRequest {
     pub platform: Platform,
     /// Every modification time, in seconds since 1970, and `SOURCE_DATE_EPOCH` for RUN. See [`DEFAULT_EPOCH`].
     pub epoch: u64,
+    /// How layers are compressed: those that are made here, not those of base images.
+    pub compression: Compression,
     /// Whether anything that `jiji.lock` does not say already is an error.
     pub locked: bool,
     /// Whether all is done again, whatever is remembered.
@@ -124,6 +127,11 @@ impl BuildRequest {
             Some(text) => text.parse().map_err(|_| BuildError::Epoch { text: text.clone() })?,
         };
         Ok(Self { epoch, ..self.clone() })
+    }
+
+    /// How layers are written.
+    fn form(&self) -> Form {
+        Form { epoch: self.epoch, compression: self.compression, threads: self.threads }
     }
 
     fn read(&self) -> Result<Dockerfile, BuildError> {

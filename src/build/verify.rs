@@ -144,11 +144,13 @@ mod tests {
     use std::fs;
     use std::io::Cursor;
 
-    use super::*;
-    use crate::build::layer::{CODEC, Entry, LayerWriter, TarPath};
+    use jiji_model::image::Compression;
 
-    fn layer(store: &Store, text: &str) -> Layer {
-        let mut writer = LayerWriter::new(store, 0, 1).expect("begun");
+    use super::*;
+    use crate::build::layer::{Entry, Form, LayerWriter, TarPath, codec};
+
+    fn layer(store: &Store, text: &str, compression: Compression) -> Layer {
+        let mut writer = LayerWriter::new(store, Form { epoch: 0, compression, threads: 1 }).expect("begun");
         let entry = Entry::file(0o644, text.len() as u64);
         writer.file(&TarPath::normal("file"), &entry, None, &mut Cursor::new(text)).expect("written");
         writer.finish().expect("finished")
@@ -158,12 +160,15 @@ mod tests {
     fn what_is_damaged_is_named_and_removed_and_the_rest_stays() {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::open(dir.path()).expect("a store");
-        let [good, bad, other] = ["good", "bad", "other"].map(|text| layer(&store, text));
+        let [good, bad, other] =
+            [("good", Compression::Zstd), ("bad", Compression::Gzip), ("other", Compression::Gzip)]
+                .map(|(text, compression)| layer(&store, text, compression));
         let record = |layer: &Layer| jiji_model::digest::canonical_json(&serde_json::json!({"layer": layer}));
         let [right, wrong, torn] = ["right", "wrong", "torn"].map(Digest::of);
         store.record_action(&right, &record(&good)).expect("recorded");
         store.record_action(&wrong, &record(&Layer { diff_id: good.diff_id, ..other.clone() })).expect("recorded");
         store.record_action(&torn, b"{\"layer\":{\"di").expect("recorded");
+        let gzip = codec(Compression::Gzip);
         let clean = |store: &Store| verify(store).expect("verified").damaged.is_empty();
         assert!(!clean(&store));
         assert!(clean(&store), "what was damaged is gone");
@@ -173,14 +178,14 @@ mod tests {
         }
 
         fs::write(store.blob_path(&bad.blob.digest), "x").expect("damaged");
-        fs::write(dir.path().join("layers").join(format!("{}.{CODEC}", other.diff_id.hex())), "{}").expect("damaged");
+        fs::write(dir.path().join("layers").join(format!("{}.{gzip}", other.diff_id.hex())), "{}").expect("damaged");
         let verified = verify(&store).expect("verified");
         assert_eq!((verified.blobs, verified.records), (3, 4));
         let [blob, record] = &verified.damaged[..] else { panic!("{verified:?}") };
         assert_eq!(*blob, Damage::Blob { digest: bad.blob.digest, actual: Digest::of("x") });
         assert!(matches!(record, Damage::Layer { diff_id, .. } if *diff_id == other.diff_id), "{record}");
         assert_eq!(store.has(&bad.blob.digest).expect("looked"), None);
-        assert!(store.layer(&good.diff_id, CODEC).expect("read").is_some());
+        assert!(store.layer(&good.diff_id, codec(Compression::Zstd)).expect("read").is_some());
         assert!(clean(&store));
     }
 }

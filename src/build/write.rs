@@ -6,26 +6,25 @@ use std::io::{self, Read};
 use jiji_model::digest::Digest;
 use jiji_store::{Layer, Store};
 
-use super::layer::{LayerError, LayerWriter, Node, TarPath};
+use super::layer::{Form, LayerError, LayerWriter, Node, TarPath};
 use super::rootfs::{Content, Found};
 
 /// Opens a content, given its length in bytes.
 pub(super) type Open<'a> = dyn Fn(&Content, u64) -> io::Result<Box<dyn Read>> + 'a;
 
-/// Writes a layer of these entries, with all modification times at `epoch`. `digest` says what a content must hash to, where that is
+/// Writes a layer of these entries. `digest` says what a content must hash to, where that is
 /// known; `open` opens it.
 ///
 /// # Errors
 /// When a content cannot be read, or is another than expected, or the store cannot be written.
 pub(super) fn write_layer(
     entries: &BTreeMap<TarPath, Found>,
-    epoch: u64,
-    threads: usize,
+    form: Form,
     store: &Store,
     digest: &dyn Fn(&Content) -> Option<Digest>,
     open: &Open<'_>,
 ) -> Result<Layer, LayerError> {
-    let mut layer = LayerWriter::new(store, epoch, threads)?;
+    let mut layer = LayerWriter::new(store, form)?;
     for (path, found) in entries {
         let Node::File { size } = found.entry.node else {
             layer.entry(path, &found.entry)?;

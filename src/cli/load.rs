@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{ChildStderr, Command, Stdio};
 
 use jiji_model::digest::Digest;
-use jiji_model::image::Image;
+use jiji_model::image::{Image, LAYER_ZSTD};
 use jiji_model::project::Engine;
 use jiji_store::Store;
 use jiji_store::archive::ArchiveError;
@@ -47,6 +47,8 @@ pub enum LoadError {
         status: std::process::ExitStatus,
         /// What it said.
         said: String,
+        /// Whether the image has layers that an old Docker cannot read.
+        zstd: bool,
     },
     /// The engine has another image under the name.
     #[error("find the image in `{engine}`: `{reference}` is `{found}` there")]
@@ -68,6 +70,9 @@ impl LoadError {
             Self::NoEngine { .. } => {
                 failure.hint("install Podman or Docker, or write the image to a directory with `--output oci:DIR`")
             }
+            Self::Refused { said, zstd: true, .. } => failure.detail(said).hint(
+                "the image has layers in zstd, which Docker reads from 23 on: leave out `compression: zstd`, or load it into Podman",
+            ),
             Self::Refused { said, .. } => failure.detail(said).hint("is it running, and may this user use it?"),
             Self::Start { .. } | Self::Archive(_) | Self::Other { .. } => failure,
         }
@@ -130,7 +135,8 @@ impl Local {
         let said = said.and_then(|thread| thread.join().ok()).unwrap_or_default();
         // An engine that gives up closes the stream: what it says of itself is the cause.
         if !status.success() {
-            return Err(LoadError::Refused { engine, status, said });
+            let zstd = self.engine == Engine::Docker && image.layers.iter().any(|layer| layer.media_type == LAYER_ZSTD);
+            return Err(LoadError::Refused { engine, status, said, zstd });
         }
         written.map_err(LoadError::Archive)?;
         self.check(image, reference)

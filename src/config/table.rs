@@ -10,6 +10,7 @@ const TEXT_OR_TEXTS: Shape = Shape::Either(&[Shape::Text, TEXTS]);
 const MILLISECONDS: Shape = Shape::Duration { seconds: false };
 const SECONDS: Shape = Shape::Duration { seconds: true };
 const ENGINE: Shape = Shape::Word(&["docker", "podman"]);
+const COMPRESSION: Shape = Shape::Word(&["gzip", "zstd"]);
 
 const fn field(name: &'static str, shape: Shape, doc: &'static str) -> Field {
     Field { name, shape, required: false, doc, default: None, also: &[] }
@@ -206,6 +207,12 @@ static BUILD: Object = Object {
         )
         .also(&["additional_contexts", "build_contexts"]),
         field("ssh", TEXTS, "ids of agents that `RUN --mount=type=ssh` may ask to sign; the agent is that of `SSH_AUTH_SOCK`"),
+        field(
+            "compression",
+            COMPRESSION,
+            "how layers that are made are compressed; zstd is smaller and faster, and Docker reads it from 23 on, Podman always",
+        )
+        .default("gzip"),
     ],
 };
 

@@ -1,7 +1,7 @@
 //! Reading manifests and image configurations that somebody else wrote.
 
 use jiji_model::digest::Digest;
-use jiji_model::image::{Descriptor, INDEX, MANIFEST, Platform};
+use jiji_model::image::{Descriptor, INDEX, LAYER_GZIP, LAYER_ZSTD, MANIFEST, Platform};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -20,8 +20,8 @@ pub(super) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, app
 /// The layers that can be unpacked.
 const LAYERS: [&str; 5] = [
     "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.v1.tar+gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd",
+    LAYER_GZIP,
+    LAYER_ZSTD,
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
 ];

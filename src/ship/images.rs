@@ -128,6 +128,7 @@ impl Ship {
             stage: build.target.clone(),
             platform: platform.clone(),
             epoch: DEFAULT_EPOCH,
+            compression: build.compression,
             locked: self.locked,
             renew: self.renew,
             explain: self.explain,

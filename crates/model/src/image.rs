@@ -15,10 +15,50 @@ pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// OCI media type of a layer compressed with gzip.
 pub const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// OCI media type of a layer compressed with zstd.
+pub const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// The version of the rules by which layers are written: tar dialect, normalisation, compressor and its exact version. Part of every
 /// build key and of `jiji.lock`, so that a change of the rules is a change of names and never a silent change of bytes.
 pub const LAYER_FORMAT: u32 = 1;
+
+/// How layers are compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// gzip, which every engine reads.
+    #[default]
+    Gzip,
+    /// zstd, which Podman reads, and Docker from 23 on.
+    Zstd,
+}
+
+impl Compression {
+    /// Each.
+    pub const ALL: [Self; 2] = [Self::Gzip, Self::Zstd];
+
+    /// The OCI media type of a layer that is compressed so.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Gzip => LAYER_GZIP,
+            Self::Zstd => LAYER_ZSTD,
+        }
+    }
+
+    /// Whether nothing has to be said of it.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl std::fmt::Display for Compression {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        })
+    }
+}
 
 /// The pair of digests that names one image for one platform.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

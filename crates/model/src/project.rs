@@ -10,6 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::image::Compression;
 use crate::name::{AbsPath, HostName, PluginName, ProjectName, SecretName, ServiceName};
 use crate::reference::Reference;
 
@@ -303,6 +304,9 @@ pub struct Build {
     /// Agents that `RUN --mount=type=ssh` may ask to sign, by their ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ssh: Vec<String>,
+    /// How the layers that are made are compressed.
+    #[serde(default, skip_serializing_if = "Compression::is_default")]
+    pub compression: Compression,
 }
 
 /// What a name stands for in a Dockerfile, written as Docker writes it (`--build-context NAME=…`).

@@ -64,7 +64,9 @@ impl Cause {
             }
             Self::Mode => "say the mode: `chmod`, `install -m`",
             Self::Owner => "say the owner: `chown`, `install -o -g`",
-            Self::Compression => "the same version of jiji writes the same bytes; other tools compress otherwise",
+            Self::Compression => {
+                "the same version of jiji with the same `build.compression` writes the same bytes; other tools compress otherwise"
+            }
             Self::Unknown => "run the step twice by hand and look at what the program says of reproducible builds",
         }
     }

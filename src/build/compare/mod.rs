@@ -160,7 +160,10 @@ pub fn images(one: &Image, other: &Image, store: &Store) -> Result<Vec<Differenc
             found.push(Difference::new(Stratum::Layer, place, format!("{} → {}", ours.diff_id, theirs.diff_id)));
             found.extend(self::layers(Some(ours), Some(theirs), store)?);
         } else if ours.blob != theirs.blob {
-            let what = format!("{} → {}: the same files, compressed otherwise", ours.blob.digest, theirs.blob.digest);
+            let how = |layer: &Layer| layer.blob.media_type.rsplit(['.', '+']).next().unwrap_or_default().to_owned();
+            let (ours, theirs) = ((ours.blob.digest, how(ours)), (theirs.blob.digest, how(theirs)));
+            let otherwise = if ours.1 == theirs.1 { String::new() } else { format!(", {} → {}", ours.1, theirs.1) };
+            let what = format!("{} → {}: the same files, compressed otherwise{otherwise}", ours.0, theirs.0);
             found.push(Difference::new(Stratum::Layer, place, what).by(Cause::Compression));
         }
     }
@@ -429,8 +432,10 @@ fn first_difference(one: &[u8], other: &[u8]) -> (usize, String) {
 mod tests {
     use std::io::Cursor;
 
+    use jiji_model::image::Compression;
+
     use super::*;
-    use crate::build::layer::LayerWriter;
+    use crate::build::layer::{Form, LayerWriter};
 
     fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().expect("a directory");
@@ -439,7 +444,8 @@ mod tests {
     }
 
     fn layer(store: &Store, files: &[(&str, u32, &str)]) -> Layer {
-        let mut writer = LayerWriter::new(store, 0, 1).expect("begun");
+        let mut writer =
+            LayerWriter::new(store, Form { epoch: 0, compression: Compression::Gzip, threads: 1 }).expect("begun");
         for (name, mode, text) in files {
             let entry = Entry::file(*mode, text.len() as u64);
             writer.file(&TarPath::normal(name), &entry, None, &mut Cursor::new(text)).expect("written");

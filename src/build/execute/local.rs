@@ -14,7 +14,7 @@ use jiji_store::{Cache, CacheUse, Layer, Store};
 use super::agent::Agent;
 use super::{ExecuteError, Executor, Ran, RunStep, StepMount, StepSource, Stream, cleanup};
 use crate::build::copy::with_parents;
-use crate::build::layer::{Entry, Node, TarPath, WHITEOUT};
+use crate::build::layer::{Entry, Form, Node, TarPath, WHITEOUT};
 use crate::build::rootfs::{Content, Found, Layers};
 use crate::build::trees::Trees;
 use crate::build::write::write_layer;
@@ -275,7 +275,8 @@ impl Local {
                 _ => Ok(Box::new(io::empty())),
             }
         };
-        Ok(Some(write_layer(&entries, step.epoch, self.threads, store, &|_| None, &open)?))
+        let form = Form { epoch: step.epoch, compression: step.compression, threads: self.threads };
+        Ok(Some(write_layer(&entries, form, store, &|_| None, &open)?))
     }
 }
 

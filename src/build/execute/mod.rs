@@ -4,7 +4,7 @@ mod agent;
 mod cleanup;
 mod local;
 
-use jiji_model::image::Platform;
+use jiji_model::image::{Compression, Platform};
 use jiji_model::secret::Secret;
 use jiji_store::{CacheUse, Layer, Store, StoreError};
 
@@ -29,6 +29,8 @@ pub struct RunStep {
     pub workdir: String,
     /// What it is told the time is, and what its files' times will be, in seconds since 1970.
     pub epoch: u64,
+    /// How what it gives is compressed: in no key, since the files are the same.
+    pub compression: Compression,
     /// What its programs are compiled for.
     pub platform: Platform,
     /// What it runs in, lowest first.

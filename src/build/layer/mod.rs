@@ -8,27 +8,59 @@
 //! - entries sorted as [`TarPath`] says, none twice, the root itself never;
 //! - every entry's modification time is the build's epoch; no other times;
 //! - numeric owners alone; modes as given; extended attributes as given (callers pass `security.capability` alone);
-//! - the tar dialect of `tar.rs` and the compression of `gzip.rs`.
+//! - the tar dialect of `tar.rs` and the compressions of `gzip.rs` and `zstd.rs`, in pieces that `compress.rs` cuts.
 //!
 //! The tests hold digests of known layers. A change that alters one is a new layer format.
 
+mod compress;
 mod gzip;
 mod path;
 mod tar;
+mod zstd;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
 use jiji_model::digest::Digest;
-use jiji_model::image::{Descriptor, LAYER_GZIP};
+use jiji_model::image::{Compression, Descriptor};
 use jiji_store::{BlobWriter, Layer, Store, StoreError};
 use sha2::{Digest as _, Sha256};
 
 pub use jiji_model::image::LAYER_FORMAT;
 pub use path::{TarPath, WHITEOUT};
 
-/// The name of the compression in the store's records of layers.
-pub const CODEC: &str = "gzip-1";
+/// The name of a compression in the store's records of layers.
+pub fn codec(compression: Compression) -> &'static str {
+    match compression {
+        Compression::Gzip => "gzip-1",
+        Compression::Zstd => "zstd-1",
+    }
+}
+
+/// The layer of this `diff_id` as it was compressed here: as it is wanted, or else in another way.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn known(diff_id: &Digest, wanted: Compression, store: &Store) -> Result<Option<Layer>, StoreError> {
+    let others = Compression::ALL.into_iter().filter(|other| *other != wanted);
+    for compression in [wanted].into_iter().chain(others) {
+        if let Some(layer) = store.layer(diff_id, codec(compression))? {
+            return Ok(Some(layer));
+        }
+    }
+    Ok(None)
+}
+
+/// What is one for all entries of a layer, and how it becomes a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// The modification time of every entry, in seconds since 1970.
+    pub epoch: u64,
+    /// How it is compressed.
+    pub compression: Compression,
+    /// On how many cores it is compressed, which changes nothing but how long it takes.
+    pub threads: usize,
+}
 
 /// One entry of a layer, without its path and its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +149,22 @@ pub enum LayerError {
         /// Its path in the layer.
         path: TarPath,
     },
+    /// A layer that is to be compressed otherwise cannot be read.
+    #[error("read layer `{diff_id}`")]
+    Tar {
+        /// The layer.
+        diff_id: Digest,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// A layer that is to be compressed otherwise is another than its record says.
+    #[error("read layer `{expected}`: its content is `{actual}`")]
+    Other {
+        /// The layer.
+        expected: Digest,
+        /// What its tar hashes to.
+        actual: Digest,
+    },
 }
 
 impl LayerError {
@@ -126,7 +174,10 @@ impl LayerError {
             Self::Changed { .. } => {
                 Some("something writes to the context while it is built; build again when it is done")
             }
-            _ => None,
+            Self::Tar { .. } | Self::Other { .. } => {
+                Some("`jiji store verify` removes what is damaged; the step is done again then")
+            }
+            Self::Store(_) | Self::Write(_) | Self::Content { .. } => None,
         }
     }
 }
@@ -134,8 +185,8 @@ impl LayerError {
 /// A layer being written. Dropped, it leaves nothing.
 pub struct LayerWriter {
     store: Store,
-    epoch: u64,
-    out: Hashed<gzip::Gzip<BlobWriter>>,
+    form: Form,
+    out: Hashed<compress::Compress<BlobWriter>>,
     last: TarPath,
 }
 
@@ -158,14 +209,14 @@ impl<W: Write> Write for Hashed<W> {
 }
 
 impl LayerWriter {
-    /// Begins a layer whose entries all have the modification time `epoch`, in seconds since 1970. Compresses on `threads` cores,
-    /// which changes nothing but how long it takes.
+    /// Begins a layer.
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub fn new(store: &Store, epoch: u64, threads: usize) -> Result<Self, LayerError> {
-        let out = Hashed { out: gzip::Gzip::new(store.writer()?, threads), hash: Sha256::new() };
-        Ok(Self { store: store.clone(), epoch, out, last: TarPath::root() })
+    pub fn new(store: &Store, form: Form) -> Result<Self, LayerError> {
+        let out = compress::Compress::new(store.writer()?, form.compression, form.threads);
+        let out = Hashed { out, hash: Sha256::new() };
+        Ok(Self { store: store.clone(), form, out, last: TarPath::root() })
     }
 
     /// Adds an entry that has no content: all but files that are not empty.
@@ -195,7 +246,7 @@ impl LayerWriter {
     ) -> Result<(), LayerError> {
         assert!(*path > self.last, "{path:?} was written after {:?}", self.last);
         self.last.clone_from(path);
-        self.out.write_all(&tar::header(path, entry, self.epoch)).map_err(LayerError::Write)?;
+        self.out.write_all(&tar::header(path, entry, self.form.epoch)).map_err(LayerError::Write)?;
         let Node::File { size } = entry.node else { return Ok(()) };
         let mut hash = expected.map(|_| Sha256::new());
         let mut buffer = vec![0; usize::try_from(size).unwrap_or(usize::MAX).clamp(1, 128 * 1024)];
@@ -232,12 +283,38 @@ impl LayerWriter {
     /// When the store cannot be written.
     pub fn finish(mut self) -> Result<Layer, LayerError> {
         self.out.write_all(&[0; 2 * tar::BLOCK]).map_err(LayerError::Write)?;
+        self.end(None)
+    }
+
+    fn end(self, expected: Option<&Digest>) -> Result<Layer, LayerError> {
         let diff_id = Digest::from_bytes(self.out.hash.finalize().into());
+        if let Some(expected) = expected.filter(|expected| **expected != diff_id) {
+            return Err(LayerError::Other { expected: *expected, actual: diff_id });
+        }
+        let compression = self.form.compression;
         let blob = self.out.out.finish().map_err(LayerError::Write)?;
         let (digest, size) = blob.finish(None)?;
-        let layer = Layer { diff_id, blob: Descriptor { media_type: LAYER_GZIP.to_owned(), digest, size } };
-        self.store.record_layer(&layer, CODEC)?;
+        let layer =
+            Layer { diff_id, blob: Descriptor { media_type: compression.media_type().to_owned(), digest, size } };
+        self.store.record_layer(&layer, codec(compression))?;
         Ok(layer)
+    }
+}
+
+/// Compresses the tar of a layer as it would be if the layer were written now, and records it. `form` says how; times are as they are.
+///
+/// # Errors
+/// When it cannot be read, is not the tar of this `diff_id`, or the store cannot be written.
+pub fn recompress(tar: &mut dyn Read, diff_id: &Digest, form: Form, store: &Store) -> Result<Layer, LayerError> {
+    let mut writer = LayerWriter::new(store, form)?;
+    let mut buffer = vec![0; 128 * 1024];
+    loop {
+        match tar.read(&mut buffer) {
+            Ok(0) => return writer.end(Some(diff_id)),
+            Ok(count) => writer.out.write_all(&buffer[..count]).map_err(LayerError::Write)?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(LayerError::Tar { diff_id: *diff_id, source }),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 use std::io::Cursor;
 
+use ::zstd::zstd_safe;
+use jiji_model::image::LAYER_ZSTD;
 use proptest::prelude::*;
 
 use super::*;
@@ -16,9 +18,22 @@ fn path(text: &str) -> TarPath {
 
 /// A layer of these entries, whatever order they come in.
 fn written(store: &Store, threads: usize, entries: impl IntoIterator<Item = (TarPath, Entry, Vec<u8>)>) -> Layer {
+    written_as(Compression::Gzip, store, threads, entries)
+}
+
+fn form(compression: Compression, threads: usize) -> Form {
+    Form { epoch: 315_532_800, compression, threads }
+}
+
+fn written_as(
+    compression: Compression,
+    store: &Store,
+    threads: usize,
+    entries: impl IntoIterator<Item = (TarPath, Entry, Vec<u8>)>,
+) -> Layer {
     let sorted: BTreeMap<TarPath, (Entry, Vec<u8>)> =
         entries.into_iter().map(|(path, entry, content)| (path, (entry, content))).collect();
-    let mut writer = LayerWriter::new(store, 315_532_800, threads).expect("begun");
+    let mut writer = LayerWriter::new(store, form(compression, threads)).expect("begun");
     for (path, (entry, content)) in &sorted {
         writer.file(path, entry, None, &mut Cursor::new(content)).expect("written");
     }
@@ -32,7 +47,10 @@ fn blob(store: &Store, layer: &Layer) -> Vec<u8> {
 fn unpacked(store: &Store, layer: &Layer) -> Vec<u8> {
     let mut tar = Vec::new();
     let compressed = blob(store, layer);
-    flate2::read::MultiGzDecoder::new(&compressed[..]).read_to_end(&mut tar).expect("gzip");
+    match layer.blob.media_type.as_str() {
+        LAYER_ZSTD => ::zstd::Decoder::new(&compressed[..]).expect("zstd").read_to_end(&mut tar).expect("zstd"),
+        _ => flate2::read::MultiGzDecoder::new(&compressed[..]).read_to_end(&mut tar).expect("gzip"),
+    };
     assert_eq!(Digest::of(&tar), layer.diff_id);
     tar
 }
@@ -76,22 +94,37 @@ fn everything() -> Vec<(TarPath, Entry, Vec<u8>)> {
 fn the_digests_of_layer_format_1_do_not_change() {
     assert_eq!(LAYER_FORMAT, 1);
     let (_dir, store) = store();
-    let layer = written(&store, 2, everything());
+    let digests = |entries: Vec<(TarPath, Entry, Vec<u8>)>| {
+        let layers = Compression::ALL.map(|compression| written_as(compression, &store, 2, entries.clone()));
+        assert_eq!(layers[0].diff_id, layers[1].diff_id);
+        [layers[0].diff_id, layers[0].blob.digest, layers[1].blob.digest].map(|digest| digest.to_string())
+    };
     assert_eq!(
-        [layer.diff_id.to_string(), layer.blob.digest.to_string()],
+        digests(everything()),
         [
             "sha256:5029b9d099121bdb936a750863ed5759a37ba48b8a95ad4ea1a9be5585ed03f3",
-            "sha256:4494f285ad3b09787c555a7c44264a4512f98941e10208537590f50dc9b2abdb"
+            "sha256:4494f285ad3b09787c555a7c44264a4512f98941e10208537590f50dc9b2abdb",
+            "sha256:4e612a066b435aee4a969b08db9a78afb3159e06ee0ec7ab2fc5cd92ba6fa940"
         ]
     );
     // 3 MiB and a bit, so several members.
     let numbers: Vec<u8> = (0..800_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
-    let layer = written(&store, 2, [(path("numbers"), Entry::file(0o644, numbers.len() as u64), numbers)]);
     assert_eq!(
-        [layer.diff_id.to_string(), layer.blob.digest.to_string()],
+        digests(vec![(path("numbers"), Entry::file(0o644, numbers.len() as u64), numbers)]),
         [
             "sha256:531261321d7c9ab7130275860a1077cabd83850d896c21dfb360533d60dbb5bd",
-            "sha256:2b52404208ba3258be9aaf98d5bb75827676951e4cc158a7d95c37e50e32917c"
+            "sha256:2b52404208ba3258be9aaf98d5bb75827676951e4cc158a7d95c37e50e32917c",
+            "sha256:cc861b7850d47a464068bc3e319aa31cc41b5df1fafe67d6f81f0a7781f814f2"
+        ]
+    );
+    // Text, in which there is something to be found again.
+    let lines: Vec<u8> = (0..60_000_u32).flat_map(|n| format!("{n} {} of lines\n", n * n % 977).into_bytes()).collect();
+    assert_eq!(
+        digests(vec![(path("lines"), Entry::file(0o644, lines.len() as u64), lines)]),
+        [
+            "sha256:218ede3ee53dd5a735221fe378b98273b741c23c4aed918432ac52e78e96705a",
+            "sha256:3805fff1e8355008aef8a0d944d1acdba0dc1503408c54b9a0a80b246ea51dde",
+            "sha256:97088b2a5288456d181c81649c1c63d51d79cb18ae67e6785aa59d8a2e85127e"
         ]
     );
 }
@@ -100,6 +133,7 @@ fn the_digests_of_layer_format_1_do_not_change() {
 fn another_reader_finds_what_was_written() {
     let (_dir, store) = store();
     let tar = unpacked(&store, &written(&store, 2, everything()));
+    assert_eq!(unpacked(&store, &written_as(Compression::Zstd, &store, 2, everything())), tar);
     assert_eq!(tar.len() % 512, 0);
     assert!(tar.ends_with(&[0; 1024]));
     assert_ne!(tar[tar.len() - 1536..tar.len() - 1024], [0; 512], "two zero blocks and no more");
@@ -149,10 +183,50 @@ fn every_member_says_nothing_about_this_machine() {
         let mut decoder = flate2::bufread::GzDecoder::new(rest);
         let length = io::copy(&mut decoder, &mut io::sink()).expect("a member");
         rest = decoder.into_inner();
-        assert!(length == gzip::MEMBER as u64 || rest.is_empty());
+        assert!(length == compress::PIECE as u64 || rest.is_empty());
         members += 1;
     }
     assert_eq!(members, 4);
+}
+
+#[test]
+fn every_frame_says_how_long_it_is_and_nothing_else() {
+    let (_dir, store) = store();
+    let layer =
+        written_as(Compression::Zstd, &store, 2, [(path("zeros"), Entry::file(0o644, 3 << 20), vec![0; 3 << 20])]);
+    assert_eq!(layer.blob.media_type, LAYER_ZSTD);
+    let compressed = blob(&store, &layer);
+    let mut rest = &compressed[..];
+    let mut contents = Vec::new();
+    while !rest.is_empty() {
+        // RFC 8878, 3.1.1.1.1: a size and no window of its own, no checksum, no dictionary.
+        assert_eq!(rest[4] & 0b0011_1111, 0b0010_0000, "{:08b}", rest[4]);
+        contents.push(zstd_safe::get_frame_content_size(rest).expect("a frame").expect("a size"));
+        let length = zstd_safe::find_frame_compressed_size(rest).expect("a frame");
+        rest = &rest[length..];
+    }
+    assert_eq!(contents, [1 << 20, 1 << 20, 1 << 20, 1536]);
+    assert_eq!(zstd_safe::version_number(), 10_507, "the library that is linked");
+}
+
+#[test]
+fn a_layer_that_is_compressed_otherwise_is_the_one_that_would_have_been_written() {
+    let (_dir, store) = store();
+    let entries = || everything().into_iter().chain([(path("zz"), Entry::file(0o644, 3 << 20), vec![b'z'; 3 << 20])]);
+    let [gzip, zstd] = Compression::ALL.map(|compression| written_as(compression, &store, 2, entries()));
+    for (from, to, compression) in [(&gzip, &zstd, Compression::Zstd), (&zstd, &gzip, Compression::Gzip)] {
+        store.forget_layer(&to.diff_id, codec(compression)).expect("forgotten");
+        let anew = known(&from.diff_id, compression, &store).expect("looked").expect("the other is known");
+        assert_eq!(anew, *from);
+        let tar = unpacked(&store, from);
+        let anew = recompress(&mut &tar[..], &from.diff_id, form(compression, 3), &store).expect("compressed");
+        assert_eq!(anew, *to);
+        assert_eq!(known(&from.diff_id, compression, &store).expect("looked").as_ref(), Some(to), "and is known now");
+
+        let other = recompress(&mut &tar[512..], &from.diff_id, form(compression, 1), &store).expect_err("cut");
+        assert!(matches!(other, LayerError::Other { .. }) && other.hint().is_some(), "{other}");
+    }
+    assert_eq!(std::fs::read_dir(store.root().join("tmp")).expect("listed").count(), 0);
 }
 
 #[test]
@@ -161,7 +235,7 @@ fn content_that_changed_is_noticed() {
     let cases: [(u64, &[u8], Option<Digest>); 3] =
         [(5, b"four", None), (3, b"four", None), (4, b"four", Some(Digest::of(b"five")))];
     for (size, content, expected) in cases {
-        let mut writer = LayerWriter::new(&store, 0, 1).expect("begun");
+        let mut writer = LayerWriter::new(&store, form(Compression::Gzip, 1)).expect("begun");
         let error = writer
             .file(&path("f"), &Entry::file(0o644, size), expected.as_ref(), &mut Cursor::new(content))
             .expect_err("another content");
@@ -172,7 +246,7 @@ fn content_that_changed_is_noticed() {
 #[test]
 fn a_layer_that_was_given_up_leaves_nothing() {
     let (dir, store) = store();
-    let mut writer = LayerWriter::new(&store, 0, 2).expect("begun");
+    let mut writer = LayerWriter::new(&store, form(Compression::Zstd, 2)).expect("begun");
     let big = vec![1; 5 << 20];
     writer.file(&path("f"), &Entry::file(0o644, 5 << 20), None, &mut Cursor::new(&big)).expect("written");
     drop(writer);
@@ -206,11 +280,13 @@ proptest! {
             .iter()
             .map(|name| (path(name), Entry::file(0o644, length as u64 / 8), vec![name.len() as u8; length / 8]))
             .collect();
-        let first = written(&store, 1, entries.clone());
+        let first = Compression::ALL.map(|compression| written_as(compression, &store, 1, entries.clone()));
         let middle = seed as usize % entries.len();
         entries.rotate_left(middle);
         entries.reverse();
-        prop_assert_eq!(&written(&store, 2, entries.clone()), &first);
-        prop_assert_eq!(&written(&store, 5, entries), &first);
+        for (compression, first) in Compression::ALL.into_iter().zip(&first) {
+            prop_assert_eq!(&written_as(compression, &store, 2, entries.clone()), first);
+            prop_assert_eq!(&written_as(compression, &store, 5, entries.clone()), first);
+        }
     }
 }

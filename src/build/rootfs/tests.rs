@@ -1,10 +1,10 @@
 use std::io::Cursor;
 
-use jiji_model::image::LAYER_GZIP;
+use jiji_model::image::{Compression, LAYER_GZIP};
 use jiji_store::Store;
 
 use super::*;
-use crate::build::layer::LayerWriter;
+use crate::build::layer::{Form, LayerWriter};
 
 fn path(text: &str) -> TarPath {
     TarPath::normal(text)
@@ -16,7 +16,8 @@ fn link(target: &str) -> Entry {
 
 fn layer(store: &Store, entries: &[(&str, Entry, &str)]) -> jiji_store::Layer {
     let sorted: BTreeMap<TarPath, _> = entries.iter().map(|(name, entry, text)| (path(name), (entry, text))).collect();
-    let mut writer = LayerWriter::new(store, 0, 1).expect("begun");
+    let mut writer =
+        LayerWriter::new(store, Form { epoch: 0, compression: Compression::Gzip, threads: 1 }).expect("begun");
     for (path, (entry, text)) in sorted {
         writer.file(&path, entry, None, &mut Cursor::new(text.as_bytes())).expect("written");
     }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiji_model::digest::Digest;
+use jiji_model::image::Compression;
 use jiji_store::{Layer, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use super::explain::Parts;
 use crate::build::copy::Selected;
 use crate::build::execute::{CLEANUPS, Network, RunStep};
-use crate::build::layer::{LAYER_FORMAT, Node, TarPath};
+use crate::build::layer::{self, LAYER_FORMAT, Node, TarPath};
 use crate::build::rootfs::{Content, Found};
 
 /// The version of the keys' texts. Raised with any change to them, or to what a step of the same text does.
@@ -198,8 +199,9 @@ pub(in crate::build) fn read(record: &[u8]) -> Option<Option<Layer>> {
     serde_json::from_slice::<Record>(record).ok().map(|record| record.layer)
 }
 
-/// What the step of this key gave, if that is remembered and still in the store.
-pub(super) fn recall(key: &Digest, store: &Store) -> Result<Option<Option<Layer>>, StoreError> {
+/// What the step of this key gave, if that is remembered and still in the store: compressed as it is `wanted` where it is here so, or else
+/// in another way.
+pub(super) fn recall(key: &Digest, wanted: Compression, store: &Store) -> Result<Option<Option<Layer>>, StoreError> {
     /// A record, of which the parts are for those alone who want to know why a step is done.
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -211,10 +213,13 @@ pub(super) fn recall(key: &Digest, store: &Store) -> Result<Option<Option<Layer>
     let Some(record) = store.action(key)? else { return Ok(None) };
     // A record that cannot be read is a step that is done again.
     let Ok(Result { layer, .. }) = serde_json::from_slice(&record) else { return Ok(None) };
-    match &layer {
-        Some(Layer { blob, .. }) if store.has(&blob.digest)? != Some(blob.size) => Ok(None),
-        _ => Ok(Some(layer)),
+    let Some(layer) = layer else { return Ok(Some(None)) };
+    let here = store.has(&layer.blob.digest)? == Some(layer.blob.size);
+    if here && layer.blob.media_type == wanted.media_type() {
+        return Ok(Some(Some(layer)));
     }
+    let known = layer::known(&layer.diff_id, wanted, store)?;
+    Ok(known.or_else(|| here.then_some(layer)).map(Some))
 }
 
 /// The parts of a key, as they were remembered with what its step gave: none where there is no such record, none within where it is one without them.
@@ -239,7 +244,6 @@ mod tests {
     use jiji_model::digest::canonical_json;
 
     use super::*;
-    use crate::build::layer;
 
     #[test]
     fn what_is_written_as_it_is_walked_is_what_a_tree_would_say() {

@@ -34,8 +34,8 @@ use super::contents::Contents;
 use super::dockerfile::{self, Command, Dockerfile, Environment, Instruction, Kind, Pair, Position, Word, expand};
 use super::error::{BuildError, StepError};
 use super::image::Draft;
-use super::layer::TarPath;
-use super::rootfs::Tree;
+use super::layer::{self, TarPath};
+use super::rootfs::{Layers, Tree};
 use super::{BuildRequest, Builder, Steps};
 use crate::lockfile::BuildSection;
 use jiji_model::project::NamedContext;
@@ -235,15 +235,34 @@ impl<'a> Evaluation<'a> {
         if let Some((_, contents)) = &mut *held(&self.context) {
             contents.remember()?;
         }
+        let draft = self.compressed(done.draft.clone())?;
         let over = std::mem::take(&mut *held(&self.over));
         let (ran, steps) = (held(&self.ran), *held(&self.steps));
         Ok(Outcome {
-            draft: done.draft.clone(),
+            draft,
             undeclared: self.undeclared(&over),
             trace: over.into_iter().map(|(number, over)| (number, over.trace)).collect(),
             runs: ran.iter().map(|(key, layer)| (*key, steps::diff_id(layer.as_ref()))).collect(),
             steps,
         })
+    }
+
+    /// The image with its own layers compressed as it is wanted: what is remembered of an earlier build may be compressed otherwise.
+    fn compressed(&self, mut draft: Draft) -> Result<Draft> {
+        let (store, form) = (self.builder.store, self.request.form());
+        for layer in draft.own_mut().iter_mut().filter(|own| own.blob.media_type != form.compression.media_type()) {
+            let known = store.layer(&layer.diff_id, layer::codec(form.compression))?;
+            *layer = match known {
+                Some(known) => known,
+                None => {
+                    let text = format!("compressing {} with {}", layer.diff_id.short(), form.compression);
+                    self.tell("build.compress", text, json!({"diff_id": layer.diff_id, "size": layer.blob.size}));
+                    let mut tar = Layers::new(store).open(&layer.blob)?;
+                    layer::recompress(&mut tar, &layer.diff_id, form, store)?
+                }
+            };
+        }
+        Ok(draft)
     }
 
     /// Names of arguments that were given and that no ARG declares: of the file, or of a trigger that was carried out.
@@ -463,7 +482,7 @@ impl<'a> Evaluation<'a> {
     /// What the step of this key gave, if what is remembered counts.
     fn recall(&self, key: &Digest) -> std::result::Result<Option<Option<Layer>>, StepError> {
         match self.memory {
-            Memory::Use => Ok(keys::recall(key, self.builder.store)?),
+            Memory::Use => Ok(keys::recall(key, self.request.compression, self.builder.store)?),
             Memory::Renew | Memory::Compare(_) => Ok(None),
         }
     }

@@ -238,7 +238,7 @@ impl Evaluation<'_> {
                         _ => Ok(Box::new(std::io::empty())),
                     }
                 };
-                write_layer(&entries, epoch, self.request.threads, store, &digest_of, &open)?
+                write_layer(&entries, self.request.form(), store, &digest_of, &open)?
             }
         };
         self.remember(&by_entries, Some(&layer), None)?;
@@ -252,7 +252,7 @@ impl Evaluation<'_> {
         }
         let (store, request) = (self.builder.store, self.request);
         let nothing = |_: &Content, _: u64| -> std::io::Result<Opened> { Ok(Box::new(std::io::empty())) };
-        let layer = write_layer(&Default::default(), request.epoch, request.threads, store, &|_| None, &nothing)?;
+        let layer = write_layer(&Default::default(), request.form(), store, &|_| None, &nothing)?;
         Ok(vec![layer])
     }
 }

@@ -28,7 +28,7 @@ use crate::build::dockerfile::{self, Command, Healthcheck, Instruction, Position
 use crate::build::error::{BuildError, StepError};
 use crate::build::execute::{Network, Ran, RunStep, Stream};
 use crate::build::image::Draft;
-use crate::build::layer::{CODEC, Node, TarPath};
+use crate::build::layer::{self, Node, TarPath};
 use crate::build::rootfs::{Accounts, Content, Layers, Tree};
 use crate::build::trees::Trees;
 use crate::build::write::write_layer;
@@ -74,7 +74,7 @@ impl Evaluation<'_> {
             None
         } else {
             let open = |_: &Content, _: u64| -> io::Result<Opened> { Ok(Box::new(io::empty())) };
-            Some(write_layer(&entries, self.request.epoch, self.request.threads, self.builder.store, &|_| None, &open)?)
+            Some(write_layer(&entries, self.request.form(), self.builder.store, &|_| None, &open)?)
         };
         self.remember(&key, layer.as_ref(), Some(parts))?;
         Ok(Given { layer, cached: false })
@@ -94,6 +94,7 @@ impl Evaluation<'_> {
             user: (!user.is_empty()).then(|| user.to_owned()),
             workdir: state.workdir().to_string(),
             epoch: self.request.epoch,
+            compression: self.request.compression,
             platform: state.draft.platform.clone(),
             layers: state.draft.layers.clone(),
             mounts: Vec::new(),
@@ -138,7 +139,7 @@ impl Evaluation<'_> {
         // What the lock says is taken wherever it can be had; only then what this machine did before; only then the step is run.
         let locked = match expected.filter(|_| matches!(self.memory, Memory::Use)) {
             Some(diff_id) if diff_id == nothing() => Some(None),
-            Some(diff_id) => store.layer(&diff_id, CODEC)?.map(Some),
+            Some(diff_id) => layer::known(&diff_id, self.request.compression, store)?.map(Some),
             None => None,
         };
         let parts = || run_parts(step, &planned, state);
@@ -183,7 +184,7 @@ impl Evaluation<'_> {
         let actual = diff_id(layer.as_ref());
         if let Some(expected) = expected.filter(|expected| *expected != actual) {
             if self.request.locked {
-                let evidence = match store.layer(&expected, CODEC)? {
+                let evidence = match layer::known(&expected, self.request.compression, store)? {
                     // All is done again: what it should have given is here.
                     Some(due) => compare::lines(&compare::layers(Some(&due), layer.as_ref(), store)?),
                     None if cached => Vec::new(),
@@ -514,7 +515,7 @@ impl Evaluation<'_> {
                 self.missed(put.instruction, key, &parts, put.state)?;
                 let prepared = prepare()?;
                 let open = |content: &Content, size: u64| open(&prepared, content, size);
-                let layer = write_layer(&entries, epoch, self.request.threads, store, digest, &open)?;
+                let layer = write_layer(&entries, self.request.form(), store, digest, &open)?;
                 (Some(layer), false)
             }
         };

@@ -10,7 +10,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use jiji_model::digest::{Digest, canonical_json};
 use jiji_model::event::Record;
-use jiji_model::image::{CONFIG, Descriptor, Image, MANIFEST, Platform};
+use jiji_model::image::{CONFIG, Compression, Descriptor, Image, MANIFEST, Platform};
 use jiji_model::name::{RepositoryName, ServiceName};
 use jiji_model::project::{Frontend, NamedContext};
 use jiji_model::reference::Reference;
@@ -19,7 +19,8 @@ use jiji_store::{Layer, Store};
 use serde_json::{Value, json};
 
 use super::super::execute::{Canceller, ExecuteError, Executor, Exit, Ran, RunStep, Stream};
-use super::super::layer::{Entry, LayerWriter, Node, TarPath};
+use super::super::layer::{Entry, Form, LayerWriter, Node, TarPath};
+use super::super::rootfs::Layers;
 use super::super::{BuildError, BuildRequest, Builder, Built, DEFAULT_EPOCH, Sources};
 use crate::lockfile::{BuildSection, Target};
 use crate::registry::{Depth, RegistryError};
@@ -49,6 +50,7 @@ pub(super) struct Fixture {
     stage: Mutex<Option<String>>,
     locked: AtomicBool,
     offline: AtomicBool,
+    compression: Mutex<Compression>,
     base: Mutex<Value>,
     more: Mutex<Option<String>>,
     ran: Mutex<Vec<RunStep>>,
@@ -73,6 +75,7 @@ impl Fixture {
             stage: Mutex::default(),
             locked: AtomicBool::new(false),
             offline: AtomicBool::new(false),
+            compression: Mutex::default(),
             base: Mutex::new(json!({"Env": ["BASE=yes"], "Cmd": ["base"]})),
             more: Mutex::default(),
             ran: Mutex::default(),
@@ -171,6 +174,10 @@ impl Fixture {
         self.locked.store(locked, Ordering::Relaxed);
     }
 
+    pub(super) fn compression(&self, compression: Compression) {
+        *locked(&self.compression) = compression;
+    }
+
     pub(super) fn target(&self) -> Target {
         Target {
             service: ServiceName::new("web").expect("a service"),
@@ -194,6 +201,7 @@ impl Fixture {
             stage: locked(&self.stage).clone(),
             platform: Platform::linux_amd64(),
             epoch: DEFAULT_EPOCH,
+            compression: *locked(&self.compression),
             locked: self.locked.load(Ordering::Relaxed),
             renew: false,
             explain: true,
@@ -254,9 +262,9 @@ impl Fixture {
     }
 
     fn tar(&self, built: &Built, layer: usize) -> Vec<u8> {
-        let (blob, _) = self.store.open_blob(&built.image.layers[layer].digest).expect("stored");
         let mut tar = Vec::new();
-        flate2::read::MultiGzDecoder::new(blob).read_to_end(&mut tar).expect("gzip");
+        let mut reader = Layers::new(&self.store).open(&built.image.layers[layer]).expect("stored");
+        reader.read_to_end(&mut tar).expect("a layer");
         tar
     }
 
@@ -295,8 +303,9 @@ impl Fixture {
         panic!("no {name}");
     }
 
-    fn layer_of(&self, entries: &[(&str, Entry, &[u8])]) -> Layer {
-        let mut writer = LayerWriter::new(&self.store, DEFAULT_EPOCH, 1).expect("begun");
+    fn layer_of(&self, entries: &[(&str, Entry, &[u8])], compression: Compression) -> Layer {
+        let form = Form { epoch: DEFAULT_EPOCH, compression, threads: 1 };
+        let mut writer = LayerWriter::new(&self.store, form).expect("begun");
         for (name, entry, content) in entries {
             writer.file(&TarPath::normal(name), entry, None, &mut Cursor::new(content)).expect("written");
         }
@@ -341,7 +350,7 @@ impl Executor for Fixture {
             _ => {}
         }
         let said = command.split('#').next().unwrap_or_default().trim().as_bytes();
-        let layer = self.layer_of(&[("ran", Entry::file(0o644, said.len() as u64), said)]);
+        let layer = self.layer_of(&[("ran", Entry::file(0o644, said.len() as u64), said)], step.compression);
         Ok(Ran::Changed(Some(layer)))
     }
 }
@@ -388,7 +397,7 @@ impl Sources for Fixture {
             vec![("bin", link, b""), ("usr", Entry::directory(0o755), b""), ("usr/bin", Entry::directory(0o755), b"")];
         entries.extend(more.iter().map(|name| (name.as_str(), Entry::file(0o644, 0), &b""[..])));
         entries.sort_by_key(|(name, ..)| TarPath::normal(name));
-        let layer = self.layer_of(&entries);
+        let layer = self.layer_of(&entries, Compression::Gzip);
         let config = canonical_json(&json!({
             "architecture": "amd64", "os": "linux",
             "config": *locked(&self.base),

@@ -17,7 +17,7 @@ use jiji::lockfile::{LockFile, Target};
 use jiji::registry::{Depth, RegistryError};
 use jiji_model::digest::Digest;
 use jiji_model::event::Silent;
-use jiji_model::image::{Image, Platform};
+use jiji_model::image::{Compression, Image, LAYER_ZSTD, Platform};
 use jiji_model::name::{RepositoryName, ServiceName};
 use jiji_model::project::Frontend;
 use jiji_model::reference::Reference;
@@ -72,6 +72,7 @@ fn main() -> ExitCode {
         ("a_step_sees_the_same_machine_everywhere", a_step_sees_the_same_machine_everywhere),
         ("a_layer_holds_what_a_step_changed_and_nothing_else", a_layer_holds_what_a_step_changed_and_nothing_else),
         ("a_recipe_gives_the_layers_of_its_dockerfile", a_recipe_gives_the_layers_of_its_dockerfile),
+        ("steps_run_in_layers_of_zstd", steps_run_in_layers_of_zstd),
         ("a_stage_gives_files_to_another", a_stage_gives_files_to_another),
         ("stages_that_do_not_need_each_other_run_side_by_side", stages_that_do_not_need_each_other_run_side_by_side),
         ("a_failed_stage_ends_those_that_come_after_it", a_failed_stage_ends_those_that_come_after_it),
@@ -186,6 +187,7 @@ impl Project {
             stage: None,
             platform: platform(),
             epoch: DEFAULT_EPOCH,
+            compression: Compression::Gzip,
             locked: false,
             renew: false,
             explain: false,
@@ -481,8 +483,8 @@ fn what_only_root_can_do_is_refused_to_others() {
 fn file(project: &Project, built: &Built, name: &str) -> String {
     use std::io::Read as _;
     for layer in built.image.layers.iter().rev() {
-        let (blob, _) = project.store.open_blob(&layer.digest).expect("stored");
-        let mut archive = tar::Archive::new(flate2::read::MultiGzDecoder::new(blob));
+        let tar = jiji::build::rootfs::Layers::new(&project.store).open(layer).expect("stored");
+        let mut archive = tar::Archive::new(tar);
         for entry in archive.entries().expect("a tar") {
             let mut entry = entry.expect("an entry");
             if entry.path().expect("a path").as_ref() == Path::new(name) {
@@ -645,6 +647,27 @@ user = "app"
     fs::write(project.root.join("src/README.md"), "changed\n").expect("written");
     let other = project.build_as(&request, &Nowhere).expect("built");
     assert_eq!(other.image.manifest.digest, built.image.manifest.digest);
+}
+
+/// A run in layers of zstd: what is written so is read again, by steps and by copies.
+fn steps_run_in_layers_of_zstd() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let steps = concat!(
+        "FROM base AS made\nRUN seq 1 300000 > /numbers; echo it > /small\nRUN busybox wc -l /numbers > /count\n",
+        "FROM base\nCOPY --from=made /numbers /count /\nRUN busybox tail -n 1 /numbers >> /count\n",
+    );
+    let project = project(dir.path(), steps);
+    let request = BuildRequest { compression: Compression::Zstd, ..project.request() };
+    let built = project.build_as(&request, &Nowhere).unwrap_or_else(|error| panic!("{error}: {:?}", error.evidence()));
+    assert_eq!(file(&project, &built, "count"), "300000 /numbers\n300000\n");
+    assert!(built.image.layers.iter().all(|layer| layer.media_type == LAYER_ZSTD), "{:?}", built.image.layers);
+    // Another store, in which they are made as gzip and compressed otherwise: the same bytes.
+    let other = Project { root: project.root.clone(), store: Store::open(dir.path().join("other")).expect("a store") };
+    let gzip = other.built();
+    let zstd = other.build_as(&request, &Nowhere).expect("built");
+    assert_eq!((&zstd.image, zstd.steps.cached), (&built.image, zstd.steps.total));
+    assert_eq!(gzip.image.config, zstd.image.config);
+    assert_eq!(jiji::build::verify::verify(&other.store).expect("verified").damaged, []);
 }
 
 fn a_stage_gives_files_to_another() {

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::*;
 use crate::build::execute::{Exit, Network, RunStep, StepSource};
-use crate::build::layer::CODEC;
+use crate::build::layer::codec;
 use fixture::{Fixture, IMAGE, locked, with_window};
 
 #[test]
@@ -355,6 +355,74 @@ fn what_the_lock_says_is_taken_from_the_store_without_running_anything() {
 }
 
 #[test]
+fn another_compression_takes_every_step_as_it_is_and_makes_other_blobs_of_the_same_layers() {
+    let fixture = Fixture::new("FROM base:1\nCOPY a /a\nRUN one\nRUN nothing\n", &[("a", "a")]);
+    let gzip = fixture.built();
+    fixture.ran();
+    fixture.compression(Compression::Zstd);
+    let zstd = fixture.built();
+    assert_eq!((fixture.ran().len(), zstd.steps.cached), (0, 3), "nothing is done again");
+    assert_eq!(fixture.told("build.compress").len(), 2);
+    let media_types = |built: &Built| -> Vec<String> {
+        let layers = built.image.layers.iter();
+        layers.map(|layer| layer.media_type.rsplit('.').next().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(media_types(&gzip), ["tar+gzip", "tar+gzip", "tar+gzip"]);
+    assert_eq!(media_types(&zstd), ["tar+gzip", "tar+zstd", "tar+zstd"], "the base image stays as it is");
+    assert_eq!(zstd.image.config, gzip.image.config, "the same files");
+    assert_ne!(zstd.image.manifest, gzip.image.manifest);
+    for layer in 0..3 {
+        assert_eq!(fixture.layer(&zstd, layer), fixture.layer(&gzip, layer));
+    }
+    let difference = compare::images(&gzip.image, &zstd.image, &fixture.store).expect("compared");
+    let lines = compare::lines(&difference);
+    assert!(lines.iter().any(|line| line.contains("the same files, compressed otherwise, gzip → zstd")), "{lines:?}");
+
+    // What is remembered is enough, whichever of the two blobs is still here.
+    assert_eq!(fixture.built().image, zstd.image);
+    for layer in &gzip.image.layers[1..] {
+        fixture.store.remove(&layer.digest).expect("removed");
+    }
+    assert_eq!((fixture.built().image, fixture.ran().len()), (zstd.image.clone(), 0));
+    fixture.compression(Compression::Gzip);
+    assert_eq!((fixture.built().image, fixture.ran().len()), (gzip.image.clone(), 0), "and back from zstd");
+
+    // Another machine, which begins with zstd, and takes from the lock what it can.
+    let other = Fixture::new("FROM base:1\nCOPY a /a\nRUN one\nRUN nothing\n", &[("a", "a")]);
+    other.compression(Compression::Zstd);
+    assert_eq!(other.built().image, zstd.image, "written so at once");
+    assert!(other.told("build.compress").is_empty());
+    for key in other.store.actions().expect("listed") {
+        other.store.forget_action(&key).expect("forgotten");
+    }
+    other.ran();
+    other.compression(Compression::Gzip);
+    assert_eq!((other.built().image, other.ran().len()), (gzip.image, 0), "what the lock says is taken all the same");
+    other.locked(true);
+    other.compression(Compression::Zstd);
+    let error = other.fails();
+    assert!(matches!(error, BuildError::LockedImage { .. }), "{error}");
+    assert!(error.evidence().iter().any(|line| line.contains("gzip → zstd")), "{:?}", error.evidence());
+}
+
+#[test]
+fn a_damaged_layer_is_not_compressed_otherwise() {
+    let fixture = Fixture::new("FROM scratch\nCOPY a /a\n", &[("a", "a")]);
+    let built = fixture.built();
+    let blob = &built.image.layers[0];
+    let mut bytes = fixture.store.read(&blob.digest, 1 << 20).expect("stored");
+    // The last bytes of a member are the checksum and length of its content.
+    let end = bytes.len() - 1;
+    bytes[end] ^= 1;
+    fs::write(fixture.store.blob_path(&blob.digest), &bytes).expect("damaged");
+    fixture.compression(Compression::Zstd);
+    let error = fixture.fails();
+    assert!(error.hint().is_some_and(|hint| hint.contains("store verify")), "{error}");
+    verify::verify(&fixture.store).expect("verified");
+    fixture.built();
+}
+
+#[test]
 fn a_step_with_the_network_is_taken_by_what_the_lock_says() {
     let fixture = Fixture::new("FROM scratch\nRUN --network=default fetch\nRUN use\n", &[]);
     fixture.arg("HTTPS_PROXY", "http://proxy:3128");
@@ -371,7 +439,7 @@ fn a_step_with_the_network_is_taken_by_what_the_lock_says() {
         fixture.store.forget_action(&key).expect("forgotten");
     }
     for diff_id in locked(&fixture.lock).runs.values() {
-        fixture.store.forget_layer(diff_id, CODEC).expect("forgotten");
+        fixture.store.forget_layer(diff_id, codec(Compression::Gzip)).expect("forgotten");
     }
     let error = fixture.fails();
     assert_eq!((error.place().map(|place| place.line), fixture.ran().len()), (Some(2), 0));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiji_model::image::Compression;
 use jiji_model::name::{AbsPath, HostName, SecretName, ServiceName};
 use jiji_model::project::{
     Build, Certificate, Check, Environment, Frontend, HealthCheck, Mount, MountSource, NamedContext, Proxy, Service,
@@ -83,7 +84,8 @@ impl Decoder<'_> {
             let context = self.grammar(node, "context directory", rule, is_inside)?;
             let (file, frontend, args) = ("Dockerfile".to_owned(), Frontend::Dockerfile, BTreeMap::new());
             let (secrets, contexts, ssh) = (Vec::new(), BTreeMap::new(), Vec::new());
-            return Some(Build { context, file, frontend, args, target: None, secrets, contexts, ssh });
+            let compression = Compression::default();
+            return Some(Build { context, file, frontend, args, target: None, secrets, contexts, ssh, compression });
         }
         let context = match node.get("context") {
             Some(node) => self.grammar(&node, "context directory", rule, is_inside),
@@ -148,7 +150,11 @@ impl Decoder<'_> {
             }
             ssh.push(id);
         }
-        Some(Build { context: context?, file: file?, frontend, args, target, secrets, contexts, ssh })
+        let compression = match node.get("compression").as_ref().and_then(Node::text) {
+            Some("zstd") => Compression::Zstd,
+            _ => Compression::Gzip,
+        };
+        Some(Build { context: context?, file: file?, frontend, args, target, secrets, contexts, ssh, compression })
     }
 
     fn hosts(&mut self, node: &Node<'_>, servers: &Servers) -> Option<Vec<HostName>> {

@@ -1,5 +1,6 @@
 //! What is wrong with a host, and the way out.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use jiji_model::event::bytes;
@@ -60,6 +61,21 @@ pub enum Unfit {
         /// How packages are installed there.
         packages: Packages,
     },
+    /// It cannot read the layers of images that are compressed with zstd.
+    #[error(
+        "engine: docker {version} cannot read layers compressed with zstd, which {} has: {least} is the first that can",
+        quoted(images)
+    )]
+    Zstd {
+        /// Docker's version.
+        version: String,
+        /// The first that can.
+        least: &'static str,
+        /// The images' names.
+        images: BTreeSet<String>,
+        /// How packages are installed there.
+        packages: Packages,
+    },
     /// There is no image for the machine's architecture.
     #[error("architecture: `{service}` has no image for {architecture}")]
     Architecture {
@@ -99,7 +115,7 @@ pub enum Unfit {
     /// Old and new would not fit together.
     #[error(
         "memory: {} available, {} held by what runs of {} and needed once more while old and new run together",
-        bytes(*.available), bytes(*.needed), names(services)
+        bytes(*.available), bytes(*.needed), quoted(services)
     )]
     Memory {
         /// Bytes that new processes could have.
@@ -188,8 +204,8 @@ fn missing(wanted: Option<Engine>) -> &'static str {
     }
 }
 
-fn names(services: &[ServiceName]) -> String {
-    services.iter().map(|service| format!("`{service}`")).collect::<Vec<_>>().join(", ")
+fn quoted<T: fmt::Display>(names: impl IntoIterator<Item = T>) -> String {
+    names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 fn span(ms: i64) -> String {
@@ -237,6 +253,7 @@ impl Unfit {
             Self::TwoEngines => "engine_ambiguous",
             Self::EngineSilent { .. } => "engine_silent",
             Self::EngineOld { .. } => "engine_old",
+            Self::Zstd { .. } => "engine_zstd",
             Self::Architecture { .. } => "architecture",
             Self::KernelOld { .. } => "kernel_old",
             Self::Disk { .. } => "disk",
@@ -264,6 +281,10 @@ impl Unfit {
             Self::EngineOld { engine, packages, .. } => {
                 format!("{}, in a release of the distribution that has a newer one", packages.engine(Some(*engine)))
             }
+            Self::Zstd { least, packages, .. } => format!(
+                "leave out `compression: zstd` in `.jiji/deploy.yml` (a base image that has such layers keeps them), or {} in a release of the distribution that has {least}",
+                packages.engine(Some(Engine::Docker))
+            ),
             Self::Architecture { .. } => "build or pin the image for this architecture too".to_owned(),
             Self::KernelOld { .. } => "what fails there may fail for that".to_owned(),
             Self::Disk { engine, .. } => match engine {

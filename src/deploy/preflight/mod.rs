@@ -6,7 +6,7 @@
 //!
 //! | what | how much is enough |
 //! | --- | --- |
-//! | engine | Docker 20.10, Podman 4.0 (the first with netavark, whose addresses jiji leases) |
+//! | engine | Docker 20.10, Podman 4.0 (the first with netavark, whose addresses jiji leases); for layers in zstd Docker 23.0 |
 //! | disk | `/var/lib/jiji`: missing layers once, as they are sent. The engine's storage: three times, once as they are pulled and twice for what is in them. Both together where they are one file system, and some room to work |
 //! | memory | what the old containers of replaced services hold and the kernel cannot drop, once more |
 //! | ports | nobody but the container itself has a port that it is to publish |
@@ -23,10 +23,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiji_model::digest::Digest;
 use jiji_model::event::bytes;
-use jiji_model::image::Image;
+use jiji_model::image::{Image, LAYER_ZSTD};
 use jiji_model::name::{HostName, ServiceName};
 use jiji_model::observation::{
-    Answer, ContainerFacts, DiskFacts, FitnessFacts, HostFacts, Observation, PortFacts, Query, Want,
+    Answer, ContainerFacts, DiskFacts, EngineFacts, FitnessFacts, HostFacts, Observation, PortFacts, Query, Want,
 };
 use jiji_model::plan::{Action, ContainerSpec, Plan};
 use jiji_model::project::{Engine, Project};
@@ -43,6 +43,9 @@ const PORTS: &str = "core.ports";
 /// The oldest engines that jiji works with.
 const DOCKER: (&str, [u32; 2]) = ("20.10", [20, 10]);
 const PODMAN: (&str, [u32; 2]) = ("4.0", [4, 0]);
+
+/// The oldest Docker that unpacks layers compressed with zstd (moby, pkg/archive, from 23.0 on). Podman does from before 4.0 on.
+const DOCKER_ZSTD: (&str, [u32; 2]) = ("23.0", [23, 0]);
 
 /// The oldest kernel that distributions with these engines have: RHEL 8's.
 const KERNEL: (&str, [u32; 2]) = ("4.18", [4, 18]);
@@ -118,9 +121,10 @@ pub fn plan(plan: &Plan, desired: &Desired, observation: &Observation) -> Vec<Fi
     for host in desired.hosts.keys().filter(|host| plan.steps.iter().any(|step| step.host == **host)) {
         let Some(fitness) = fitness(observation, host) else { continue };
         let images = plan.images.iter().filter(|planned| planned.hosts.contains(host)).map(|planned| &planned.image);
-        let engine = facts(observation, host).and_then(|facts| facts.engine.as_ref()).map(|engine| engine.kind);
+        let engine = facts(observation, host).and_then(|facts| facts.engine.as_ref());
         let mut add = |what| findings.push(Finding { host: host.clone(), what });
-        disks(fitness, layers(images), engine, &mut add);
+        unreadable(engine, images.clone(), fitness, &mut add);
+        disks(fitness, layers(images), engine.map(|engine| engine.kind), &mut add);
         memory(host, fitness, desired, observation, &mut add);
         if let Some(own) = &fitness.rootless {
             rootless::programs(plan, host, own, &mut add);
@@ -146,9 +150,11 @@ pub fn without_plan(project: &Project, images: &Images, observation: &Observatio
             of_host.is_none_or(|facts| facts.architecture == image.platform.architecture) && !has(image)
         };
         let services = project.services_on(host).filter_map(|(name, _)| images.get(name));
-        let layers = layers(services.flatten().filter(fits));
-        let engine = of_host.and_then(|facts| facts.engine.as_ref()).map(|engine| engine.kind);
-        disks(fitness, layers, engine, &mut |what| findings.push(Finding { host: host.clone(), what }));
+        let images: Vec<&Image> = services.flatten().filter(fits).collect();
+        let engine = of_host.and_then(|facts| facts.engine.as_ref());
+        let mut add = |what| findings.push(Finding { host: host.clone(), what });
+        unreadable(engine, images.iter().copied(), fitness, &mut add);
+        disks(fitness, layers(images.into_iter()), engine.map(|engine| engine.kind), &mut add);
     }
     findings
 }
@@ -274,6 +280,25 @@ fn engine(
             let problem = fitness.engine_problem.clone().unwrap_or_else(|| "it gives no answer".to_owned());
             add(Unfit::EngineSilent { engine, problem });
         }
+    }
+}
+
+/// Tells the images whose layers the engine cannot unpack.
+fn unreadable<'a>(
+    engine: Option<&EngineFacts>,
+    images: impl Iterator<Item = &'a Image>,
+    fitness: &FitnessFacts,
+    add: &mut impl FnMut(Unfit),
+) {
+    let Some(EngineFacts { kind: Engine::Docker, version: found }) = engine else { return };
+    if version(found)[..] >= DOCKER_ZSTD.1[..] {
+        return;
+    }
+    let in_zstd = |image: &&Image| image.layers.iter().any(|layer| layer.media_type == LAYER_ZSTD);
+    let images: BTreeSet<String> = images.filter(in_zstd).map(|image| image.repository.clone()).collect();
+    if !images.is_empty() {
+        let packages = packages(&fitness.distribution);
+        add(Unfit::Zstd { version: found.clone(), least: DOCKER_ZSTD.0, images, packages });
     }
 }
 

@@ -84,6 +84,37 @@ fn an_engine_that_is_missing_silent_ambiguous_or_old_is_told_from_the_others() {
 }
 
 #[test]
+fn layers_in_zstd_are_for_engines_that_read_them() {
+    let project = project(&["one"], &[("web", service(&["one"]))]);
+    let mut images = images(&project, "v1");
+    let judge = |images: &Images, kind: Engine, version: &str| {
+        let mut observation = World::of(&["one"]).observe(&project, images, &Seeds::new());
+        let answers = observation.hosts.get_mut(&host("one")).expect("it was looked at");
+        let Some(Answer::Host(facts)) = answers.get_mut(look::HOST) else { panic!("it said what it is") };
+        facts.engine = Some(EngineFacts { kind, version: version.to_owned() });
+        let desired = desired(&project, images, &observation).expect("desired");
+        let assembled = World::of(&["one"]).plan_with(&project, images, &Seeds::new(), &Answers::new());
+        let found = plan(&assembled.plan, &desired, &observation);
+        assert_eq!(texts(&without_plan(&project, images, &observation)), texts(&found));
+        found
+    };
+    assert_eq!(judge(&images, Engine::Docker, "20.10.24+dfsg1"), []);
+    for image in images.values_mut().flatten() {
+        image.layers[0].media_type = LAYER_ZSTD.to_owned();
+    }
+    for (kind, version) in [(Engine::Docker, "23.0.0"), (Engine::Docker, "28.0.1"), (Engine::Podman, "4.3.1")] {
+        assert_eq!(judge(&images, kind, version), [], "{kind} {version}");
+    }
+    let [finding] = &judge(&images, Engine::Docker, "20.10.24+dfsg1")[..] else { panic!("it cannot read them") };
+    assert_eq!(
+        finding.what.to_string(),
+        "engine: docker 20.10.24+dfsg1 cannot read layers compressed with zstd, which `shop/web` has: 23.0 is the first that can"
+    );
+    assert_eq!((finding.what.severity(), finding.what.code()), (Severity::Refusal, "engine_zstd"));
+    assert!(finding.what.hint().contains("`compression: zstd`"), "{}", finding.what.hint());
+}
+
+#[test]
 fn a_clock_that_is_off_and_an_old_kernel_are_warnings() {
     let project = project(&["one"], &[("web", service(&["one"]))]);
     let mut world = World::of(&["one"]);

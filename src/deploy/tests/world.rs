@@ -54,6 +54,7 @@ pub(in crate::deploy) fn service(hosts: &[&str]) -> Service {
             secrets: Vec::new(),
             contexts: Default::default(),
             ssh: Vec::new(),
+            compression: Default::default(),
         }),
         hosts: hosts.iter().map(|name| host(name)).collect(),
         environment: Environment::default(),

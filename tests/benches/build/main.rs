@@ -198,6 +198,17 @@ fn cold(site: &Site, place: &Path) -> Outcome {
         eprintln!("1 GiB: {built:?} + {pushed:?}, {peak:?} MiB; the compressor alone {compressing:.1}");
         fs::rename(project.root().join("context/files"), &files)?;
     }
+    let mut zstd = Vec::new();
+    for round in 0..3 {
+        let project = project(site, &format!("cold-zstd-{round}"), &files)?;
+        project.edit("build: context\n", "build:\n      context: context\n      compression: zstd\n")?;
+        zstd.push(timed(|| {
+            build(&project)?;
+            project.run(&["push"])?.expect(0).map(drop)
+        })?);
+        fs::rename(project.root().join("context/files"), &files)?;
+    }
+    eprintln!("1 GiB in zstd: {zstd:?}");
     let mut theirs = Vec::new();
     for round in 0..2 {
         let buildah = Buildah::new(site)?;
@@ -215,8 +226,9 @@ fn cold(site: &Site, place: &Path) -> Outcome {
         fs::rename(context.join("files"), &files)?;
         fs::remove_dir_all(&context)?;
     }
-    let (built, pushed, theirs) = (median(built), median(pushed), median(theirs));
+    let (built, pushed, zstd, theirs) = (median(built), median(pushed), median(zstd), median(theirs));
     row("1 GiB, cold, build and push", "s", built + pushed, Some((theirs, "buildah")), Some(theirs / 4.0));
+    row("1 GiB in zstd, cold, build and push", "s", zstd, Some((theirs, "buildah, gzip")), None);
     row("1 GiB, cold, build", "s", built, Some((compressing, "compressor")), Some(compressing / 0.85));
     row("1 GiB in 1,024 files, memory", "MiB", median(peak), None, Some(200.0));
     fs::remove_dir_all(&files)?;
