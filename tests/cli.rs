@@ -52,6 +52,68 @@ services:
     hosts: [one]
 ";
 
+/// Two services of which one is made from the other, and comes before it by name.
+const MADE_OF_ANOTHER: &str = "project: small
+servers:
+  one:
+    host: one.invalid
+services:
+  app:
+    build:
+      recipe: app.toml
+    hosts: [one]
+  words:
+    build:
+      recipe: words.toml
+    hosts: [one]
+";
+
+const APP: &str = "[inputs]
+words = { service = \"words\" }
+
+[[layers]]
+from = \"words:/word\"
+to = \"/srv/word\"
+";
+
+const WORDS: &str = "[[layers]]\nfrom = \"./word\"\nto = \"/\"\n";
+
+#[test]
+fn a_recipe_takes_from_the_image_of_another_service() -> Outcome {
+    let place = Place::new(MADE_OF_ANOTHER)?;
+    let write = |name: &str, text: &str| std::fs::write(place.root().join(name), text);
+    let lock = || std::fs::read_to_string(place.root().join("jiji.lock"));
+    write("app.toml", APP)?;
+    write("words.toml", WORDS)?;
+    let app = place.run(&["build", "app"])?.expect(0)?;
+    assert!(app.stdout.starts_with("app@sha256:") && app.stdout.lines().count() == 1, "only what was asked for: {app}");
+    says(&app, &["built words", "built app"]);
+    let locked = lock()?;
+    let both = place.run(&["build", "--locked"])?.expect(0)?;
+    assert!(both.stdout.starts_with(&app.stdout), "{both}");
+    let other = Place::new(MADE_OF_ANOTHER)?;
+    for name in ["app.toml", "words.toml", "word", "jiji.lock"] {
+        std::fs::copy(place.root().join(name), other.root().join(name))?;
+    }
+    assert_eq!(other.run(&["build", "--locked", "app"])?.expect(0)?.stdout, app.stdout, "with nothing in its store");
+    place.run(&["build", "--check", "app"])?.expect(0)?;
+    assert_eq!(lock()?, locked);
+
+    write("word", "another\n")?;
+    says(&place.run(&["build", "--locked", "app"])?.expect(4)?, &["`words`"]);
+    assert_ne!(place.run(&["build", "app"])?.expect(0)?.stdout, app.stdout);
+    assert_ne!(lock()?, locked);
+
+    write("words.toml", &APP.replace("words", "app").replace("/srv/word", "/"))?;
+    says(&place.run(&["build", "app"])?.expect(2)?, &["made from itself", "app → words → app"]);
+    // What the wanted stage does not need is no circle.
+    write("words.toml", &format!("[inputs]\nidle = {{ service = \"app\" }}\n\n{WORDS}"))?;
+    place.run(&["build", "app"])?.expect(0)?;
+    write("app.toml", &APP.replace("\"words\" }", "\"gone\" }"))?;
+    says(&place.run(&["build", "app"])?, &["take from the service `gone`", "app.toml:2:", "`services` in deploy.yml"]);
+    Ok(())
+}
+
 fn says(run: &Run, due: &[&str]) {
     for due in due {
         assert!(run.stderr.contains(due), "`{due}` is to be said: {run}");

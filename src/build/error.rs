@@ -236,6 +236,12 @@ pub enum StepError {
         /// The digest that it has.
         actual: Digest,
     },
+    /// A recipe takes from a service that the project has not.
+    #[error("take from the service `{name}`: the project has none of that name")]
+    NoService {
+        /// What it is called.
+        name: String,
+    },
     /// FROM of a variable that is empty.
     #[error("begin a stage from nothing: the image's name is empty after variables are replaced")]
     EmptyBase,
@@ -342,6 +348,7 @@ impl StepError {
             }
             Self::OtherFile { .. } => Some("the file behind the URL is another one; do not use it unless you know why"),
             Self::Secret { .. } => Some("name it in `build.secrets` in deploy.yml, and set it where jiji runs"),
+            Self::NoService { .. } => Some("name one that stands under `services` in deploy.yml"),
             Self::Agent { .. } => {
                 Some("name it in `build.ssh` in deploy.yml or with `--ssh`, and have an agent run (`SSH_AUTH_SOCK`)")
             }

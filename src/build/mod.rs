@@ -42,7 +42,7 @@ pub mod trees;
 pub mod verify;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use jiji_model::commit::Commit;
@@ -101,6 +101,8 @@ pub struct BuildRequest {
     pub ssh: BTreeMap<String, PathBuf>,
     /// What names stand for in FROM, `--from` and `from=`, before stages and images of that name.
     pub contexts: BTreeMap<String, NamedContext>,
+    /// The images of the project's services that a recipe may name: those of [`services`], by the services' names.
+    pub services: BTreeMap<String, ServiceImage>,
     /// The stage to build instead of the last.
     pub stage: Option<String>,
     /// The platform to build for.
@@ -152,6 +154,27 @@ pub fn read(path: &Path, frontend: Frontend, name: &str) -> Result<Dockerfile, B
     match frontend {
         Frontend::Dockerfile => dockerfile::parse(name, &content).map_err(BuildError::Dockerfile),
         Frontend::Recipe => recipe::parse(name, &content).map_err(BuildError::Recipe),
+    }
+}
+
+/// The image of a service that another is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServiceImage {
+    /// It was built: all of it is in the store.
+    Built(Image),
+    /// A registry has it. A tag is pinned in `jiji.lock`.
+    Named(String),
+}
+
+/// The names of services whose images are needed for this one. What the wanted stage does not need is not among them.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn services(request: &BuildRequest) -> Result<BTreeSet<String>, BuildError> {
+    match request.frontend {
+        // It has no word for them.
+        Frontend::Dockerfile => Ok(BTreeSet::new()),
+        Frontend::Recipe => stage::services(&request.read()?, request),
     }
 }
 

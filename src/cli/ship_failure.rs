@@ -33,6 +33,8 @@ fn exit(code: u8) -> Exit {
 fn plain(error: &ShipError) -> Failure {
     match error {
         ShipError::Build { cause, .. } => build(error, cause),
+        ShipError::Circle { .. } => Failure::new(Exit::Usage, error)
+            .hint("a recipe takes from services that are not made from its own: let one of them take from an input or step instead"),
         ShipError::Registry(cause) => with_hint(Failure::new(Exit::Registry, error), cause.hint()),
         ShipError::Reference { .. } => Failure::new(Exit::Usage, error),
         ShipError::NotBuilt { .. } => {

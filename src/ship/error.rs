@@ -28,6 +28,14 @@ pub enum ShipError {
         #[source]
         cause: Box<BuildError>,
     },
+    /// Services' images are made from each other.
+    #[error("build `{service}`: its image is made from itself, {way}")]
+    Circle {
+        /// A service.
+        service: ServiceName,
+        /// From it to itself.
+        way: String,
+    },
     /// A service's or a plugin's image could not be had, or one could not be pushed.
     #[error(transparent)]
     Registry(#[from] RegistryError),

@@ -1,6 +1,6 @@
 //! Images of services and plugins: built, taken from a registry by what the lock says, and pushed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,9 +11,13 @@ use jiji_model::name::{RepositoryName, SecretName, ServiceName, TagName};
 use jiji_model::project::{Build, Registry, Source as ImageSource};
 use jiji_model::reference::Reference;
 
+use super::needs::{self, Needs};
 use super::{Ship, ShipError, Source};
 use crate::build::execute::Local;
-use crate::build::{BuildRequest, Builder, Built, Changes, Checked, DEFAULT_EPOCH, Elsewhere, Registries};
+use crate::build::{
+    BuildError, BuildRequest, Builder, Built, Changes, Checked, DEFAULT_EPOCH, Elsewhere, Registries, ServiceImage,
+    services,
+};
 use crate::deploy::{Images, SavedError, Seeds};
 use crate::lockfile::{BaseKey, Target};
 use crate::plugin::Proxy;
@@ -68,17 +72,61 @@ impl Ship {
         wanted: impl Fn(&ServiceName) -> bool,
     ) -> Result<Images, ShipError> {
         let mut images = Images::new();
-        for (name, service) in self.project.services.iter().filter(|(name, _)| wanted(name)) {
-            for platform in platforms {
-                let image = match (&service.source, source) {
-                    (ImageSource::Build(build), Source::Build) => self.build(name, build, platform).await?,
-                    (ImageSource::Build(_), Source::Lock) => self.built(name, platform).await?,
-                    (ImageSource::Image(text), _) => self.pulled(name, text, platform).await?,
+        for platform in platforms {
+            let names = self.project.services.keys().filter(|name| wanted(name));
+            let (order, needs) = match source {
+                Source::Build => self.order(names, platform)?,
+                Source::Lock => (names.cloned().collect(), Needs::new()),
+            };
+            let mut made = BTreeMap::new();
+            for name in order {
+                let image = match (&self.project.services[&name].source, source) {
+                    (ImageSource::Build(build), Source::Build) => {
+                        let from = self.given_services(needs.get(&name), &made);
+                        self.build(self.request(&name, build, platform, from)).await?
+                    }
+                    (ImageSource::Build(_), Source::Lock) => self.built(&name, platform).await?,
+                    // Whoever takes from it pulls what it needs.
+                    (ImageSource::Image(_), _) if !wanted(&name) => continue,
+                    (ImageSource::Image(text), _) => self.pulled(&name, text, platform).await?,
                 };
-                images.entry(name.clone()).or_default().push(image);
+                if wanted(&name) {
+                    images.entry(name.clone()).or_default().push(image.clone());
+                }
+                made.insert(name, image);
             }
         }
         Ok(images)
+    }
+
+    /// Services in the order in which they are built, with those whose images they are made from.
+    fn order<'a>(
+        &'a self,
+        wanted: impl IntoIterator<Item = &'a ServiceName>,
+        platform: &Platform,
+    ) -> Result<(Vec<ServiceName>, Needs), ShipError> {
+        needs::order(self.project.services.keys(), wanted, &mut |name| match &self.project.services[name].source {
+            ImageSource::Image(_) => Ok(BTreeSet::new()),
+            ImageSource::Build(build) => services(&self.request(name, build, platform, BTreeMap::new()))
+                .map_err(|cause| ShipError::Build { service: name.clone(), cause: Box::new(cause) }),
+        })
+    }
+
+    /// The images of these services, for a recipe that names them.
+    fn given_services(
+        &self,
+        names: Option<&BTreeSet<String>>,
+        made: &BTreeMap<ServiceName, Image>,
+    ) -> BTreeMap<String, ServiceImage> {
+        let image = |name: &String| {
+            let (name, service) = self.project.services.iter().find(|(service, _)| service.as_str() == name)?;
+            match &service.source {
+                ImageSource::Image(text) => Some(ServiceImage::Named(text.clone())),
+                ImageSource::Build(_) => made.get(name).cloned().map(ServiceImage::Built),
+            }
+        };
+        let names = names.into_iter().flatten();
+        names.filter_map(|name| Some((name.clone(), image(name)?))).collect()
     }
 
     fn target(&self, service: &ServiceName, platform: &Platform) -> Target {
@@ -94,7 +142,13 @@ impl Ship {
         })
     }
 
-    fn request(&self, service: &ServiceName, build: &Build, platform: &Platform) -> BuildRequest {
+    fn request(
+        &self,
+        service: &ServiceName,
+        build: &Build,
+        platform: &Platform,
+        services: BTreeMap<String, ServiceImage>,
+    ) -> BuildRequest {
         let context = self.root.join(&build.context);
         let given = |name: &SecretName| Some((name.to_string(), self.secrets.get(name)?.clone()));
         let secrets = build.secrets.iter().filter_map(given).collect();
@@ -125,6 +179,7 @@ impl Ship {
                 .map(|(name, context)| (name.clone(), context.clone().below(&self.root)))
                 .chain(self.given.contexts.clone())
                 .collect(),
+            services,
             stage: build.target.clone(),
             platform: platform.clone(),
             epoch: DEFAULT_EPOCH,
@@ -136,29 +191,10 @@ impl Ship {
         }
     }
 
-    async fn build(&self, service: &ServiceName, build: &Build, platform: &Platform) -> Result<Image, ShipError> {
-        let request = self.request(service, build, platform);
-        self.sink.emit(Record::new("build.started", format!("building {service}")).service(service));
-        let lock = self.lock.read()?;
-        let (store, client) = (self.store.clone(), self.client.clone());
-        let sink = Redacting { sink: Arc::clone(&self.sink), redactor: self.secrets.redactor() };
-        let (handle, threads) = (tokio::runtime::Handle::current(), self.threads);
-        let target = request.target.clone();
-        let task = tokio::task::spawn_blocking(move || {
-            let builder = Builder {
-                store: &store,
-                sources: &Registries::new(&client, handle),
-                executor: &Local::new(threads),
-                events: &sink,
-            };
-            let mut section = lock.build;
-            let built = builder.build(&request, &mut section)?;
-            Ok((built, Changes::of(&request.target, &section)))
-        });
-        let (Built { image, steps }, changes) = task
-            .await
-            .map_err(|_| ShipError::Thread)?
-            .map_err(|cause| ShipError::Build { service: target.service.clone(), cause: Box::new(cause) })?;
+    async fn build(&self, request: BuildRequest) -> Result<Image, ShipError> {
+        let service = request.target.service.clone();
+        self.sink.emit(Record::new("build.started", format!("building {service}")).service(&service));
+        let (Built { image, steps }, changes) = self.build_now(request).await?;
         if !self.locked {
             self.lock.update_build(|section| changes.apply(section))?;
         }
@@ -171,12 +207,44 @@ impl Ship {
         let data = serde_json::json!({
             "image": image.manifest.digest, "size": image.size(), "steps": steps.total, "cached": steps.cached,
         });
-        self.sink.emit(Record::new("build.done", text).service(service).with(data));
+        self.sink.emit(Record::new("build.done", text).service(&service).with(data));
         Ok(image)
     }
 
+    /// Builds, and says what the lock should say of it.
+    async fn build_now(&self, request: BuildRequest) -> Result<(Built, Changes), ShipError> {
+        let mut section = self.lock.read()?.build;
+        let service = request.target.service.clone();
+        let work = move |builder: &Builder<'_>| {
+            let built = builder.build(&request, &mut section)?;
+            Ok((built, Changes::of(&request.target, &section)))
+        };
+        self.with_builder(service, work).await
+    }
+
+    /// Does something with a builder, on a thread that may block.
+    async fn with_builder<T: Send + 'static>(
+        &self,
+        service: ServiceName,
+        work: impl FnOnce(&Builder<'_>) -> Result<T, BuildError> + Send + 'static,
+    ) -> Result<T, ShipError> {
+        let (store, client) = (self.store.clone(), self.client.clone());
+        let sink = Redacting { sink: Arc::clone(&self.sink), redactor: self.secrets.redactor() };
+        let (handle, threads) = (tokio::runtime::Handle::current(), self.threads);
+        let task = tokio::task::spawn_blocking(move || {
+            work(&Builder {
+                store: &store,
+                sources: &Registries::new(&client, handle),
+                executor: &Local::new(threads),
+                events: &sink,
+            })
+        });
+        let done = task.await.map_err(|_| ShipError::Thread)?;
+        done.map_err(|cause| ShipError::Build { service, cause: Box::new(cause) })
+    }
+
     /// Builds those services that `wanted` names, each step twice, the second time elsewhere, and says what differs. `today` is how this day
-    /// is written.
+    /// is written. Services that they are made from are built once.
     ///
     /// # Errors
     /// The first that failed.
@@ -186,28 +254,25 @@ impl Ship {
         wanted: impl Fn(&ServiceName) -> bool,
         today: &[String],
     ) -> Result<BTreeMap<ServiceName, Checked>, ShipError> {
-        let mut checked = BTreeMap::new();
-        for (name, service) in self.project.services.iter().filter(|(name, _)| wanted(name)) {
-            let ImageSource::Build(build) = &service.source else { continue };
-            let request = self.request(name, build, platform);
-            self.sink.emit(Record::new("build.started", format!("checking {name}")).service(name));
-            let lock = self.lock.read()?;
-            let (store, client, today) = (self.store.clone(), self.client.clone(), today.to_vec());
-            let sink = Redacting { sink: Arc::clone(&self.sink), redactor: self.secrets.redactor() };
-            let (handle, threads) = (tokio::runtime::Handle::current(), self.threads);
-            let task = tokio::task::spawn_blocking(move || {
-                let builder = Builder {
-                    store: &store,
-                    sources: &Registries::new(&client, handle),
-                    executor: &Local::new(threads),
-                    events: &sink,
-                };
+        let names = self.project.services.keys().filter(|name| wanted(name));
+        let (order, needs) = self.order(names, platform)?;
+        let (mut checked, mut made) = (BTreeMap::new(), BTreeMap::new());
+        for name in order {
+            let ImageSource::Build(build) = &self.project.services[&name].source else { continue };
+            let request = self.request(&name, build, platform, self.given_services(needs.get(&name), &made));
+            if !wanted(&name) {
+                made.insert(name, self.build_now(request).await?.0.image);
+                continue;
+            }
+            self.sink.emit(Record::new("build.started", format!("checking {name}")).service(&name));
+            let (section, today, threads) = (self.lock.read()?.build, today.to_vec(), self.threads);
+            let work = move |builder: &Builder<'_>| {
                 let elsewhere = Elsewhere { executor: &Local::new(threads).elsewhere(), wait: ANOTHER_SECOND, today };
-                builder.check(&request, &lock.build, &elsewhere)
-            });
-            let done = task.await.map_err(|_| ShipError::Thread)?;
-            let done = done.map_err(|cause| ShipError::Build { service: name.clone(), cause: Box::new(cause) })?;
-            checked.insert(name.clone(), done);
+                builder.check(&request, &section, &elsewhere)
+            };
+            let done = self.with_builder(name.clone(), work).await?;
+            made.insert(name.clone(), done.image.clone());
+            checked.insert(name, done);
         }
         Ok(checked)
     }

@@ -11,6 +11,7 @@ mod fit;
 mod gather;
 mod images;
 mod look;
+mod needs;
 mod pipeline;
 mod planned;
 mod rehearsal;

@@ -21,6 +21,8 @@ pub struct Word {
 pub struct From {
     /// `scratch`, an earlier stage's name, or an image.
     pub base: Word,
+    /// Whether `base` names a service of the project instead, whose image is meant. A Dockerfile has no word for it.
+    pub service: bool,
     /// The stage's name, in lower case.
     pub name: Option<String>,
     /// `--platform`.
@@ -429,7 +431,7 @@ impl<'a> Reader<'a> {
                 return Err((word.at, Problem::Unexpected { instruction: self.name, word: word.text, expected }));
             }
         };
-        Ok(From { base, name, platform })
+        Ok(From { base, service: false, name, platform })
     }
 
     fn declarations(&self) -> Found<Vec<Declaration>> {

@@ -26,7 +26,7 @@ impl RecipeError {
             Problem::Twice { .. } => Some("inputs and steps share their names: call one of the two something else"),
             Problem::Unknown { .. } => Some("declare it below `[inputs]` or as `[steps.NAME]`"),
             Problem::Circle { .. } => Some("a step can see only what does not need it"),
-            Problem::Kinds { .. } => Some("write one of `image`, `path`, `url` and `git`"),
+            Problem::Kinds { .. } => Some("write one of `image`, `service`, `path`, `url` and `git`"),
             Problem::Misplaced { .. } => Some("docs/recipe.md lists which key belongs to which kind of input"),
             Problem::Nothing => {
                 Some("write a text for the shell, or a list of words; only a step with `put` needs no `run`")

@@ -27,6 +27,8 @@ pub(super) struct Recipe {
 pub(super) struct Input {
     /// An image of a registry.
     pub(super) image: Option<Spanned<String>>,
+    /// The image of another service of the project.
+    pub(super) service: Option<Spanned<String>>,
     /// A file or directory of the context.
     pub(super) path: Option<Spanned<String>>,
     /// A file of a server.

@@ -190,12 +190,13 @@ impl Places<'_> {
 
     fn stage(&self, name: &Spanned<String>, base: Word, instructions: Vec<Instruction>) -> Stage {
         let at = self.at(name.span().start);
-        Stage { at, from: From { base, name: Some(name.get_ref().clone()), platform: None }, instructions }
+        let from = From { base, service: false, name: Some(name.get_ref().clone()), platform: None };
+        Stage { at, from, instructions }
     }
 
     fn input(&self, name: &Spanned<String>, input: &Input) -> Found<Stage> {
-        let Input { image, path, url, git, only, exclude, checksum, unpack } = input;
-        let count = [image, path, url, git].into_iter().flatten().count();
+        let Input { image, service, path, url, git, only, exclude, checksum, unpack } = input;
+        let count = [image, service, path, url, git].into_iter().flatten().count();
         if count != 1 {
             return Err((name.span().start, Problem::Kinds { name: name.get_ref().clone(), count }));
         }
@@ -213,6 +214,12 @@ impl Places<'_> {
         if let Some(image) = image {
             foreign("an image", &[files, file].concat())?;
             return Ok(self.stage(name, self.word(image), Vec::new()));
+        }
+        if let Some(service) = service {
+            foreign("a service", &[files, file].concat())?;
+            let mut stage = self.stage(name, self.word(service), Vec::new());
+            stage.from.service = true;
+            return Ok(stage);
         }
         let nothing = Word { text: "scratch".to_owned(), at: self.at(name.span().start) };
         let instruction = if let Some(path) = path {
@@ -390,7 +397,8 @@ impl Places<'_> {
                 instructions.push(self.instruction(argv.span().start, name, text, kind));
             }
         }
-        Ok(Stage { at: base.at, from: From { base, name: None, platform: None }, instructions })
+        let from = From { base, service: false, name: None, platform: None };
+        Ok(Stage { at: from.base.at, from, instructions })
     }
 
     fn pair(

@@ -6,7 +6,8 @@ fn told(file: &Dockerfile) -> String {
     let mut lines = Vec::new();
     for stage in &file.stages {
         let name = stage.from.name.as_ref().map_or(String::new(), |name| format!(" AS {name}"));
-        lines.push(format!("FROM {}{name}", stage.from.base.text));
+        let service = if stage.from.service { "service " } else { "" };
+        lines.push(format!("FROM {service}{}{name}", stage.from.base.text));
         for instruction in &stage.instructions {
             lines.push(format!("  {}", instruction.text.lines().collect::<Vec<_>>().join("; ")));
             if let Kind::Run(run) = &instruction.kind {
@@ -24,6 +25,7 @@ fn inputs_and_steps_become_stages_in_the_order_in_which_they_need_each_other() {
 python = { image = "python:3.12-slim" }
 source = { path = "app", only = ["*.py", "templates"] }
 wheel = { url = "https://example.test/w.whl", checksum = "sha256:00" }
+assets = { service = "assets" }
 
 [steps.check]
 on = "install"
@@ -55,6 +57,10 @@ owner = "7:8"
 from = "./server.py"
 to = "/srv/"
 
+[[layers]]
+from = "assets:/dist"
+to = "/srv/assets"
+
 [image]
 on = "python"
 entrypoint = ["/venv/bin/python"]
@@ -63,6 +69,7 @@ volumes = ["/data"]
 "#;
     let file = parse("image.toml", recipe.as_bytes()).expect("a recipe");
     insta::assert_snapshot!(told(&file), @r#"
+    FROM service assets AS assets
     FROM python:3.12-slim AS python
     FROM scratch AS source
       COPY app/./*.py app/./templates /
@@ -81,6 +88,7 @@ volumes = ["/data"]
       COPY dependencies: install /venv
       COPY install:/bin /bin
       COPY ./server.py /srv/
+      COPY assets:/dist /srv/assets
       ENV PORT=80
       VOLUME /data
       ENTRYPOINT ["/venv/bin/python"]
@@ -93,6 +101,7 @@ fn what_is_wrong_is_said_at_its_place() {
         ("[inputs]\na = { image = \"x\", path = \".\" }", (2, 1), "input `a` is 2 things"),
         ("[inputs]\na = {}", (2, 1), "input `a` is 0 things"),
         ("[inputs]\na = { image = \"x\", only = [\"y\"] }", (2, 28), "`only` says nothing about an image"),
+        ("[inputs]\na = { service = \"x\", only = [\"y\"] }", (2, 30), "`only` says nothing about a service"),
         ("[inputs]\na = { path = \"x\", unpack = true }", (2, 28), "`unpack` says nothing about a path"),
         ("[inputs]\na = { git = \"x\", checksum = \"y\" }", (2, 29), "`checksum` says nothing about a repository"),
         ("[inputs]\n1a = { path = \"x\" }", (2, 1), "`1a` is no name"),

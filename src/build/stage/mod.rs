@@ -36,7 +36,7 @@ use super::error::{BuildError, StepError};
 use super::image::Draft;
 use super::layer::{self, TarPath};
 use super::rootfs::{Layers, Tree};
-use super::{BuildRequest, Builder, Steps};
+use super::{BuildRequest, Builder, ServiceImage, Steps};
 use crate::lockfile::BuildSection;
 use jiji_model::project::NamedContext;
 
@@ -221,12 +221,7 @@ impl<'a> Evaluation<'a> {
 
     /// Builds the stage that is wanted, and those that it needs.
     pub(super) fn target(self) -> Result<Outcome> {
-        let stage = match &self.request.stage {
-            None => self.file.stages.len() - 1,
-            Some(name) => stage_named(self.file, name, self.file.stages.len()).ok_or_else(|| {
-                BuildError::UnknownStage { name: name.clone(), dockerfile: self.file.text.name.clone() }
-            })?,
-        };
+        let stage = wanted(self.file, self.request)?;
         let done = self.schedule.run(stage, &|number, canceller| self.stage(number, canceller));
         if !matches!(self.memory, Memory::Compare(_)) {
             held(&self.courses).keep(done.is_ok(), self.builder.store)?;
@@ -317,6 +312,10 @@ impl<'a> Evaluation<'a> {
             None => self.request.platform.clone(),
             Some(word) => dockerfile::platform(&replaced(word)?).map_err(|problem| error(file, word.at, problem))?,
         };
+        if from.service {
+            let draft = self.service(&name, &platform);
+            return draft.map(Done::begin).map_err(|cause| step_error(file, from.base.at, "FROM", cause));
+        }
         if name == "scratch" {
             return Ok(Done::begin(Draft::scratch(platform)));
         }
@@ -346,6 +345,15 @@ impl<'a> Evaluation<'a> {
             }
         }
         Ok((triggers, names))
+    }
+
+    /// The image of another service.
+    fn service(&self, name: &str, platform: &Platform) -> std::result::Result<Draft, StepError> {
+        match self.request.services.get(name) {
+            Some(ServiceImage::Built(image)) => Ok(Draft::from_base(image, self.builder.store)?),
+            Some(ServiceImage::Named(reference)) => self.image(reference, platform),
+            None => Err(StepError::NoService { name: name.to_owned() }),
+        }
     }
 
     /// An image of a registry, by a digest that the reference or the lock says.
@@ -537,6 +545,35 @@ impl<'a> Evaluation<'a> {
     }
 }
 
+/// The stage that is wanted.
+fn wanted(file: &Dockerfile, request: &BuildRequest) -> Result<usize> {
+    let unknown = |name: &String| BuildError::UnknownStage { name: name.clone(), dockerfile: file.text.name.clone() };
+    match &request.stage {
+        None => Ok(file.stages.len() - 1),
+        Some(name) => stage_named(file, name, file.stages.len()).ok_or_else(|| unknown(name)),
+    }
+}
+
+/// The services that the wanted stage and those that it needs begin from.
+pub(super) fn services(file: &Dockerfile, request: &BuildRequest) -> Result<BTreeSet<String>> {
+    let globals = Globals::new(&request.platform, request.stage.as_deref(), &request.args);
+    let mut open = vec![wanted(file, request)?];
+    let mut seen = BTreeSet::new();
+    let mut services = BTreeSet::new();
+    while let Some(number) = open.pop() {
+        if !seen.insert(number) {
+            continue;
+        }
+        open.extend(needs(file, &globals, number, &request.contexts).asked.iter().map(|(_, needed)| *needed));
+        let from = &file.stages[number].from;
+        if from.service {
+            let name = expand(&from.base.text, file.escape, &globals);
+            services.insert(name.map_err(|problem| error(file, from.base.at, problem))?);
+        }
+    }
+    Ok(services)
+}
+
 /// Where an instruction stands among those of its stage, FROM and the triggers of its base image included. How many of these there are is known
 /// only when the base image is here, and order must be told before.
 fn schedule_place(at: usize, triggers: usize) -> usize {
@@ -552,7 +589,8 @@ fn needs(file: &Dockerfile, globals: &Globals, number: usize, contexts: &BTreeMa
     let stage = &file.stages[number];
     let base = expand(&stage.from.base.text, file.escape, globals).ok();
     let of_file = |name: &String| named::find(contexts, name).is_none();
-    let base = base.filter(of_file).and_then(|name| base_named(file, &name, number));
+    let base =
+        base.filter(|name| !stage.from.service && of_file(name)).and_then(|name| base_named(file, &name, number));
     let mut asked: BTreeSet<(usize, usize)> = base.iter().map(|base| (0, *base)).collect();
     for (at, instruction) in stage.instructions.iter().enumerate() {
         let names: Vec<String> = match &instruction.kind {

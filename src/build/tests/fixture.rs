@@ -198,6 +198,7 @@ impl Fixture {
             secrets: locked(&self.secrets).clone(),
             ssh: locked(&self.ssh).clone(),
             contexts: locked(&self.contexts).clone(),
+            services: BTreeMap::new(),
             stage: locked(&self.stage).clone(),
             platform: Platform::linux_amd64(),
             epoch: DEFAULT_EPOCH,

@@ -12,12 +12,12 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
 use jiji::build::execute::{Caretaker, Local};
-use jiji::build::{BuildError, BuildRequest, Builder, Built, DEFAULT_EPOCH, Sources};
+use jiji::build::{BuildError, BuildRequest, Builder, Built, DEFAULT_EPOCH, ServiceImage, Sources};
 use jiji::lockfile::{LockFile, Target};
 use jiji::registry::{Depth, RegistryError};
 use jiji_model::digest::Digest;
 use jiji_model::event::Silent;
-use jiji_model::image::{Compression, Image, LAYER_ZSTD, Platform};
+use jiji_model::image::{Compression, Image, LAYER_GZIP, LAYER_ZSTD, Platform};
 use jiji_model::name::{RepositoryName, ServiceName};
 use jiji_model::project::Frontend;
 use jiji_model::reference::Reference;
@@ -73,6 +73,7 @@ fn main() -> ExitCode {
         ("a_layer_holds_what_a_step_changed_and_nothing_else", a_layer_holds_what_a_step_changed_and_nothing_else),
         ("a_recipe_gives_the_layers_of_its_dockerfile", a_recipe_gives_the_layers_of_its_dockerfile),
         ("steps_run_in_layers_of_zstd", steps_run_in_layers_of_zstd),
+        ("a_recipe_begins_from_another_service", a_recipe_begins_from_another_service),
         ("a_stage_gives_files_to_another", a_stage_gives_files_to_another),
         ("stages_that_do_not_need_each_other_run_side_by_side", stages_that_do_not_need_each_other_run_side_by_side),
         ("a_failed_stage_ends_those_that_come_after_it", a_failed_stage_ends_those_that_come_after_it),
@@ -184,6 +185,7 @@ impl Project {
             secrets: secrets(),
             ssh: Default::default(),
             contexts: Default::default(),
+            services: Default::default(),
             stage: None,
             platform: platform(),
             epoch: DEFAULT_EPOCH,
@@ -647,6 +649,59 @@ user = "app"
     fs::write(project.root.join("src/README.md"), "changed\n").expect("written");
     let other = project.build_as(&request, &Nowhere).expect("built");
     assert_eq!(other.image.manifest.digest, built.image.manifest.digest);
+}
+
+fn a_recipe_begins_from_another_service() {
+    const RECIPE: &str = r#"
+[inputs]
+tools = { service = "tools" }
+
+[steps.count]
+on = "tools"
+run = "busybox wc -c /word > /count; echo $WHO >> /count"
+
+[[layers]]
+from = "count:/count"
+to = "/"
+
+[image]
+on = "tools"
+"#;
+    let dir = tempfile::tempdir().expect("a directory");
+    let project = project(dir.path(), "FROM base\nENV WHO=tools\nCOPY word /\n");
+    fs::write(project.root.join("word"), "word").expect("written");
+    fs::write(project.root.join("image.toml"), RECIPE).expect("written");
+    let tools = project.built().image;
+    let request = |tools: &Image| BuildRequest {
+        file: project.root.join("image.toml"),
+        frontend: Frontend::Recipe,
+        file_name: "image.toml".to_owned(),
+        services: BTreeMap::from([("tools".to_owned(), ServiceImage::Built(tools.clone()))]),
+        ..project.request()
+    };
+    let needed = jiji::build::services(&request(&tools)).expect("read");
+    assert_eq!(needed.into_iter().collect::<Vec<_>>(), ["tools"]);
+    let build = |request: &BuildRequest| {
+        project.build_as(request, &Nowhere).unwrap_or_else(|error| panic!("{error}: {:?}", error.evidence()))
+    };
+    let built = build(&request(&tools));
+    assert_eq!(built.image.layers[..tools.layers.len()], tools.layers[..], "it goes on from there");
+    assert_eq!(file(&project, &built, "count"), "4 /word\ntools\n");
+    let locked = BuildRequest { locked: true, ..request(&tools) };
+    assert_eq!(build(&locked).image, built.image);
+
+    // In zstd as well: what is taken stays as it is, what is made is not.
+    let zstd = build(&BuildRequest { compression: Compression::Zstd, ..request(&tools) });
+    assert_eq!((zstd.steps.cached, zstd.image.config), (zstd.steps.total, built.image.config));
+    let media_types: BTreeSet<&str> = zstd.image.layers.iter().map(|layer| layer.media_type.as_str()).collect();
+    assert_eq!(media_types.into_iter().collect::<Vec<_>>(), [LAYER_GZIP, LAYER_ZSTD]);
+
+    fs::write(project.root.join("word"), "words").expect("written");
+    let other = build(&request(&project.built().image));
+    assert_eq!(file(&project, &other, "count"), "5 /word\ntools\n", "what is made from it is made anew");
+    let nowhere = BuildRequest { services: BTreeMap::new(), ..request(&tools) };
+    let error = project.build_as(&nowhere, &Nowhere).expect_err("there is no such service");
+    assert_eq!(error.place().map(|place| (place.line, place.column)), Some((3, 21)), "{error}");
 }
 
 /// A run in layers of zstd: what is written so is read again, by steps and by copies.
