@@ -82,12 +82,12 @@ impl Builder<'_> {
 
         let room = self.store.new_tree()?;
         let context = room.path().join("another/place");
-        copy_context(&request.context, Some(&request.file), &context)?;
+        copy_context(&request.context, Some(&request.file), &context, request.threads)?;
         let mut contexts = request.contexts.clone();
         for (number, named) in contexts.values_mut().enumerate() {
             if let NamedContext::Directory(directory) = named {
                 let to = room.path().join(format!("another/{number}"));
-                copy_context(directory, None, &to)?;
+                copy_context(directory, None, &to, request.threads)?;
                 *directory = to;
             }
         }
@@ -145,8 +145,8 @@ impl Builder<'_> {
 
 /// The files of a context as another checkout might have them: in another directory, written in the opposite order, of another owner, with
 /// a strict mask and other times.
-fn copy_context(root: &Path, dockerfile: Option<&Path>, to: &Path) -> Result<(), BuildError> {
-    let tree = context::read(root, dockerfile)?;
+fn copy_context(root: &Path, dockerfile: Option<&Path>, to: &Path, threads: usize) -> Result<(), BuildError> {
+    let tree = context::read(root, dockerfile, threads)?;
     let mut entries: Vec<_> = tree.entries().collect();
     entries.reverse();
     let failed = |path: &Path| {

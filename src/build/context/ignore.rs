@@ -69,18 +69,47 @@ impl Ignore {
         if self.is_never(path) {
             return true;
         }
+        if self.rules.is_empty() {
+            return false;
+        }
         let parents = path.parents();
         let matched = |rule: &&Rule| rule.glob.matches(path) || parents.iter().any(|parent| rule.glob.matches(parent));
         self.rules.iter().rev().find(matched).is_some_and(|rule| !rule.back)
     }
 
-    /// Whether nothing in a directory that is left out can be brought back, so that it need not be looked at.
-    pub fn leaves_out_all(&self, directory: &TarPath) -> bool {
-        self.is_never(directory) || (self.leaves_out(directory) && !self.rules.iter().any(|rule| rule.back))
+    /// The same of what lies in a directory of which `above` is known and which is not left out whole. For a walk: no rule is asked about the
+    /// same directory twice.
+    pub(super) fn leaves_out_in(&self, above: &Above, path: &TarPath) -> bool {
+        if self.context && NEVER.contains(&path.name()) {
+            return true;
+        }
+        let matched = |(at, rule): &(usize, &Rule)| above.has(*at) || rule.glob.matches(path);
+        self.rules.iter().enumerate().rev().find(matched).is_some_and(|(_, rule)| !rule.back)
+    }
+
+    /// What holds for all that is in a directory, which itself is in one of which `above` is known.
+    pub(super) fn above(&self, above: &Above, directory: &TarPath) -> Above {
+        let matched = |(at, rule): (usize, &Rule)| above.has(at) || rule.glob.matches(directory);
+        Above(self.rules.iter().enumerate().map(matched).collect())
+    }
+
+    /// Whether a directory that is left out need not be looked at: nothing in it can be brought back.
+    pub(super) fn is_final(&self, directory: &TarPath) -> bool {
+        self.is_never(directory) || !self.rules.iter().any(|rule| rule.back)
     }
 
     fn is_never(&self, path: &TarPath) -> bool {
         self.context && path.parts().any(|part| NEVER.contains(&part))
+    }
+}
+
+/// Which rules matched a directory or one of those that it is in.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Above(Vec<bool>);
+
+impl Above {
+    fn has(&self, rule: usize) -> bool {
+        self.0.get(rule).is_some_and(|matched| *matched)
     }
 }
 

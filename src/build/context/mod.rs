@@ -5,18 +5,18 @@
 
 mod glob;
 mod ignore;
+mod walk;
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::build::contents::{self, Stat};
-use crate::build::layer::{Entry, Node, TarPath};
+use crate::build::layer::{Entry, Node};
 use crate::build::rootfs::{Content, Found, Tree};
 
 pub use glob::{BadPattern, Glob};
@@ -66,19 +66,17 @@ impl ContextError {
 }
 
 /// Looks at a context directory. `dockerfile` is the Dockerfile's path, if there is one; an ignore file beside it, named as it is with
-/// `.dockerignore` added, counts instead of the context's own.
+/// `.dockerignore` added, counts instead of the context's own. On as many as `threads` cores.
 ///
 /// # Errors
 /// When something in it cannot be looked at. Contents are not read yet.
-pub fn read(root: &Path, dockerfile: Option<&Path>) -> Result<Tree, ContextError> {
+pub fn read(root: &Path, dockerfile: Option<&Path>, threads: usize) -> Result<Tree, ContextError> {
     let metadata = fs::metadata(root).map_err(|source| ContextError::Read { path: root.to_owned(), source })?;
     if !metadata.is_dir() {
         return Err(ContextError::NotADirectory { path: root.to_owned() });
     }
     let ignore = ignore_file(root, dockerfile)?;
-    let mut entries = BTreeMap::new();
-    walk(root, &TarPath::root(), &ignore, &mut entries)?;
-    Ok(Tree::new(entries))
+    Ok(Tree::new(walk::walk(root, &ignore, threads)?))
 }
 
 fn ignore_file(root: &Path, dockerfile: Option<&Path>) -> Result<Ignore, ContextError> {
@@ -98,40 +96,6 @@ fn ignore_file(root: &Path, dockerfile: Option<&Path>) -> Result<Ignore, Context
         }
     }
     Ok(Ignore::parse("").unwrap_or_default())
-}
-
-fn walk(
-    root: &Path,
-    directory: &TarPath,
-    ignore: &Ignore,
-    entries: &mut BTreeMap<TarPath, Found>,
-) -> Result<(), ContextError> {
-    let path = directory.below(root);
-    let failed = |source| ContextError::Read { path: path.clone(), source };
-    for child in fs::read_dir(&path).map_err(failed)? {
-        let child = child.map_err(failed)?;
-        let name = directory.join(child.file_name().as_bytes());
-        let file = child.path();
-        let left_out = ignore.leaves_out(&name);
-        let kind = child.file_type().map_err(failed)?;
-        if kind.is_dir() {
-            if ignore.leaves_out_all(&name) {
-                continue;
-            }
-            let before = entries.len();
-            walk(root, &name, ignore, entries)?;
-            // A directory that is left out is there if something in it was brought back.
-            if !left_out || entries.len() > before {
-                entries.insert(name, Found { entry: Entry::directory(0o755), content: Content::None });
-            }
-        } else if !left_out && !kind.is_socket() {
-            let failed = |source| ContextError::Read { path: file.clone(), source };
-            let metadata = child.metadata().map_err(failed)?;
-            let found = look(&file, &metadata).map_err(failed)?;
-            entries.insert(name, found);
-        }
-    }
-    Ok(())
 }
 
 /// What a file of a context is, without what differs from checkout to checkout.

@@ -1,6 +1,8 @@
 use std::os::unix::fs::symlink;
 
+use super::ignore::Above;
 use super::*;
+use crate::build::layer::TarPath;
 
 fn path(text: &str) -> TarPath {
     TarPath::normal(text)
@@ -81,7 +83,11 @@ fn ignore_rules_leave_out_what_they_leave_out_in_docker() {
     assert!(cases.len() > 90, "{} cases", cases.len());
     for (rules, text, expected) in cases {
         let ignore = Ignore::parse(&rules.join("\n")).unwrap_or_else(|bad| panic!("{bad:?}"));
-        assert_eq!(ignore.leaves_out(&path(&text)), expected, "{rules:?} and {text}");
+        let text = path(&text);
+        assert_eq!(ignore.leaves_out(&text), expected, "{rules:?} and {text}");
+        // A walk asks every directory once, on its way down.
+        let above = text.parents().iter().fold(Above::default(), |above, parent| ignore.above(&above, parent));
+        assert_eq!(ignore.leaves_out_in(&above, &text), expected, "{rules:?} and {text} in a walk");
     }
     for rule in refused {
         assert!(Ignore::parse(&rule).is_err(), "{rule}");
@@ -110,7 +116,7 @@ fn a_context_says_nothing_about_the_checkout() {
     mode("src", 0o700);
     let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).expect("bound");
 
-    let tree = read(root, Some(&root.join("Dockerfile"))).expect("a context");
+    let tree = read(root, Some(&root.join("Dockerfile")), 2).expect("a context");
     let seen: Vec<String> =
         tree.entries().map(|(path, found)| format!("{path} {:o} {:?}", found.entry.mode, found.entry.node)).collect();
     assert_eq!(
@@ -128,6 +134,30 @@ fn a_context_says_nothing_about_the_checkout() {
 }
 
 #[test]
+fn a_context_is_the_same_on_any_number_of_cores() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path();
+    for number in 0..200_u32 {
+        // Names on both sides of those that are whiteouts, of directories and of what begins as these do.
+        let place = format!("d{}/{}/.wh.x", number % 7, ["a", "a.b", "a-b", ".wh.z", "Z"][number as usize % 5]);
+        fs::create_dir_all(root.join(&place)).expect("created");
+        fs::write(root.join(&place).join(format!("f{number}")), "").expect("written");
+        fs::write(root.join(format!("d{}.txt", number % 9)), "").expect("written");
+    }
+    fs::write(root.join(".dockerignore"), "d1\nd2\nd3/a*\n!d2/Z/.wh.x/f1*\n!d3/a.b\n").expect("written");
+    let one = read(root, None, 1).expect("a context");
+    let paths: Vec<&TarPath> = one.entries().map(|(path, _)| path).collect();
+    let expected: Vec<&TarPath> = std::collections::BTreeSet::from_iter(paths.clone()).into_iter().collect();
+    assert_eq!(paths, expected);
+    let has = |text: &str| one.has(&path(text));
+    assert!(!has("d1") && has("d2/Z/.wh.x/f149") && !has("d2/a") && !has("d3/a/.wh.x") && has("d3/a.b/.wh.x"));
+    for threads in [2, 3, 16] {
+        let other = read(root, None, threads).expect("a context");
+        assert!(other.entries().eq(one.entries()), "{threads}");
+    }
+}
+
+#[test]
 fn an_ignore_file_beside_the_dockerfile_counts_instead_of_the_contexts() {
     let dir = tempfile::tempdir().expect("a directory");
     let root = dir.path();
@@ -137,7 +167,7 @@ fn an_ignore_file_beside_the_dockerfile_counts_instead_of_the_contexts() {
     fs::write(root.join("docker/web.dockerignore"), "b\ndocker\n!docker/web").expect("written");
     fs::write(root.join("a"), "").expect("written");
     fs::write(root.join("b"), "").expect("written");
-    let tree = read(root, Some(&root.join("docker/web"))).expect("a context");
+    let tree = read(root, Some(&root.join("docker/web")), 2).expect("a context");
     let seen: Vec<String> = tree.entries().map(|(path, _)| path.to_string()).collect();
     assert_eq!(seen, ["/.dockerignore", "/a", "/docker", "/docker/web"]);
 }
@@ -147,10 +177,10 @@ fn a_context_that_cannot_be_read_says_where() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("file");
     fs::write(&file, "").expect("written");
-    assert!(matches!(read(&file, Some(&file)), Err(ContextError::NotADirectory { .. })));
-    let error = read(&dir.path().join("nothing"), Some(&file)).expect_err("nothing there");
+    assert!(matches!(read(&file, Some(&file), 2), Err(ContextError::NotADirectory { .. })));
+    let error = read(&dir.path().join("nothing"), Some(&file), 2).expect_err("nothing there");
     assert!(error.to_string().contains("nothing"), "{error}");
     fs::write(dir.path().join(".dockerignore"), "ok\n[").expect("written");
-    let error = read(dir.path(), Some(&file)).expect_err("a bad rule");
+    let error = read(dir.path(), Some(&file), 2).expect_err("a bad rule");
     assert!(error.to_string().contains(".dockerignore:2"), "{error}");
 }

@@ -58,7 +58,7 @@ impl Evaluation<'_> {
 
     fn directory(&self, name: &str, directory: &Path, platform: &Platform) -> Stepped<Draft> {
         let of = format!("{} with {name}", self.request.target);
-        let tree = context::read(directory, None)?;
+        let tree = context::read(directory, None, self.request.threads)?;
         let mut contents = Contents::new(directory, &of, self.request.threads, self.builder.store)?;
         let all = [Source::Path(".".to_owned())];
         let mut selected = copy::select(&all, &Choice::default(), &tree, &format!("the context `{name}`"))?;

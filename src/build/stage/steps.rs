@@ -391,7 +391,7 @@ impl Evaluation<'_> {
             Some(context) => context,
             none => {
                 let BuildRequest { context, file, target, threads, .. } = self.request;
-                let tree = Arc::new(context::read(context, Some(file))?);
+                let tree = Arc::new(context::read(context, Some(file), *threads)?);
                 none.insert((tree, Contents::new(context, &target.to_string(), *threads, self.builder.store)?))
             }
         };
