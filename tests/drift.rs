@@ -57,7 +57,7 @@ fn recreate(host: &Host, service: &str, change: impl Fn(&mut Made)) -> Outcome {
         address: text(&before["NetworkSettings"]["Networks"]["jiji"]["IPAddress"]),
         labels: labels.iter().map(|(name, value)| format!("{name}={}", text(value))).collect(),
         env: list(&before["Config"]["Env"]).into_iter().filter(|line| line.starts_with("HELLO_KEY=")).collect(),
-        options: vec!["--restart".to_owned(), "unless-stopped".to_owned()],
+        options: vec!["--restart".to_owned(), text(&before["HostConfig"]["RestartPolicy"]["Name"])],
         command: Vec::new(),
     };
     change(&mut made);

@@ -13,6 +13,7 @@ use jiji_model::project::{Mount, MountSource};
 use jiji_model::secret::Secret;
 
 use crate::engine::inspect::{ContainerInspect, Made, MadeImage, MadeMount};
+use crate::engine::run::restart_policy;
 use crate::engine::{Engine, EngineError};
 use crate::place::Place;
 use crate::secrets::{self, Secrets};
@@ -37,7 +38,8 @@ pub async fn service(
     };
     let image = engine.inspect_made_image(&inspect.image).await?.unwrap_or_default();
     let key = secrets::host_key(place).ok().flatten();
-    let seen = Seen { place, service, inspect: &inspect, made: &made, image: &image };
+    let restart = restart_policy(engine.kind);
+    let seen = Seen { place, service, inspect: &inspect, made: &made, image: &image, restart };
     let mut found = Vec::new();
     found.extend(seen.state());
     found.extend(seen.image());
@@ -61,6 +63,8 @@ struct Seen<'a> {
     inspect: &'a ContainerInspect,
     made: &'a Made,
     image: &'a MadeImage,
+    /// What a container that is to run for ever has for its restart policy.
+    restart: &'static str,
 }
 
 fn variables(env: &[String]) -> BTreeMap<&str, &str> {
@@ -183,7 +187,7 @@ impl Seen<'_> {
             (None, Some(_)) => made.command(),
         };
         let user = spec.user.clone().unwrap_or_else(|| image.user());
-        let restart = if spec.restart { "unless-stopped" } else { "no" };
+        let restart = if spec.restart { self.restart } else { "no" };
         let publish: BTreeSet<String> =
             spec.publish.iter().map(|port| format!("{}->{}", port.host_port, port.container_port)).collect();
         let actual_restart = if made.restart().is_empty() { "no" } else { made.restart() };
@@ -297,7 +301,9 @@ mod tests {
         let inspect = ContainerInspect::deserialize(&value).expect("a container");
         let made = Made::deserialize(&value).expect("a container");
         let place = Place::new("/x");
-        let seen = Seen { place: &place, service: &service, inspect: &inspect, made: &made, image: &image() };
+        let restart = restart_policy(jiji_model::project::Engine::Docker);
+        let image = image();
+        let seen = Seen { place: &place, service: &service, inspect: &inspect, made: &made, image: &image, restart };
         let key = [7; 32];
         let mut secrets = Secrets::default();
         let name = SecretName::new("HELLO_KEY").expect("a name");

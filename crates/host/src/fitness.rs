@@ -36,6 +36,9 @@ pub fn facts(observer: &Observer<'_>) -> FitnessFacts {
         memory_available: memory_available(),
         wall_clock_ms: clock::wall_clock_ms(),
         rootless: observer.settings.rootless.then(|| rootless::facts(path)),
+        starts_at_boot: engine
+            .filter(|engine| engine.kind == project::Engine::Podman && !observer.settings.rootless)
+            .and_then(|_| starts_at_boot(Path::new("/"))),
     }
 }
 
@@ -61,6 +64,18 @@ pub fn disk(path: &Path) -> DiskFacts {
         // File systems that make inodes as they go say that they have none at all.
         files_free: stat.as_ref().filter(|stat| stat.f_files > 0).map(|stat| stat.f_favail),
     }
+}
+
+/// Whether systemd starts Podman's containers when the machine boots: its unit for that is wanted by something. None where there is no such unit,
+/// as with another init system.
+fn starts_at_boot(root: &Path) -> Option<bool> {
+    const UNIT: &str = "podman-restart.service";
+    let units = ["etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"].map(|place| root.join(place));
+    units.iter().find(|place| place.join(UNIT).exists())?;
+    let targets = units.iter().filter_map(|place| fs::read_dir(place).ok()).flatten().flatten();
+    let mut wants = targets.filter(|target| target.file_name().as_encoded_bytes().ends_with(b".wants"));
+    // A link, which may lead to where only the host's own root has it.
+    Some(wants.any(|target| target.path().join(UNIT).symlink_metadata().is_ok()))
 }
 
 /// `MemAvailable` of proc(5) `/proc/meminfo`, in bytes.
@@ -208,6 +223,21 @@ fn published_by(line: &str) -> Vec<(u16, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_starts_at_boot_is_what_a_target_wants() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let make = |name: &str| fs::create_dir_all(dir.path().join(name)).expect("created");
+        make("usr/lib/systemd/system");
+        make("etc/systemd/system/multi-user.target.wants");
+        assert_eq!(starts_at_boot(dir.path()), None, "no such unit");
+        fs::write(dir.path().join("usr/lib/systemd/system/podman-restart.service"), "").expect("written");
+        assert_eq!(starts_at_boot(dir.path()), Some(false));
+        make("etc/systemd/system/default.target.wants");
+        let link = dir.path().join("etc/systemd/system/default.target.wants/podman-restart.service");
+        std::os::unix::fs::symlink("/lib/systemd/system/podman-restart.service", link).expect("linked");
+        assert_eq!(starts_at_boot(dir.path()), Some(true));
+    }
 
     #[test]
     fn those_who_listen_are_read_from_the_kernels_tables() {

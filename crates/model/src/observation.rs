@@ -241,6 +241,10 @@ pub struct FitnessFacts {
     /// What a user's own engine needs of the host; none where the engine is root's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rootless: Option<RootlessFacts>,
+    /// Whether containers start again when the machine boots; none where the engine's daemon or the user's own systemd sees
+    /// to it, or where it cannot be told.
+    #[serde(default)]
+    pub starts_at_boot: Option<bool>,
 }
 
 /// What a user's own engine needs of a host.

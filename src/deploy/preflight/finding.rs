@@ -156,6 +156,9 @@ pub enum Unfit {
         /// The user.
         user: String,
     },
+    /// Podman's containers stay down when the machine boots.
+    #[error("engine: Podman does not start containers again when the machine boots")]
+    DownAtBoot,
     /// The host's clock differs from the operator's.
     #[error("clock: {} {}", span(*.ahead_ms), if *.ahead_ms > 0 { "ahead of this machine's" } else { "behind this machine's" })]
     Clock {
@@ -240,8 +243,8 @@ impl Unfit {
     /// Whether it is a reason not to begin.
     pub fn severity(&self) -> Severity {
         match self {
-            Self::Clock { .. } | Self::KernelOld { .. } => Severity::Warning,
             Self::Rootless(lack) => lack.severity(),
+            Self::Clock { .. } | Self::DownAtBoot | Self::KernelOld { .. } => Severity::Warning,
             _ => Severity::Refusal,
         }
     }
@@ -263,6 +266,7 @@ impl Unfit {
             Self::Privileged { .. } => "port_privileged",
             Self::Rootless(lack) => lack.code(),
             Self::NeedsRoot { .. } => "needs_root",
+            Self::DownAtBoot => "down_at_boot",
             Self::Clock { .. } => "clock",
         }
     }
@@ -316,6 +320,7 @@ impl Unfit {
                  the new one in the old one's place, with some seconds in which nobody answers"
                     .to_owned()
             }
+            Self::DownAtBoot => "`systemctl enable podman-restart.service` there".to_owned(),
             Self::Clock { .. } => {
                 "certificates and log times go wrong with it; `timedatectl set-ntp true` there".to_owned()
             }

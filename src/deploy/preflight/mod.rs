@@ -13,6 +13,7 @@
 //! | user's own engine | ids below the user, programs, lingering, `/dev/net/tun`: see [`rootless`] |
 //! | clock | within 30 seconds of the operator's; a warning |
 //! | kernel | 4.18, RHEL 8's; a warning |
+//! | boot | `podman-restart.service` is enabled, where Podman has one; a warning |
 
 mod finding;
 pub mod rootless;
@@ -106,6 +107,9 @@ pub fn hosts(project: &Project, observation: &Observation, now: Now) -> Vec<Find
         let release: Vec<u32> = version(&fitness.kernel);
         if !release.is_empty() && release[..] < KERNEL.1[..] {
             add(Unfit::KernelOld { release: fitness.kernel.clone(), least: KERNEL.0 });
+        }
+        if fitness.starts_at_boot == Some(false) {
+            add(Unfit::DownAtBoot);
         }
         let ahead_ms = i64::try_from(fitness.wall_clock_ms).unwrap_or(i64::MAX).saturating_sub_unsigned(now.0);
         if ahead_ms.abs() > SKEW_MS {

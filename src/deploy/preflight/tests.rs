@@ -115,23 +115,26 @@ fn layers_in_zstd_are_for_engines_that_read_them() {
 }
 
 #[test]
-fn a_clock_that_is_off_and_an_old_kernel_are_warnings() {
+fn a_clock_that_is_off_an_old_kernel_and_containers_that_stay_down_are_warnings() {
     let project = project(&["one"], &[("web", service(&["one"]))]);
     let mut world = World::of(&["one"]);
     let fitness = &mut world.machine("one").fitness;
     fitness.wall_clock_ms = NOW.0 + 3_600_000;
     fitness.kernel = "3.10.0-1160.el7.x86_64".to_owned();
+    fitness.starts_at_boot = Some(false);
     let findings = judge(&world, &project);
     assert_eq!(
         texts(&findings),
         [
             "one: kernel: 3.10.0-1160.el7.x86_64 is older than 4.18, the oldest that was tried",
+            "one: engine: Podman does not start containers again when the machine boots",
             "one: clock: 60 min ahead of this machine's",
         ]
     );
     assert!(findings.iter().all(|finding| finding.what.severity() == Severity::Warning));
     world.machine("one").fitness.wall_clock_ms = NOW.0 - 20_000;
     world.machine("one").fitness.kernel = "6.1.0".to_owned();
+    world.machine("one").fitness.starts_at_boot = Some(true);
     assert_eq!(judge(&world, &project), []);
 }
 

@@ -130,6 +130,7 @@ fn fit() -> FitnessFacts {
         memory_available: 4 << 30,
         wall_clock_ms: 1_000_000,
         rootless: None,
+        starts_at_boot: None,
     }
 }
 

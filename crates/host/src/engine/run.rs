@@ -66,6 +66,15 @@ fn mac(address: std::net::Ipv4Addr) -> String {
     format!("02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
+/// How a container that is to run for ever is made to run again. Docker's daemon starts it when it starts itself. Podman has none, and its
+/// `podman-restart.service`, which starts containers when the machine boots, takes those alone that are to run `always` (podman-start(1)).
+pub fn restart_policy(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Docker => "unless-stopped",
+        Kind::Podman => "always",
+    }
+}
+
 /// The command that runs `spec` from `image`, a name or id that the engine knows.
 ///
 /// # Errors
@@ -86,7 +95,7 @@ pub fn command(
         option("--mac-address", mac(address));
     }
     if spec.restart {
-        option("--restart", "unless-stopped".to_owned());
+        option("--restart", restart_policy(engine.kind).to_owned());
     }
     option("--stop-timeout", spec.stop_timeout_s.to_string());
     if engine.bounds_logs {
@@ -251,6 +260,26 @@ mod tests {
             restart: true,
             stop_timeout_s: 10,
         }
+    }
+
+    #[test]
+    fn what_runs_for_ever_runs_again_after_a_boot_on_both_engines() {
+        let policy = |engine: &Engine| {
+            let command = command(engine, &spec(), "image", &BTreeMap::new(), &BTreeMap::new()).expect("a command");
+            format!("{command:?}")
+                .split(r#""--restart", ""#)
+                .nth(1)
+                .expect("a policy")
+                .split('"')
+                .next()
+                .map(str::to_owned)
+        };
+        assert_eq!(policy(&engine(Kind::Docker, "20.10.24")).as_deref(), Some("unless-stopped"));
+        assert_eq!(
+            policy(&engine(Kind::Podman, "4.3.1")).as_deref(),
+            Some("always"),
+            "podman-restart.service looks for nothing else"
+        );
     }
 
     #[test]

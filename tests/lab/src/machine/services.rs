@@ -23,11 +23,15 @@ const RESTART_PAUSE: Duration = Duration::from_millis(500);
 /// The path of services and of commands that are run on a host.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What makes systemd start Podman's containers when the machine boots.
+const AT_BOOT: &str = "/etc/systemd/system/default.target.wants/podman-restart.service";
+
 /// Where services write what they think: files of the machine, opened before they are out of reach.
 pub(super) struct Logs {
     dir: PathBuf,
     sshd: File,
     dockerd: File,
+    podman: File,
 }
 
 impl Logs {
@@ -37,7 +41,12 @@ impl Logs {
             let path = dir.join(name);
             File::options().create(true).append(true).open(&path).map_err(LabError::file("open", path))
         };
-        Ok(Self { dir: dir.to_owned(), sshd: open("sshd.log")?, dockerd: open("dockerd.log")? })
+        Ok(Self {
+            dir: dir.to_owned(),
+            sshd: open("sshd.log")?,
+            dockerd: open("dockerd.log")?,
+            podman: open("podman.log")?,
+        })
     }
 }
 
@@ -94,6 +103,10 @@ impl Services {
             until(deadline, docker_answers).ok_or_else(|| late("dockerd", "dockerd.log"))?;
         }
         until(deadline, || TcpStream::connect(("127.0.0.1", 22)).is_ok()).ok_or_else(|| late("sshd", "sshd.log"))?;
+        if engine == Engine::Podman && Path::new(AT_BOOT).is_symlink() {
+            // What that unit does (podman-restart.service, ExecStart), while others may log in already, as on a machine that boots.
+            start_containers(&logs)?;
+        }
         Ok(Self(services))
     }
 
@@ -114,6 +127,13 @@ impl Services {
             }
         }
     }
+}
+
+/// Starts what is to run always, and waits for nothing. Whoever waits for children buries it.
+fn start_containers(logs: &Logs) -> Result<(), LabError> {
+    const ARGV: [&str; 5] = ["/usr/bin/podman", "start", "--all", "--filter", "restart-policy=always"];
+    let log = logs.podman.try_clone().map_err(LabError::system("share a log"))?;
+    Service { argv: &ARGV, log, pid: 0 }.spawn()
 }
 
 fn until(deadline: Instant, mut ready: impl FnMut() -> bool) -> Option<()> {
