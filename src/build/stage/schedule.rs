@@ -56,6 +56,8 @@ struct Stage {
     /// The instruction that it is at.
     at: usize,
     phase: Phase,
+    /// What it has asked for, and at which of its instructions, whether that was known before or not.
+    asked: BTreeSet<(usize, usize)>,
 }
 
 enum Phase {
@@ -91,6 +93,7 @@ impl State {
                 asked_at: vec![usize::MAX],
                 at: 0,
                 phase: Phase::Wanted,
+                asked: BTreeSet::new(),
             });
             if matches!(stage.phase, Phase::Ended) {
                 stage.phase = Phase::Wanted;
@@ -99,11 +102,17 @@ impl State {
             if stage.asked_at <= asked_at {
                 continue;
             }
+            let before = stage.place();
             stage.asked_at.clone_from(&asked_at);
+            // Who asks before all others finds a failure that came to pass for another's sake: it is told at the place of the first.
+            if let Some(error) = self.errors.remove(&before) {
+                self.errors.insert(stage.place(), error);
+            }
             // The last is taken first, and so the first place of each is met first.
-            open.extend(needs[number].asked.iter().rev().map(|(at, needed)| {
-                let asked_at = asked_at.iter().copied().chain([*at, *needed]).collect();
-                (*needed, asked_at)
+            let asked: BTreeSet<_> = needs[number].asked.union(&stage.asked).copied().collect();
+            open.extend(asked.into_iter().rev().map(|(at, needed)| {
+                let asked_at = asked_at.iter().copied().chain([at, needed]).collect();
+                (needed, asked_at)
             }));
         }
     }
@@ -228,11 +237,19 @@ impl Schedule {
     pub(super) fn stage(&self, by: usize, number: usize) -> Result<Arc<Done>> {
         let mut state = held(&self.state);
         let mut waits = false;
+        if let Some(own) = state.stages.get_mut(&by) {
+            own.asked.insert((own.at, number));
+        }
         let result = loop {
             match state.stages.get(&by) {
                 Some(own) if !state.is_behind(own) => match state.stages.get(&number).map(|stage| &stage.phase) {
                     Some(Phase::Finished(done)) => break Ok(Arc::clone(done)),
-                    Some(Phase::Failed) => break Err(BuildError::Ended),
+                    Some(Phase::Failed) => {
+                        let asked_at = own.place().into_iter().chain([number]).collect();
+                        state.want(number, asked_at, &self.needs);
+                        state.end_those_behind();
+                        break Err(BuildError::Ended);
+                    }
                     Some(Phase::Wanted | Phase::Begun(_)) if waits => {}
                     _ => {
                         let asked_at = own.place().into_iter().chain([number]).collect();
@@ -405,6 +422,28 @@ mod tests {
             prop_assert_eq!(result, due);
             prop_assert!(most <= permits, "{} at once", most);
         }
+    }
+
+    #[test]
+    fn who_asks_unexpectedly_for_what_has_failed_is_told_of_it_in_its_place() {
+        // The last asks for the first before all others do, when the failures of both are known already.
+        let stages =
+            [vec![Doing::Fails], vec![Doing::Fails, Doing::Asks(0)], vec![Doing::AsksSuddenly(0), Doing::Asks(1)]];
+        let schedule = Schedule::new(needs(&stages), 3);
+        let result = schedule.run(2, &|number, _| {
+            if number < 2 {
+                return Err(failure(number, 0));
+            }
+            while held(&schedule.state).errors.len() < 2 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            schedule.reach(2, 0)?;
+            drop(schedule.stage(2, 0)?);
+            schedule.reach(2, 1)?;
+            drop(schedule.stage(2, 1)?);
+            Ok(done())
+        });
+        assert_eq!(result.err().map(|error| error.to_string()), Some(failure(0, 0).to_string()));
     }
 
     #[test]
