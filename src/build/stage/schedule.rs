@@ -117,6 +117,11 @@ impl State {
         }
     }
 
+    /// Whether a stage that is wanted is not run: it comes after a failure, if only by an instruction that asks for both.
+    fn never_begins(&self, number: usize) -> bool {
+        self.stages.get(&number).is_some_and(|stage| matches!(stage.phase, Phase::Wanted) && self.is_behind(stage))
+    }
+
     /// A stage that may begin: its base is over, or it would begin only to wait.
     fn ready(&self, needs: &[Needs]) -> Option<usize> {
         let over = |number: &usize| match self.stages.get(number).map(|stage| &stage.phase) {
@@ -257,6 +262,9 @@ impl Schedule {
                     }
                 },
                 _ => break Err(BuildError::Ended),
+            }
+            if state.never_begins(number) {
+                break Err(BuildError::Ended);
             }
             if !waits {
                 waits = true;
@@ -431,11 +439,12 @@ mod tests {
             [vec![Doing::Fails], vec![Doing::Fails, Doing::Asks(0)], vec![Doing::AsksSuddenly(0), Doing::Asks(1)]];
         let schedule = Schedule::new(needs(&stages), 3);
         let result = schedule.run(2, &|number, _| {
+            // One after the other: the first, which is behind the second's failure once that is known, and the second.
+            while held(&schedule.state).errors.len() < number {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             if number < 2 {
                 return Err(failure(number, 0));
-            }
-            while held(&schedule.state).errors.len() < 2 {
-                std::thread::sleep(Duration::from_millis(1));
             }
             schedule.reach(2, 0)?;
             drop(schedule.stage(2, 0)?);
@@ -444,6 +453,24 @@ mod tests {
             Ok(done())
         });
         assert_eq!(result.err().map(|error| error.to_string()), Some(failure(0, 0).to_string()));
+    }
+
+    #[test]
+    fn one_instruction_that_asks_for_two_does_not_wait_for_what_a_failure_of_one_has_ended() {
+        let none = || Needs { base: None, asked: BTreeSet::new() };
+        let needs = vec![none(), none(), none(), Needs { base: None, asked: BTreeSet::from([(0, 1), (0, 2)]) }];
+        let schedule = Schedule::new(needs, 1);
+        let result = schedule.run(3, &|number, _| {
+            if number < 3 {
+                return Err(failure(number, 0));
+            }
+            schedule.reach(3, 0)?;
+            // The other way round than their numbers: the second is not run any more.
+            drop(schedule.stage(3, 2)?);
+            drop(schedule.stage(3, 1)?);
+            Ok(done())
+        });
+        assert_eq!(result.err().map(|error| error.to_string()), Some(failure(1, 0).to_string()));
     }
 
     #[test]
