@@ -1,7 +1,7 @@
 //! What was interrupted comes to its end: by `jiji abort` from anywhere, and by a signal in order.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiji_e2e::{Outcome, Project, Run, Running, Shared, Site, jiji_bin, look};
 use jiji_lab::Engines;
@@ -111,6 +111,9 @@ fn a_host_that_cannot_be_reached_is_named_and_follows_the_others_when_it_is_back
     Ok(())
 }
 
+/// What has systemd start Podman's containers when a machine boots.
+const AT_BOOT: &str = "/etc/systemd/system/default.target.wants/podman-restart.service";
+
 /// Both hosts lose their power and come back.
 fn off_and_on(site: &Site) -> Outcome {
     for host in site.hosts() {
@@ -128,7 +131,10 @@ fn hosts_that_lost_power_in_the_middle_serve_again_once_they_are_settled() -> Ou
     let project = Project::new(&site, "power")?;
     let authority = project.authority();
     project.ship()?;
-    // Podman starts nothing again by itself.
+    // Without this unit Podman starts nothing again by itself.
+    for host in site.hosts() {
+        host.exec(&["rm", "-f", AT_BOOT])?;
+    }
     for (version, point, way, serves) in [("v2", "cut-over", "reverted", "v1"), ("v3", "settled", "finished", "v3")] {
         die(&project, version, point)?;
         off_and_on(&site)?;
@@ -143,6 +149,18 @@ fn hosts_that_lost_power_in_the_middle_serve_again_once_they_are_settled() -> Ou
     off_and_on(&site)?;
     project.ship()?;
     assert_eq!(site.versions(&authority)?, [["v3"], ["v3"]]);
+    only_on_both(&site, "power")?;
+    at_rest(&project)?;
+
+    // With it nobody needs to do anything.
+    for host in site.hosts() {
+        host.exec(&["ln", "-s", "/lib/systemd/system/podman-restart.service", AT_BOOT])?;
+    }
+    off_and_on(&site)?;
+    let booted = Instant::now();
+    while site.versions(&authority)? != [["v3"], ["v3"]] {
+        assert!(booted.elapsed() < Duration::from_secs(120), "{:?}", site.versions(&authority)?);
+    }
     only_on_both(&site, "power")?;
     at_rest(&project)
 }
