@@ -197,7 +197,7 @@ fn a_signal_reverts_in_order_and_a_second_one_leaves_what_the_next_run_settles()
     project.ship()?;
     for (version, name) in [("v2", "INT"), ("v3", "TERM")] {
         let run = waiting(&site, &project, version)?;
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         signal(run.pid(), name)?;
         let run = run.end()?.expect(14)?;
         let took = begun.elapsed();
@@ -248,7 +248,7 @@ fn a_signal_stops_a_build_and_nothing_of_it_runs_on() -> Outcome {
     let mut run = project.start(&["ship"])?;
     run.wait_for("the build", |event| event["event"] == "build.started")?;
     std::thread::sleep(Duration::from_secs(2));
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     signal(run.pid(), "INT")?;
     let run = run.end()?.expect(14)?;
     assert!(begun.elapsed() < Duration::from_secs(5), "{run}");
