@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use jiji_model::image::Image;
 use jiji_model::project::NamedContext;
+use jiji_store::Layer;
 
 use super::compare::{self, Cause, Difference, Stratum};
 use super::context::{self, ContextError};
@@ -105,22 +106,12 @@ impl Builder<'_> {
         let place = |step: &Traced| Some(file.text.place(step.at));
         for (one, other) in trace.values().flatten().zip(trace_again.values().flatten()) {
             let instruction = one.text.lines().next().unwrap_or_default().to_owned();
-            let diff_id = |step: &Traced| step.layer.as_ref().map(|layer| layer.diff_id);
-            let (ours, theirs) = (diff_id(one), diff_id(other));
-            if ours != theirs {
-                let text =
-                    |digest: Option<_>| digest.map_or_else(|| "nothing".to_owned(), |digest| format!("{digest}"));
-                let mut differences = vec![Difference {
-                    stratum: Stratum::Layer,
-                    place: "diff_id".to_owned(),
-                    what: format!("{} → {}", text(ours), text(theirs)),
-                    cause: None,
-                }];
-                differences.extend(compare::layers(one.layer.as_ref(), other.layer.as_ref(), self.store)?);
+            let differences = self.differing(&one.layers, &other.layers)?;
+            if !differences.is_empty() {
                 findings.push(Finding { place: place(one), instruction, differences, suspected: false });
                 continue;
             }
-            let Some(layer) = other.layer.as_ref().filter(|_| other.is_run) else { continue };
+            let Some(layer) = other.layers.first().filter(|_| other.is_run) else { continue };
             let suspected: Vec<Difference> = compare::holding(layer, &elsewhere.today, self.store)?
                 .into_iter()
                 .map(|(path, text)| Difference {
@@ -140,6 +131,27 @@ impl Builder<'_> {
             findings.push(Finding { place: None, instruction: String::new(), differences, suspected: false });
         }
         Ok(Checked { image, steps: u32::try_from(steps).unwrap_or(u32::MAX), findings })
+    }
+
+    /// How the layers of a step differ from those that it gave before, one by one.
+    fn differing(&self, before: &[Layer], now: &[Layer]) -> Result<Vec<Difference>, BuildError> {
+        let mut differences = Vec::new();
+        let text =
+            |layer: Option<&Layer>| layer.map_or_else(|| "nothing".to_owned(), |layer| layer.diff_id.to_string());
+        for at in 0..before.len().max(now.len()) {
+            let (ours, theirs) = (before.get(at), now.get(at));
+            if ours.map(|layer| layer.diff_id) == theirs.map(|layer| layer.diff_id) {
+                continue;
+            }
+            differences.push(Difference {
+                stratum: Stratum::Layer,
+                place: "diff_id".to_owned(),
+                what: format!("{} → {}", text(ours), text(theirs)),
+                cause: None,
+            });
+            differences.extend(compare::layers(ours, theirs, self.store)?);
+        }
+        Ok(differences)
     }
 }
 

@@ -128,13 +128,13 @@ impl Draft {
         self.author = Some(json!(author));
     }
 
-    /// Notes an instruction in the history, and takes the layer that it gave.
-    pub fn record(&mut self, instruction: &str, layer: Option<Layer>) {
-        self.history.push(match layer {
-            Some(_) => json!({"created_by": instruction}),
-            None => json!({"created_by": instruction, "empty_layer": true}),
-        });
-        self.layers.extend(layer);
+    /// Notes an instruction in the history, and takes the layers that it gave. Each has an entry of its own there.
+    pub fn record(&mut self, instruction: &str, layers: Vec<Layer>) {
+        if layers.is_empty() {
+            self.history.push(json!({"created_by": instruction, "empty_layer": true}));
+        }
+        self.history.extend(layers.iter().map(|_| json!({"created_by": instruction})));
+        self.layers.extend(layers);
     }
 
     /// The `Env` list as names and values, in order.
@@ -273,7 +273,7 @@ mod tests {
         draft.set_env("B", "3");
         draft.set_in("Labels", "z", json!("1"));
         draft.set_in("Labels", "a", json!("<>"));
-        draft.record("ENV B=2 A=1", None);
+        draft.record("ENV B=2 A=1", Vec::new());
         let image = draft.finish(&repository(), 315_532_800, &store).expect("finished");
         let text = |digest| String::from_utf8(store.read(digest, 1 << 20).expect("stored")).expect("text");
         assert_eq!(

@@ -18,6 +18,7 @@
 //! | `stage` | what instructions mean: steps, keys, what is remembered |
 //! | [`execute`], [`trees`] | RUN, and layers as directories |
 //! | [`layer`] | entries to bytes: the layer format |
+//! | [`pack`] | one layer's entries as several layers |
 //! | `check`, [`compare`] | every step once more under other conditions, and how two images differ |
 //! | [`verify`] | whether the store still holds what was put into it |
 //! | [`image`] | configuration and manifest |
@@ -34,6 +35,7 @@ pub mod execute;
 pub mod git;
 pub mod image;
 pub mod layer;
+pub mod pack;
 pub mod recipe;
 pub mod rootfs;
 mod sources;

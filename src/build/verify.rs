@@ -92,11 +92,15 @@ pub fn verify(store: &Store) -> Result<Verified, StoreError> {
         let Some(record) = store.action(&key)? else { continue };
         verified.records += 1;
         let reason = match stage::recorded(&record) {
-            Some(None) => None,
-            Some(Some(layer)) => match store.has(&layer.blob.digest)? {
-                Some(size) if size == layer.blob.size => wrong(&layer, store, &mut known),
-                _ => None,
-            },
+            Some(layers) => {
+                let mut reason = None;
+                for layer in layers {
+                    if store.has(&layer.blob.digest)? == Some(layer.blob.size) {
+                        reason = reason.or_else(|| wrong(&layer, store, &mut known));
+                    }
+                }
+                reason
+            }
             None if contents::is_record(&record)
                 || rootfs::is_record(&record)
                 || stage::is_record(&record)

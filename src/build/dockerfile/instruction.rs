@@ -152,6 +152,8 @@ pub struct Copy {
     pub checksum: Option<Word>,
     /// `--keep-git-dir` of ADD.
     pub keep_git: bool,
+    /// How many layers it may become, where it is packed, which a recipe alone can say.
+    pub packed: Option<usize>,
     /// What is copied, at least one.
     pub sources: Vec<Source>,
     /// Where to.
@@ -596,6 +598,7 @@ impl<'a> Reader<'a> {
             unpack,
             checksum: flags.remove("checksum"),
             keep_git,
+            packed: None,
             sources,
             destination,
         })

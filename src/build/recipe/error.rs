@@ -31,6 +31,7 @@ impl RecipeError {
             Problem::Nothing => {
                 Some("write a text for the shell, or a list of words; only a step with `put` needs no `run`")
             }
+            Problem::Packed { .. } => Some("write how many layers it may become, from 2 to 64"),
             Problem::NotAbsolute { .. } => Some("begin it with `/`"),
         }
     }
@@ -99,6 +100,12 @@ pub enum Problem {
     /// A command without words, or a step without a command and without files.
     #[error("nothing is run")]
     Nothing,
+    /// A layer is packed into one, or into more than an image should have.
+    #[error("`packed` is {count}")]
+    Packed {
+        /// What was written.
+        count: usize,
+    },
     /// A path inside an image that does not say from where.
     #[error("`{path}` is not an absolute path")]
     NotAbsolute {

@@ -105,6 +105,8 @@ pub(super) struct Layer {
     /// Patterns that are left out.
     #[serde(default)]
     pub(super) exclude: Vec<Spanned<String>>,
+    /// How many layers it may become.
+    pub(super) packed: Option<Spanned<u32>>,
 }
 
 /// What the image begins from, and how it is run.

@@ -7,6 +7,7 @@ use toml::Spanned;
 use super::super::dockerfile::{
     Command as Argv, Copy, Declaration, From, Instruction, Kind, Pair, Position, Run, STAGES, Source, Stage, Text, Word,
 };
+use super::super::pack::MOST;
 use super::error::position;
 use super::read::{Command, Image, Input, Layer, Recipe, Step};
 use super::{Found, Problem};
@@ -156,6 +157,15 @@ fn absolute(path: &Spanned<String>) -> Found<&str> {
     if text.starts_with('/') { Ok(text) } else { Err((path.span().start, Problem::NotAbsolute { path: text.clone() })) }
 }
 
+/// How many layers one may become.
+fn packing(packed: &Spanned<u32>) -> Found<usize> {
+    let count = usize::try_from(*packed.get_ref()).unwrap_or(usize::MAX);
+    if (2..=MOST).contains(&count) {
+        return Ok(count);
+    }
+    Err((packed.span().start, Problem::Packed { count }))
+}
+
 /// A text as a word that means exactly it.
 fn escaped(text: &str) -> String {
     let mut word = String::with_capacity(text.len());
@@ -272,6 +282,7 @@ impl Places<'_> {
             unpack: None,
             checksum: None,
             keep_git: false,
+            packed: None,
             sources: vec![Source::Path(self.word(source))],
             destination: self.word_of(destination, source.span().start),
         }
@@ -280,6 +291,10 @@ impl Places<'_> {
     fn step(&self, name: &Spanned<String>, step: &Step, names: &Names<'_>) -> Found<Stage> {
         let begin = name.span().start;
         let base = self.base(step.on.as_ref(), begin, names)?;
+        if let Some(packed) = step.put.iter().find_map(|put| put.get_ref().packed.as_ref()) {
+            let of = "what is put into a step";
+            return Err((packed.span().start, Problem::Misplaced { key: "packed", of }));
+        }
         let mut instructions = step.put.iter().map(|put| self.layer(put, names)).collect::<Found<Vec<_>>>()?;
         for (name, value) in &step.env {
             let declaration = Declaration {
@@ -415,7 +430,7 @@ impl Places<'_> {
 
     fn layer(&self, layer: &Spanned<Layer>, names: &Names<'_>) -> Found<Instruction> {
         let at = layer.span().start;
-        let Layer { name, from, to, owner, mode, exclude } = layer.get_ref();
+        let Layer { name, from, to, owner, mode, exclude, packed } = layer.get_ref();
         let (stage, path) = names.place_in(from)?;
         absolute(to)?;
         let words = |texts: &[Spanned<String>]| texts.iter().map(|text| self.word(text)).collect();
@@ -424,6 +439,7 @@ impl Places<'_> {
             chown: owner.as_ref().map(|owner| self.word(owner)),
             chmod: mode.as_ref().map(|mode| self.word(mode)),
             exclude: words(exclude),
+            packed: packed.as_ref().map(packing).transpose()?,
             sources: vec![Source::Path(self.word_of(&path, from.span().start))],
             destination: self.word(to),
             ..self.copy(from, "/")

@@ -120,6 +120,12 @@ fn what_is_wrong_is_said_at_its_place() {
             (4, 8),
             "`x` is not an absolute path",
         ),
+        ("[inputs]\nb = { path = \"x\" }\n[[layers]]\nfrom = \"b\"\nto = \"/\"\npacked = 1", (6, 10), "`packed` is 1"),
+        (
+            "[steps.a]\nput = [{ from = \"./x\", to = \"/\", packed = 4 }]",
+            (2, 43),
+            "`packed` says nothing about what is put into a step",
+        ),
         ("[image]\nenvironment = {}", (2, 1), "unknown field `environment`"),
         ("[image]\nports = [true]", (2, 9), "expected a port, such as 8080 or \"53/udp\""),
     ] {

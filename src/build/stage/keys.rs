@@ -189,37 +189,47 @@ fn text(bytes: &[u8]) -> String {
 struct Record {
     /// None where the step changed nothing.
     layer: Option<Layer>,
+    /// Those above it, where the step gave several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    more: Vec<Layer>,
     /// The parts of its key. Records of earlier versions have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     parts: Option<Parts>,
 }
 
-/// The layer that a record of a step names; none within where the step changed nothing, none where it is no such record.
-pub(in crate::build) fn read(record: &[u8]) -> Option<Option<Layer>> {
-    serde_json::from_slice::<Record>(record).ok().map(|record| record.layer)
+/// The layers that a record of a step names, lowest first; none where it is no such record.
+pub(in crate::build) fn read(record: &[u8]) -> Option<Vec<Layer>> {
+    let Record { layer, more, .. } = serde_json::from_slice::<Record>(record).ok()?;
+    Some(layer.into_iter().chain(more).collect())
 }
 
-/// What the step of this key gave, if that is remembered and still in the store: compressed as it is `wanted` where it is here so, or else
-/// in another way.
-pub(super) fn recall(key: &Digest, wanted: Compression, store: &Store) -> Result<Option<Option<Layer>>, StoreError> {
+/// What the step of this key gave, if that is remembered and all of it still in the store: compressed as it is `wanted` where it is here so,
+/// or else in another way.
+pub(super) fn recall(key: &Digest, wanted: Compression, store: &Store) -> Result<Option<Vec<Layer>>, StoreError> {
     /// A record, of which the parts are for those alone who want to know why a step is done.
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Result {
         layer: Option<Layer>,
+        #[serde(default)]
+        more: Vec<Layer>,
         #[serde(default, rename = "parts")]
         _parts: Option<serde::de::IgnoredAny>,
     }
     let Some(record) = store.action(key)? else { return Ok(None) };
     // A record that cannot be read is a step that is done again.
-    let Ok(Result { layer, .. }) = serde_json::from_slice(&record) else { return Ok(None) };
-    let Some(layer) = layer else { return Ok(Some(None)) };
+    let Ok(Result { layer, more, .. }) = serde_json::from_slice(&record) else { return Ok(None) };
+    layer.into_iter().chain(more).map(|layer| in_store(layer, wanted, store)).collect()
+}
+
+/// A layer as it is in the store, if it is.
+fn in_store(layer: Layer, wanted: Compression, store: &Store) -> Result<Option<Layer>, StoreError> {
     let here = store.has(&layer.blob.digest)? == Some(layer.blob.size);
     if here && layer.blob.media_type == wanted.media_type() {
-        return Ok(Some(Some(layer)));
+        return Ok(Some(layer));
     }
     let known = layer::known(&layer.diff_id, wanted, store)?;
-    Ok(known.or_else(|| here.then_some(layer)).map(Some))
+    Ok(known.or_else(|| here.then_some(layer)))
 }
 
 /// The parts of a key, as they were remembered with what its step gave: none where there is no such record, none within where it is one without them.
@@ -229,13 +239,9 @@ pub(super) fn parts(key: &Digest, store: &Store) -> Result<Option<Option<Parts>>
 }
 
 /// Remembers what the step of this key gave.
-pub(super) fn remember(
-    key: &Digest,
-    layer: Option<&Layer>,
-    parts: Option<Parts>,
-    store: &Store,
-) -> Result<(), StoreError> {
-    let record = Record { layer: layer.cloned(), parts };
+pub(super) fn remember(key: &Digest, layers: &[Layer], parts: Option<Parts>, store: &Store) -> Result<(), StoreError> {
+    let mut layers = layers.iter().cloned();
+    let record = Record { layer: layers.next(), more: layers.collect(), parts };
     store.record_action(key, &jiji_model::digest::canonical_json(&record))
 }
 

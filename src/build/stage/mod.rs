@@ -91,8 +91,8 @@ pub(super) struct Traced {
     pub(super) at: Position,
     pub(super) text: String,
     pub(super) is_run: bool,
-    /// What it gave now.
-    pub(super) layer: Option<Layer>,
+    /// What it gave now, lowest first.
+    pub(super) layers: Vec<Layer>,
 }
 
 /// What is left of a stage besides what others take from it.
@@ -142,8 +142,15 @@ struct State<'a> {
 
 /// What a step gave, and whether that was known before.
 struct Given {
-    layer: Option<Layer>,
+    /// Lowest first; several of a COPY that is packed alone.
+    layers: Vec<Layer>,
     cached: bool,
+}
+
+impl Given {
+    fn one(layer: Option<Layer>, cached: bool) -> Self {
+        Self { layers: layer.into_iter().collect(), cached }
+    }
 }
 
 impl Done {
@@ -388,12 +395,12 @@ impl<'a> Evaluation<'a> {
         };
         match given {
             Some(given) => {
-                let layer = self.done(instruction, given, state);
-                state.draft.record(&instruction.text, layer);
+                let layers = self.done(instruction, given, state);
+                state.draft.record(&instruction.text, layers);
             }
             // An ARG is the build's and no part of the image.
             None if matches!(instruction.kind, Kind::Arg(_)) => {}
-            None => state.draft.record(&instruction.text, None),
+            None => state.draft.record(&instruction.text, Vec::new()),
         }
         Ok(())
     }
@@ -488,35 +495,35 @@ impl<'a> Evaluation<'a> {
     }
 
     /// What the step of this key gave, if what is remembered counts.
-    fn recall(&self, key: &Digest) -> std::result::Result<Option<Option<Layer>>, StepError> {
+    fn recall(&self, key: &Digest) -> std::result::Result<Option<Vec<Layer>>, StepError> {
         match self.memory {
             Memory::Use => Ok(keys::recall(key, self.request.compression, self.builder.store)?),
             Memory::Renew | Memory::Compare(_) => Ok(None),
         }
     }
 
-    fn remember(
-        &self,
-        key: &Digest,
-        layer: Option<&Layer>,
-        parts: Option<Parts>,
-    ) -> std::result::Result<(), StepError> {
+    /// The same of a step that gives one layer, or none where it changes nothing.
+    fn recall_one(&self, key: &Digest) -> std::result::Result<Option<Option<Layer>>, StepError> {
+        Ok(self.recall(key)?.map(|layers| layers.into_iter().next()))
+    }
+
+    fn remember(&self, key: &Digest, layers: &[Layer], parts: Option<Parts>) -> std::result::Result<(), StepError> {
         match self.memory {
-            Memory::Use | Memory::Renew => Ok(keys::remember(key, layer, parts, self.builder.store)?),
+            Memory::Use | Memory::Renew => Ok(keys::remember(key, layers, parts, self.builder.store)?),
             Memory::Compare(_) => Ok(()),
         }
     }
 
-    /// Counts a step, says that it is done, and gives the layer that what comes after it is built upon.
-    fn done(&self, instruction: &Instruction, given: Given, state: &mut State<'_>) -> Option<Layer> {
-        let Given { layer, cached } = given;
+    /// Counts a step, says that it is done, and gives the layers that what comes after it is built upon.
+    fn done(&self, instruction: &Instruction, given: Given, state: &mut State<'_>) -> Vec<Layer> {
+        let Given { layers, cached } = given;
         let (place, mut data) = (state.place(), state.whereabouts(instruction));
         let at = state.trace.len();
         state.trace.push(Traced {
             at: instruction.at,
             text: instruction.text.clone(),
             is_run: matches!(instruction.kind, Kind::Run(_)),
-            layer: layer.clone(),
+            layers: layers.clone(),
         });
         let number = {
             let mut steps = held(&self.steps);
@@ -526,10 +533,10 @@ impl<'a> Evaluation<'a> {
         };
         let first = instruction.text.lines().next().unwrap_or_default();
         if let Memory::Compare(before) = self.memory {
-            let Some(Traced { layer: due, .. }) = before.get(&state.number).and_then(|steps| steps.get(at)) else {
-                return layer;
+            let Some(Traced { layers: due, .. }) = before.get(&state.number).and_then(|steps| steps.get(at)) else {
+                return layers;
             };
-            let same = due.as_ref().map(|layer| layer.diff_id) == layer.as_ref().map(|layer| layer.diff_id);
+            let same = due.iter().map(|layer| layer.diff_id).eq(layers.iter().map(|layer| layer.diff_id));
             let text = format!("{} {first}", if same { "the same again:" } else { "differs:" });
             self.tell("build.checked", text, json!({"number": number, "same": same}));
             return due.clone();
@@ -538,10 +545,16 @@ impl<'a> Evaluation<'a> {
         data["number"] = json!(number);
         data["instruction"] = json!(instruction.text);
         data["cached"] = json!(cached);
-        data["diff_id"] = json!(layer.as_ref().map(|layer| layer.diff_id));
-        data["size"] = json!(layer.as_ref().map(|layer| layer.blob.size));
+        // Of a step that gave several layers, the lowest and those above it.
+        data["diff_id"] = json!(layers.first().map(|layer| layer.diff_id));
+        data["size"] = json!((!layers.is_empty()).then(|| layers.iter().map(|layer| layer.blob.size).sum::<u64>()));
+        if let [_, more @ ..] = layers.as_slice()
+            && !more.is_empty()
+        {
+            data["more"] = json!(more.iter().map(|layer| layer.diff_id).collect::<Vec<_>>());
+        }
         self.tell("build.step", format!("{place} {first}{how}"), data);
-        layer
+        layers
     }
 }
 

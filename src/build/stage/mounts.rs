@@ -229,7 +229,7 @@ impl Evaluation<'_> {
         let (store, epoch) = (self.builder.store, self.request.epoch);
         let entries = copy::place(selected, "/", &TarPath::root(), &Ownership::default(), &Tree::default())?;
         let by_entries = keys::entries(&entries, epoch, &digest_of);
-        let layer = match self.recall(&by_entries)?.flatten() {
+        let layer = match self.recall_one(&by_entries)?.flatten() {
             Some(layer) => layer,
             None => {
                 let open = |content: &Content, _: u64| -> std::io::Result<Opened> {
@@ -241,7 +241,7 @@ impl Evaluation<'_> {
                 write_layer(&entries, self.request.form(), store, &digest_of, &open)?
             }
         };
-        self.remember(&by_entries, Some(&layer), None)?;
+        self.remember(&by_entries, std::slice::from_ref(&layer), None)?;
         Ok(layer)
     }
 

@@ -66,7 +66,7 @@ impl Evaluation<'_> {
         contents.remember()?;
         let mut draft = Draft::scratch(platform.clone());
         let layer = self.files_layer(&selected, directory)?;
-        draft.record(&format!("FROM {name}"), Some(layer));
+        draft.record(&format!("FROM {name}"), vec![layer]);
         Ok(draft)
     }
 }

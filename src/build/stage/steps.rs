@@ -29,6 +29,7 @@ use crate::build::error::{BuildError, StepError};
 use crate::build::execute::{Network, Ran, RunStep, Stream};
 use crate::build::image::Draft;
 use crate::build::layer::{self, Node, TarPath};
+use crate::build::pack;
 use crate::build::rootfs::{Accounts, Content, Layers, Tree};
 use crate::build::trees::Trees;
 use crate::build::write::write_layer;
@@ -59,9 +60,9 @@ impl Evaluation<'_> {
         let user = state.draft.text("User").to_owned();
         let key = keys::workdir(&state.draft.layers, self.request.epoch, &path, &user);
         self.passed(instruction, &key, state);
-        if let Some(layer) = self.recall(&key)? {
+        if let Some(layers) = self.recall(&key)? {
             self.hit(instruction, Known::Step, state);
-            return Ok(Given { layer, cached: true });
+            return Ok(Given { layers, cached: true });
         }
         let mut parts = Parts::new(&state.draft.layers, state.base, self.request.epoch);
         parts.add("destination", &json!(path.to_string()));
@@ -76,8 +77,8 @@ impl Evaluation<'_> {
             let open = |_: &Content, _: u64| -> io::Result<Opened> { Ok(Box::new(io::empty())) };
             Some(write_layer(&entries, self.request.form(), self.builder.store, &|_| None, &open)?)
         };
-        self.remember(&key, layer.as_ref(), Some(parts))?;
-        Ok(Given { layer, cached: false })
+        self.remember(&key, layer.as_slice(), Some(parts))?;
+        Ok(Given::one(layer, false))
     }
 
     pub(super) fn run(
@@ -107,11 +108,11 @@ impl Evaluation<'_> {
         self.running.take(key, || {
             if let Some(layer) = self.this_build(&key) {
                 self.hit(instruction, Known::Build, state);
-                return Ok(Given { layer, cached: true });
+                return Ok(Given::one(layer, true));
             }
-            let given = self.run_now(instruction, &key, planned, &mut step, state)?;
-            held(&self.ran).insert(key, given.layer.clone());
-            Ok(given)
+            let (layer, cached) = self.run_now(instruction, &key, planned, &mut step, state)?;
+            held(&self.ran).insert(key, layer.clone());
+            Ok(Given::one(layer, cached))
         })
     }
 
@@ -123,6 +124,7 @@ impl Evaluation<'_> {
         }
     }
 
+    /// What a RUN gives, and whether that was known.
     fn run_now(
         &self,
         instruction: &Instruction,
@@ -130,7 +132,7 @@ impl Evaluation<'_> {
         planned: Planned,
         step: &mut RunStep,
         state: &State<'_>,
-    ) -> Stepped<Given> {
+    ) -> Stepped<(Option<Layer>, bool)> {
         let expected = held(&self.lock).run(key);
         let store = self.builder.store;
         if expected.is_none() && self.request.locked {
@@ -146,12 +148,12 @@ impl Evaluation<'_> {
         let (layer, cached) = match locked {
             Some(layer) => {
                 self.hit(instruction, Known::Lock, state);
-                if self.recall(key)? != Some(layer.clone()) {
-                    self.remember(key, layer.as_ref(), Some(parts()))?;
+                if self.recall_one(key)? != Some(layer.clone()) {
+                    self.remember(key, layer.as_slice(), Some(parts()))?;
                 }
                 (layer, true)
             }
-            None => match self.recall(key)? {
+            None => match self.recall_one(key)? {
                 Some(layer) => {
                     self.hit(instruction, Known::Step, state);
                     (layer, true)
@@ -175,7 +177,7 @@ impl Evaluation<'_> {
                     // What `--locked` refuses is no result to go on from.
                     let refused = self.request.locked && expected != Some(diff_id(layer.as_ref()));
                     if !refused {
-                        self.remember(key, layer.as_ref(), Some(parts))?;
+                        self.remember(key, layer.as_slice(), Some(parts))?;
                     }
                     (layer, false)
                 }
@@ -196,7 +198,7 @@ impl Evaluation<'_> {
             let text = format!("{} gave another result than jiji.lock says", first_line(&instruction.text));
             self.tell("build.differs", text, json!({"key": key, "expected": expected, "actual": actual}));
         }
-        Ok(Given { layer, cached })
+        Ok((layer, cached))
     }
 
     /// What a step that gave another layer than it should gives differently when it is run once more. The layer that it should give is
@@ -357,7 +359,11 @@ impl Evaluation<'_> {
         if !unpack.always.is_empty() {
             to["repositories"] = json!(unpack.always);
         }
-        let put = Put { instruction, state, destination, chown, mode, choice, to };
+        if let Some(most) = copy.packed {
+            to["packing"] = json!({"most": most, "rules": pack::RULES});
+        }
+        let packed = copy.packed;
+        let put = Put { instruction, state, destination, chown, mode, choice, packed, to };
         let failed = |cause: StepError| step_error(file, place(&cause), instruction.name, cause);
         match from {
             None => self.copy_context(&sources, &unpack, &put).map_err(failed),
@@ -451,9 +457,9 @@ impl Evaluation<'_> {
         let taken = json!({"layers": diff_ids, "paths": texts});
         let key = keys::copy(&put.state.draft.layers, self.request.epoch, &taken, &put.to);
         self.passed(put.instruction, &key, put.state);
-        if let Some(layer) = self.recall(&key)? {
+        if let Some(layers) = self.recall(&key)? {
             self.hit(put.instruction, Known::Step, put.state);
-            return Ok(Given { layer, cached: true });
+            return Ok(Given { layers, cached: true });
         }
         let tree = self.below(from)?;
         let selected = copy::select(sources, &put.choice, &tree, &format!("`{name}`"))?;
@@ -481,7 +487,7 @@ impl Evaluation<'_> {
         self.place(&Named { key, parts: &parts }, &selected, put, &digest, &unpack, &open)
     }
 
-    /// The layer of a COPY: remembered under its key, or under its entries, or written now. `prepare` makes ready what `open` needs.
+    /// The layers of a COPY: remembered under its key, or each under its entries, or written now. `prepare` makes ready what `open` needs.
     fn place<P>(
         &self,
         Named { key, parts }: &Named<'_>,
@@ -492,36 +498,50 @@ impl Evaluation<'_> {
         open: &dyn Fn(&P, &Content, u64) -> io::Result<Opened>,
     ) -> Stepped<Given> {
         let (store, epoch) = (self.builder.store, self.request.epoch);
-        if let Some(layer) = self.recall(key)? {
+        if let Some(layers) = self.recall(key)? {
             self.hit(put.instruction, Known::Step, put.state);
-            return Ok(Given { layer, cached: true });
+            return Ok(Given { layers, cached: true });
         }
         let parts = parts();
         let below = self.below(&put.state.draft)?;
         let owned = put.chown.as_ref().map(|text| owner(text, below.accounts())).transpose()?;
         let ownership = Ownership { owner: owned, mode: put.mode.clone() };
         let entries = copy::place(selected, &put.destination, &put.state.workdir(), &ownership, &below)?;
-        let by_entries = keys::entries(&entries, epoch, digest);
-        let (layer, cached) = match self.recall(&by_entries)? {
-            Some(layer) => {
-                self.hit(put.instruction, Known::Files, put.state);
-                (layer, true)
-            }
-            None if entries.is_empty() => {
-                self.missed(put.instruction, key, &parts, put.state)?;
-                (None, false)
-            }
-            None => {
-                self.missed(put.instruction, key, &parts, put.state)?;
-                let prepared = prepare()?;
-                let open = |content: &Content, size: u64| open(&prepared, content, size);
-                let layer = write_layer(&entries, self.request.form(), store, digest, &open)?;
-                (Some(layer), false)
-            }
+        let entries = match put.packed {
+            None => vec![entries],
+            Some(most) => pack::pack(entries, most),
         };
-        self.remember(&by_entries, layer.as_ref(), None)?;
-        self.remember(key, layer.as_ref(), Some(parts))?;
-        Ok(Given { layer, cached })
+        let mut all = Vec::with_capacity(entries.len());
+        for entries in &entries {
+            let by_entries = keys::entries(entries, epoch, digest);
+            all.push((entries, by_entries, self.recall_one(&by_entries)?));
+        }
+        let cached = all.iter().all(|(.., known)| known.is_some());
+        if cached {
+            self.hit(put.instruction, Known::Files, put.state);
+        } else {
+            self.missed(put.instruction, key, &parts, put.state)?;
+        }
+        let mut prepared = None;
+        let mut layers = Vec::with_capacity(all.len());
+        for (entries, by_entries, known) in all {
+            let layer = match known {
+                Some(layer) => layer,
+                None if entries.is_empty() => None,
+                None => {
+                    let prepared = match &mut prepared {
+                        Some(prepared) => prepared,
+                        none => none.insert(prepare()?),
+                    };
+                    let open = |content: &Content, size: u64| open(prepared, content, size);
+                    Some(write_layer(entries, self.request.form(), store, digest, &open)?)
+                }
+            };
+            self.remember(&by_entries, layer.as_slice(), None)?;
+            layers.extend(layer);
+        }
+        self.remember(key, &layers, Some(parts))?;
+        Ok(Given { layers, cached })
     }
 }
 
@@ -550,6 +570,8 @@ struct Put<'a> {
     chown: Option<String>,
     mode: Option<ModeChange>,
     choice: Choice,
+    /// How many layers it may become, where it is packed.
+    packed: Option<usize>,
     /// All of it, for the key.
     to: Value,
 }

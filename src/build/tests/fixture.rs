@@ -48,6 +48,7 @@ pub(super) struct Fixture {
     ssh: Mutex<BTreeMap<String, std::path::PathBuf>>,
     contexts: Mutex<BTreeMap<String, NamedContext>>,
     stage: Mutex<Option<String>>,
+    recipe: AtomicBool,
     locked: AtomicBool,
     offline: AtomicBool,
     compression: Mutex<Compression>,
@@ -73,6 +74,7 @@ impl Fixture {
             ssh: Mutex::default(),
             contexts: Mutex::default(),
             stage: Mutex::default(),
+            recipe: AtomicBool::new(false),
             locked: AtomicBool::new(false),
             offline: AtomicBool::new(false),
             compression: Mutex::default(),
@@ -107,6 +109,12 @@ impl Fixture {
     /// The Dockerfile lies beside the context, so that `COPY .` does not take it.
     pub(super) fn dockerfile(&self, text: &str) {
         fs::write(self.dir.path().join("Dockerfile"), text).expect("written");
+    }
+
+    /// The same as a recipe, which is built from then on.
+    pub(super) fn recipe(&self, text: &str) {
+        fs::write(self.dir.path().join("image.toml"), text).expect("written");
+        self.recipe.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn write(&self, name: &str, text: &str) {
@@ -187,13 +195,17 @@ impl Fixture {
     }
 
     pub(super) fn build(&self) -> Result<Built, BuildError> {
+        let (frontend, file) = match self.recipe.load(Ordering::Relaxed) {
+            true => (Frontend::Recipe, "image.toml"),
+            false => (Frontend::Dockerfile, "Dockerfile"),
+        };
         let request = BuildRequest {
             target: self.target(),
             repository: RepositoryName::new("shop/web").expect("a repository"),
             context: self.dir.path().join("context"),
-            file: self.dir.path().join("Dockerfile"),
-            frontend: Frontend::Dockerfile,
-            file_name: "Dockerfile".to_owned(),
+            file: self.dir.path().join(file),
+            frontend,
+            file_name: file.to_owned(),
             args: locked(&self.args).clone(),
             secrets: locked(&self.secrets).clone(),
             ssh: locked(&self.ssh).clone(),

@@ -73,6 +73,7 @@ fn main() -> ExitCode {
         ("a_recipe_gives_the_layers_of_its_dockerfile", recipe::a_recipe_gives_the_layers_of_its_dockerfile),
         ("steps_run_in_layers_of_zstd", steps::steps_run_in_layers_of_zstd),
         ("a_recipe_begins_from_another_service", recipe::a_recipe_begins_from_another_service),
+        ("packed_layers_are_one_tree_to_steps", recipe::packed_layers_are_one_tree_to_steps),
         ("a_stage_gives_files_to_another", steps::a_stage_gives_files_to_another),
         (
             "stages_that_do_not_need_each_other_run_side_by_side",

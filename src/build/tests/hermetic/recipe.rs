@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use jiji::build::{BuildRequest, ServiceImage};
+use jiji::build::execute::Local;
+use jiji::build::{BuildRequest, Builder, Elsewhere, ServiceImage};
+use jiji::lockfile::LockFile;
+use jiji_model::event::Silent;
 use jiji_model::image::{Compression, Image, LAYER_GZIP, LAYER_ZSTD};
 use jiji_model::project::Frontend;
 
@@ -150,4 +153,85 @@ on = "tools"
     let nowhere = BuildRequest { services: BTreeMap::new(), ..request(&tools) };
     let error = project.build_as(&nowhere, &Nowhere).expect_err("there is no such service");
     assert_eq!(error.place().map(|place| (place.line, place.column)), Some((3, 21)), "{error}");
+}
+
+/// What was packed is what it was when a step sees it, and the same elsewhere.
+pub(crate) fn packed_layers_are_one_tree_to_steps() {
+    const RECIPE: &str = r#"
+[inputs]
+system = { path = "base" }
+
+[steps.tools]
+on = "system"
+run = ["/bin/busybox", "--install", "-s", "/bin"]
+
+[steps.make]
+on = "tools"
+out = "/made"
+run = """
+mkdir -p /made/site-packages /made/empty
+for name in $(seq 40); do
+    mkdir -m 750 /made/site-packages/p$name /made/site-packages/p$name-1.dist-info
+    chown 7:8 /made/site-packages/p$name
+    echo $name > /made/site-packages/p$name/code.py
+    echo $name > /made/site-packages/p$name-1.dist-info/METADATA
+    ln -s code.py /made/site-packages/p$name/link
+done
+dd if=/dev/zero of=/made/large bs=1M count=2
+"""
+
+[[layers]]
+from = "make"
+to = "/opt"
+PACKED
+
+[image]
+on = "tools"
+"#;
+    const LOOK: &str = r#"
+[inputs]
+packed = { service = "packed" }
+
+[steps.look]
+on = "packed"
+run = "cd /opt; find . | sort | while read name; do stat -c '%n %A %u:%g %s' $name; done > /seen; cat site-packages/*/link >> /seen"
+
+[[layers]]
+from = "look:/seen"
+to = "/"
+"#;
+    let dir = tempfile::tempdir().expect("a directory");
+    let project = project(dir.path(), "");
+    let request = |recipe: &str, services: &[(&str, &Image)]| {
+        fs::write(project.root.join("image.toml"), recipe).expect("written");
+        let named = |(name, image): &(&str, &Image)| ((*name).to_owned(), ServiceImage::Built((*image).clone()));
+        BuildRequest {
+            file: project.root.join("image.toml"),
+            frontend: Frontend::Recipe,
+            file_name: "image.toml".to_owned(),
+            services: services.iter().map(named).collect(),
+            ..project.request()
+        }
+    };
+    let build = |request: &BuildRequest| {
+        project.build_as(request, &Nowhere).unwrap_or_else(|error| panic!("{error}: {:?}", error.evidence()))
+    };
+    let packed = request(&RECIPE.replace("PACKED", "packed = 6"), &[]);
+    let image = build(&packed).image;
+    let executor = Local::new(2);
+    let builder = Builder { store: &project.store, sources: &Nowhere, executor: &executor, events: &Silent };
+    let lock = LockFile::of_project(&project.root).read().expect("a lock").build;
+    let elsewhere = Local::new(2).elsewhere();
+    let conditions = Elsewhere { executor: &elsewhere, wait: std::time::Duration::ZERO, today: Vec::new() };
+    let checked = builder.check(&packed, &lock, &conditions).expect("checked");
+    assert!(checked.findings.is_empty() && checked.image == image, "{:?}", checked.findings);
+
+    let whole = build(&request(&RECIPE.replace("PACKED", ""), &[])).image;
+    assert_eq!(image.layers.len(), whole.layers.len() + 3, "the large file, and three that the others are dealt to");
+    let [seen, due] = [&image, &whole].map(|image| {
+        let built = build(&request(LOOK, &[("packed", image)]));
+        file(&project, &built, "seen")
+    });
+    assert_eq!(seen, due);
+    assert!(seen.contains("site-packages/p7 drwxr-x--- 7:8 "), "{seen}");
 }
