@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 const CONFIG_LIMIT: u64 = 8 << 20;
 
 /// `PATH` of an image that begins from nothing: what Docker gives it.
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(in crate::build) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Why a base image cannot be built upon.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +54,8 @@ pub struct Draft {
 impl Draft {
     /// An image that begins from nothing.
     pub fn scratch(platform: Platform) -> Self {
-        let config = Map::from_iter([("Env".to_owned(), json!([DEFAULT_PATH])), ("WorkingDir".to_owned(), json!("/"))]);
+        let env = json!([format!("PATH={DEFAULT_PATH}")]);
+        let config = Map::from_iter([("Env".to_owned(), env), ("WorkingDir".to_owned(), json!("/"))]);
         Self { platform, layers: Vec::new(), taken: 0, config, variant: None, author: None, history: Vec::new() }
     }
 

@@ -93,6 +93,8 @@ pub struct Declaration {
     pub name: String,
     /// What stands after `=`.
     pub default: Option<Word>,
+    /// Whether it counts before what ENV says: the variables of a recipe's step do.
+    pub first: bool,
     /// Where the name stands.
     pub at: Position,
 }
@@ -450,7 +452,7 @@ impl<'a> Reader<'a> {
                 if name.is_empty() {
                     return Err((word.at, Problem::NotAPair { word: word.text }));
                 }
-                Ok(Declaration { name: name.to_owned(), default, at: word.at })
+                Ok(Declaration { name: name.to_owned(), default, first: false, at: word.at })
             })
             .collect()
     }

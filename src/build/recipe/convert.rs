@@ -53,6 +53,7 @@ struct StepText {
     cache: BTreeMap<String, String>,
     secrets: Vec<String>,
     env: BTreeMap<String, String>,
+    path: Vec<String>,
     dir: Option<String>,
     user: Option<String>,
     network: bool,
@@ -81,6 +82,10 @@ struct State {
     /// Arguments that steps see and the image does not have.
     args: BTreeSet<String>,
     env: BTreeMap<String, String>,
+    /// What stands before the `PATH` of the image that it began from.
+    path: Vec<String>,
+    /// How many of those, from the last on, the step that it is upon has already.
+    path_of_step: usize,
     labels: BTreeMap<String, String>,
     dir: Option<String>,
     user: Option<String>,
@@ -226,7 +231,13 @@ impl Converter<'_> {
                 }
             }
             Kind::Env(pairs) => {
-                for (name, value) in self.pairs(pairs, state)? {
+                let (paths, rest) = self.longer_paths(pairs, state)?;
+                state.path.splice(0..0, paths);
+                for (name, value) in self.pairs(&rest, state)? {
+                    if name == "PATH" {
+                        state.path.clear();
+                        state.path_of_step = 0;
+                    }
                     state.args.remove(&name);
                     state.scope.insert(name.clone(), value.clone());
                     state.env.insert(name, value);
@@ -262,6 +273,26 @@ impl Converter<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The directories that `PATH=/x:$PATH` puts before those of a base image, and the pairs that say something else.
+    fn longer_paths(&self, pairs: &[Pair], state: &State) -> Converted<(Vec<String>, Vec<Pair>)> {
+        let (mut directories, mut rest) = (Vec::new(), Vec::new());
+        for pair in pairs {
+            let text = pair.value.text.trim_matches('"');
+            let before = [":$PATH", ":${PATH}"].iter().find_map(|end| text.strip_suffix(end));
+            let of_base = pair.name.text == "PATH" && !state.scope.contains_key("PATH");
+            let Some(before) = before.filter(|_| of_base) else {
+                rest.push(pair.clone());
+                continue;
+            };
+            let before = self.expand_text(before, pair.value.at, &state.scope)?;
+            directories.extend(before.split(':').map(str::to_owned));
+            if !directories.iter().all(|directory| directory.starts_with('/')) {
+                return Err((pair.value.at, "a directory of `PATH` that is no absolute path".to_owned()));
+            }
+        }
+        Ok((directories, rest))
     }
 
     /// What a stage or image is called, which `--from` names.
@@ -356,6 +387,8 @@ impl Converter<'_> {
         });
         let args = state.args.iter().filter_map(|name| Some((name.clone(), state.scope.get(name)?.clone())));
         step.env = state.env.iter().map(|(name, value)| (name.clone(), value.clone())).chain(args).collect();
+        step.path = state.path[..state.path.len() - state.path_of_step].to_vec();
+        state.path_of_step = state.path.len();
         step.on = state.on.take();
         step.put = std::mem::take(&mut state.put);
         let name = self.name(stage);
@@ -406,6 +439,7 @@ impl Converter<'_> {
             line(&mut out, "cache", table(&step.cache));
             line(&mut out, "secrets", list(step.secrets.iter().map(|name| string(name))));
             line(&mut out, "env", table(&step.env));
+            line(&mut out, "path", list(step.path.iter().map(|path| string(path))));
             line(&mut out, "dir", step.dir.as_deref().map(string));
             line(&mut out, "user", step.user.as_deref().map(string));
             line(&mut out, "network", step.network.then(|| "true".to_owned()));
@@ -420,6 +454,7 @@ impl Converter<'_> {
         out.push_str("\n[image]\n");
         line(&mut out, "on", last.on.as_deref().map(string));
         line(&mut out, "env", table(&last.env));
+        line(&mut out, "path", list(last.path.iter().map(|path| string(path))));
         line(&mut out, "labels", table(&last.labels));
         line(&mut out, "dir", last.dir.as_deref().map(string));
         line(&mut out, "user", last.user.as_deref().map(string));

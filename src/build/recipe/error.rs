@@ -32,6 +32,7 @@ impl RecipeError {
                 Some("write a text for the shell, or a list of words; only a step with `put` needs no `run`")
             }
             Problem::Packed { .. } => Some("write how many layers it may become, from 2 to 64"),
+            Problem::Colon { .. } => Some("a colon stands between directories there: name each by itself"),
             Problem::NotAbsolute { .. } => Some("begin it with `/`"),
         }
     }
@@ -105,6 +106,12 @@ pub enum Problem {
     Packed {
         /// What was written.
         count: usize,
+    },
+    /// A directory of `path` that would be two.
+    #[error("`{path}` cannot be in `PATH`")]
+    Colon {
+        /// The path.
+        path: String,
     },
     /// A path inside an image that does not say from where.
     #[error("`{path}` is not an absolute path")]

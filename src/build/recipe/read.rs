@@ -70,6 +70,9 @@ pub(super) struct Step {
     /// Variables.
     #[serde(default)]
     pub(super) env: BTreeMap<Spanned<String>, Spanned<String>>,
+    /// Directories that programs are looked for in before those of what it runs on.
+    #[serde(default)]
+    pub(super) path: Vec<Spanned<String>>,
     /// The working directory.
     pub(super) dir: Option<Spanned<String>>,
     pub(super) user: Option<Spanned<String>>,
@@ -119,6 +122,9 @@ pub(super) struct Image {
     pub(super) command: Option<Spanned<Vec<String>>>,
     #[serde(default)]
     pub(super) env: BTreeMap<Spanned<String>, Spanned<String>>,
+    /// Directories that programs are looked for in before those of what it begins from.
+    #[serde(default)]
+    pub(super) path: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) labels: BTreeMap<Spanned<String>, Spanned<String>>,
     pub(super) dir: Option<Spanned<String>>,

@@ -7,6 +7,7 @@ use toml::Spanned;
 use super::super::dockerfile::{
     Command as Argv, Copy, Declaration, From, Instruction, Kind, Pair, Position, Run, STAGES, Source, Stage, Text, Word,
 };
+use super::super::image::DEFAULT_PATH;
 use super::super::pack::MOST;
 use super::error::position;
 use super::read::{Command, Image, Input, Layer, Recipe, Step};
@@ -297,13 +298,10 @@ impl Places<'_> {
         }
         let mut instructions = step.put.iter().map(|put| self.layer(put, names)).collect::<Found<Vec<_>>>()?;
         for (name, value) in &step.env {
-            let declaration = Declaration {
-                name: name.get_ref().clone(),
-                default: Some(self.word(value)),
-                at: self.at(name.span().start),
-            };
-            let text = format!("{}={}", name.get_ref(), value.get_ref());
-            instructions.push(self.instruction(name.span().start, "ARG", text, Kind::Arg(vec![declaration])));
+            instructions.push(self.variable(name.get_ref(), self.word(value), name.span().start));
+        }
+        if let Some(path) = self.path(&step.path)? {
+            instructions.push(self.variable("PATH", path, step.path[0].span().start));
         }
         instructions.extend(self.where_and_who(step.dir.as_ref(), step.user.as_ref())?);
         if let Some(run) = &step.run {
@@ -315,6 +313,30 @@ impl Places<'_> {
             absolute(out)?;
         }
         Ok(self.stage(name, base, instructions))
+    }
+
+    /// A variable of a step, which its command sees and no image has.
+    fn variable(&self, name: &str, value: Word, begin: usize) -> Instruction {
+        let text = format!("{name}={}", value.text);
+        let declaration = Declaration { name: name.to_owned(), default: Some(value), first: true, at: self.at(begin) };
+        self.instruction(begin, "ARG", text, Kind::Arg(vec![declaration]))
+    }
+
+    /// `PATH` with these directories before those that are there: the only word of a recipe that has a variable.
+    fn path(&self, directories: &[Spanned<String>]) -> Found<Option<Word>> {
+        let Some(first) = directories.first() else { return Ok(None) };
+        let mut text = String::new();
+        for directory in directories {
+            let path = absolute(directory)?;
+            if path.contains(':') {
+                return Err((directory.span().start, Problem::Colon { path: path.to_owned() }));
+            }
+            text.push_str(&escaped(path));
+            text.push(':');
+        }
+        // Where nobody says otherwise, engines and shells look here.
+        text.push_str(&format!("${{PATH:-{DEFAULT_PATH}}}"));
+        Ok(Some(Word { text, at: self.at(first.span().start) }))
     }
 
     /// What something begins from: nothing, where nothing is named.
@@ -382,6 +404,12 @@ impl Places<'_> {
         let mut instructions = layers.iter().map(|layer| self.layer(layer, names)).collect::<Found<Vec<_>>>()?;
         for (name, value) in &image.env {
             instructions.push(self.pair("ENV", Kind::Env, name, value));
+        }
+        if let Some(value) = self.path(&image.path)? {
+            let begin = image.path[0].span().start;
+            let text = format!("PATH={}", value.text);
+            let name = self.word_of("PATH", begin);
+            instructions.push(self.instruction(begin, "ENV", text, Kind::Env(vec![Pair { name, value }])));
         }
         for (name, value) in &image.labels {
             instructions.push(self.pair("LABEL", Kind::Label, name, value));

@@ -126,6 +126,8 @@ fn what_is_wrong_is_said_at_its_place() {
             (2, 43),
             "`packed` says nothing about what is put into a step",
         ),
+        ("[image]\npath = [\"/a\", \"b\"]", (2, 15), "`b` is not an absolute path"),
+        ("[image]\npath = [\"/a:/b\"]", (2, 9), "`/a:/b` cannot be in `PATH`"),
         ("[image]\nenvironment = {}", (2, 1), "unknown field `environment`"),
         ("[image]\nports = [true]", (2, 9), "expected a port, such as 8080 or \"53/udp\""),
     ] {
@@ -216,6 +218,69 @@ CMD ["python", "app"]
     command = ["python", "app"]
     "#);
     parse("image.toml", recipe.as_bytes()).expect("it can be read");
+}
+
+#[test]
+fn what_is_put_before_a_path_is_said_once_to_each_step_and_whole_to_the_image() {
+    let file = r#"FROM python AS build
+ENV HOME=/srv PATH="/venv/bin:/a b:$PATH"
+RUN one
+ENV PATH=$HOME/bin:${PATH}
+RUN two
+RUN three
+FROM build
+ENV PATH=/last:$PATH
+"#;
+    let file = dockerfile::parse("Dockerfile", file.as_bytes()).expect("a Dockerfile");
+    let recipe = from_dockerfile(&file).expect("a recipe");
+    insta::assert_snapshot!(recipe, @r#"
+    [inputs]
+    python = { image = "python" }
+
+    [steps.build]
+    on = "python"
+    env = { "HOME" = "/srv" }
+    path = ["/venv/bin", "/a b"]
+    run = "one"
+
+    [steps.build-2]
+    on = "build"
+    env = { "HOME" = "/srv" }
+    path = ["/srv/bin"]
+    run = "two"
+
+    [steps.build-3]
+    on = "build-2"
+    env = { "HOME" = "/srv" }
+    run = "three"
+
+    [image]
+    on = "build-3"
+    env = { "HOME" = "/srv" }
+    path = ["/last", "/srv/bin", "/venv/bin", "/a b"]
+    "#);
+    let file = parse("image.toml", recipe.as_bytes()).expect("it can be read");
+    insta::assert_snapshot!(told(&file), @r"
+    FROM python AS python
+    FROM python AS build
+      ARG HOME=/srv
+      ARG PATH=/venv/bin:/a\ b:${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}
+      RUN one
+    FROM build AS build-2
+      ARG HOME=/srv
+      ARG PATH=/srv/bin:${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}
+      RUN two
+    FROM build-2 AS build-3
+      ARG HOME=/srv
+      RUN three
+    FROM build-3
+      ENV HOME=/srv
+      ENV PATH=/last:/srv/bin:/venv/bin:/a\ b:${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}
+    ");
+
+    let file = dockerfile::parse("Dockerfile", b"FROM a\nENV PATH=bin:$PATH\n").expect("a Dockerfile");
+    let error = from_dockerfile(&file).expect_err("not absolute");
+    assert_eq!((error.place.line, error.place.column), (2, 10), "{error}");
 }
 
 #[test]

@@ -413,7 +413,7 @@ impl<'a> Evaluation<'a> {
                 for declaration in declarations {
                     let value = self.globals.value(declaration, file.escape, &state.scope);
                     let value = value.map_err(|problem| error(file, declaration.at, problem))?;
-                    state.scope.declare(&declaration.name, value);
+                    state.scope.declare(declaration, value);
                 }
             }
             Kind::Env(pairs) => {

@@ -13,6 +13,8 @@ pub(super) struct Scope {
     args: BTreeMap<String, Option<String>>,
     /// ENV, the base image's included.
     env: BTreeMap<String, String>,
+    /// What counts before both: variables of a recipe's steps.
+    first: BTreeMap<String, String>,
 }
 
 impl Environment for Scope {
@@ -22,17 +24,30 @@ impl Environment for Scope {
     }
 }
 
+/// What a step of a recipe sees. What an image says with ENV does not see it.
+struct OfStep<'a>(&'a Scope);
+
+impl Environment for OfStep<'_> {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.first.get(name).map(String::as_str).or_else(|| self.0.get(name))
+    }
+}
+
 impl Scope {
     pub(super) fn with_env(env: impl IntoIterator<Item = (String, String)>) -> Self {
-        Self { args: BTreeMap::new(), env: env.into_iter().collect() }
+        Self { env: env.into_iter().collect(), ..Self::default() }
     }
 
     pub(super) fn set_env(&mut self, name: &str, value: &str) {
         self.env.insert(name.to_owned(), value.to_owned());
     }
 
-    pub(super) fn declare(&mut self, name: &str, value: Option<String>) {
-        self.args.insert(name.to_owned(), value);
+    pub(super) fn declare(&mut self, declaration: &Declaration, value: Option<String>) {
+        let name = declaration.name.clone();
+        match value {
+            Some(value) if declaration.first => drop(self.first.insert(name, value)),
+            value => drop(self.args.insert(name, value)),
+        }
     }
 
     /// The environment of a command, sorted by name.
@@ -40,6 +55,7 @@ impl Scope {
         let args = self.args.iter().filter_map(|(name, value)| Some((name.clone(), value.clone()?)));
         let mut all: BTreeMap<String, String> = args.collect();
         all.extend(self.env.clone());
+        all.extend(self.first.clone());
         all.into_iter().collect()
     }
 }
@@ -116,6 +132,7 @@ impl Globals {
             return Ok(Some(given.clone()));
         }
         match &declaration.default {
+            Some(default) if declaration.first => expand(&default.text, escape, &OfStep(scope)).map(Some),
             Some(default) => expand(&default.text, escape, scope).map(Some),
             None => Ok(self.values.get(&declaration.name).cloned()),
         }

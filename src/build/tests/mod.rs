@@ -3,7 +3,7 @@
 pub(in crate::build) mod fixture;
 mod fuzz;
 mod hostile;
-mod packed;
+mod recipes;
 mod repositories;
 
 use std::fs;

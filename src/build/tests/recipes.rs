@@ -1,6 +1,8 @@
-//! Layers that a recipe packs.
+//! What recipes alone can say: packed layers, directories before a `PATH`.
 
 use std::collections::BTreeSet;
+
+use serde_json::json;
 
 use super::fixture::Fixture;
 use super::*;
@@ -97,4 +99,48 @@ fn packed_layers_are_remembered_each_and_told_as_one_step() {
     assert_ne!(built.image.manifest, first.image.manifest);
     let told = fixture.take_told("build.explained").pop().expect("told");
     assert!(told.contains("the packing was `{\"most\":8,\"rules\":1}`, is `{\"most\":9,\"rules\":1}`"), "{told}");
+}
+
+#[test]
+fn a_recipe_puts_directories_before_the_path_of_what_it_is_built_upon() {
+    let fixture = Fixture::new("", &[]);
+    fixture.base(json!({"Env": ["PATH=/base/bin", "BASE=yes", "KIND=base"]}));
+    let recipe = |image: &str| {
+        format!(
+            concat!(
+                "[inputs]\nbase = {{ image = \"base:1\" }}\n",
+                "[steps.tools]\non = \"base\"\npath = [\"/tools/bin\", \"/it's $5\"]\nenv = {{ KIND = \"tools\" }}\nrun = \"tools\"\n",
+                "[steps.app]\non = \"tools\"\npath = [\"/app/bin\"]\nrun = \"app\"\n",
+                "[steps.empty]\npath = [\"/x\"]\nrun = \"empty\"\n",
+                "[[layers]]\nfrom = \"empty\"\nto = \"/empty\"\n",
+                "[image]\n{}\n",
+            ),
+            image
+        )
+    };
+    fixture.recipe(&recipe("on = \"app\"\npath = [\"/app/bin\"]"));
+    let built = fixture.built();
+    let mut seen: Vec<_> = fixture.ran().into_iter().map(|step| (step.argv[2].clone(), step.env)).collect();
+    seen.sort();
+    let env = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    let default = image::DEFAULT_PATH;
+    assert_eq!(
+        seen,
+        [
+            (
+                "app".to_owned(),
+                env(&[("BASE", "yes"), ("KIND", "tools"), ("PATH", "/app/bin:/tools/bin:/it's $5:/base/bin")])
+            ),
+            ("empty".to_owned(), env(&[("PATH", &format!("/x:{default}"))])),
+            ("tools".to_owned(), env(&[("BASE", "yes"), ("KIND", "tools"), ("PATH", "/tools/bin:/it's $5:/base/bin")])),
+        ]
+    );
+    // An image has what it says itself, on top of what its base says.
+    assert_eq!(fixture.config(&built)["config"]["Env"], json!(["PATH=/app/bin:/base/bin", "BASE=yes", "KIND=base"]));
+    // Where the base says nothing, it is what everybody has who says nothing.
+    fixture.base(json!({}));
+    fixture.recipe(&recipe("on = \"base\"\npath = [\"/a\", \"/b\"]").replace("base:1", "base:2"));
+    assert_eq!(fixture.config(&fixture.built())["config"]["Env"], json!([format!("PATH=/a:/b:{default}")]));
 }
