@@ -56,6 +56,9 @@ struct Stage {
     /// The instruction that it is at.
     at: usize,
     phase: Phase,
+    /// Whether it was told to end since it was of no interest. What comes of it then is no result, even where it is of interest again
+    /// by the time when it ends.
+    told: bool,
     /// What it has asked for, and at which of its instructions, whether that was known before or not.
     asked: BTreeSet<(usize, usize)>,
 }
@@ -93,6 +96,7 @@ impl State {
                 asked_at: vec![usize::MAX],
                 at: 0,
                 phase: Phase::Wanted,
+                told: false,
                 asked: BTreeSet::new(),
             });
             if matches!(stage.phase, Phase::Ended) {
@@ -136,14 +140,25 @@ impl State {
     }
 
     /// Ends the stages that are of no interest any more.
-    fn end_those_behind(&self) {
-        for stage in self.stages.values() {
+    fn end_those_behind(&mut self) {
+        let Some((first, _)) = self.errors.first_key_value() else { return };
+        for stage in self.stages.values_mut() {
             if let Phase::Begun(canceller) = &stage.phase
-                && self.is_behind(stage)
+                && *first < stage.place()
             {
                 canceller.cancel();
+                stage.told = true;
             }
         }
+    }
+
+    /// Ends a stage that asks, if it is of no interest any more.
+    fn ends(&mut self, number: usize) -> bool {
+        let behind = self.stages.get(&number).is_some_and(|stage| self.is_behind(stage));
+        if let Some(stage) = self.stages.get_mut(&number) {
+            stage.told |= behind;
+        }
+        behind
     }
 }
 
@@ -212,6 +227,7 @@ impl Schedule {
         state.threads += 1;
         if let Some(stage) = state.stages.get_mut(&number) {
             stage.phase = begun;
+            stage.told = false;
         }
         Ok(())
     }
@@ -229,10 +245,7 @@ impl Schedule {
         if let Some(stage) = state.stages.get_mut(&number) {
             stage.at = at;
         }
-        match state.stages.get(&number) {
-            Some(stage) if state.is_behind(stage) => Err(BuildError::Ended),
-            _ => Ok(()),
-        }
+        if state.ends(number) { Err(BuildError::Ended) } else { Ok(()) }
     }
 
     /// Another stage that this one needs, waited for if need be.
@@ -246,8 +259,11 @@ impl Schedule {
             own.asked.insert((own.at, number));
         }
         let result = loop {
+            if state.ends(by) {
+                break Err(BuildError::Ended);
+            }
             match state.stages.get(&by) {
-                Some(own) if !state.is_behind(own) => match state.stages.get(&number).map(|stage| &stage.phase) {
+                Some(own) => match state.stages.get(&number).map(|stage| &stage.phase) {
                     Some(Phase::Finished(done)) => break Ok(Arc::clone(done)),
                     Some(Phase::Failed) => {
                         let asked_at = own.place().into_iter().chain([number]).collect();
@@ -261,7 +277,7 @@ impl Schedule {
                         state.want(number, asked_at, &self.needs);
                     }
                 },
-                _ => break Err(BuildError::Ended),
+                None => break Err(BuildError::Ended),
             }
             if state.never_begins(number) {
                 break Err(BuildError::Ended);
@@ -297,10 +313,10 @@ impl Drop for Running<'_> {
         state.running -= 1;
         state.threads -= 1;
         let Some(stage) = state.stages.get(&self.number) else { return };
-        let (behind, place) = (state.is_behind(stage), stage.place());
+        let (ended, place) = (stage.told || state.is_behind(stage), stage.place());
         let phase = match result {
             Ok(done) => Phase::Finished(Arc::new(done)),
-            Err(_) if behind => Phase::Ended,
+            Err(_) if ended => Phase::Ended,
             Err(BuildError::Ended) => Phase::Failed,
             Err(error) => {
                 state.errors.insert(place, error);
@@ -506,6 +522,48 @@ mod tests {
             }
         });
         assert_eq!(error.err().map(|error| error.to_string()), Some(failure(1, 0).to_string()));
+    }
+
+    #[test]
+    fn what_was_told_to_end_and_is_of_interest_again_before_it_has_ended_is_done_again() {
+        let none = || Needs { base: None, asked: BTreeSet::new() };
+        // What the first time ends with: as it was told, or by what it could not go on with.
+        for killed in [false, true] {
+            let last = Needs { base: None, asked: BTreeSet::from([(0, 1), (1, 2), (2, 0)]) };
+            let schedule = Schedule::new(vec![none(), none(), none(), last], 4);
+            let until = |reached: &dyn Fn(&State) -> bool| {
+                while !reached(&held(&schedule.state)) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            };
+            let (times, told) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let error = schedule.run(3, &|number, _| match number {
+                // Comes after the third, which fails, until the second asks for it, which comes before.
+                0 if times.fetch_add(1, Ordering::SeqCst) == 0 => {
+                    until(&|state| !state.errors.is_empty());
+                    let ended = schedule.reach(0, 0);
+                    told.store(usize::from(ended.is_err()), Ordering::SeqCst);
+                    until(&|state| state.stages[&0].asked_at == [0, 1, 0, 0]);
+                    Err(if killed { failure(0, 9) } else { BuildError::Ended })
+                }
+                0 => Err(failure(0, 0)),
+                1 => {
+                    schedule.reach(1, 0)?;
+                    until(&|_| told.load(Ordering::SeqCst) == 1);
+                    schedule.stage(1, 0).map(|done| Done::clone(&done))
+                }
+                2 => Err(failure(2, 0)),
+                _ => {
+                    for (at, other) in [1, 2, 0].into_iter().enumerate() {
+                        schedule.reach(3, at)?;
+                        schedule.stage(3, other)?;
+                    }
+                    Ok(done())
+                }
+            });
+            assert_eq!(error.err().map(|error| error.to_string()), Some(failure(0, 0).to_string()));
+            assert_eq!(times.into_inner(), 2);
+        }
     }
 
     #[test]
