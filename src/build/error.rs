@@ -18,6 +18,7 @@ use super::git::GitError;
 use super::image::BaseError;
 use super::layer::LayerError;
 use super::recipe::RecipeError;
+use super::record::RecordError;
 use super::rootfs::IndexError;
 use super::trees::TreeError;
 use crate::registry::RegistryError;
@@ -139,6 +140,9 @@ pub enum StepError {
     /// The base image cannot be had.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The command could not be recorded.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// The command could not be run.
     #[error(transparent)]
     Execute(#[from] ExecuteError),

@@ -17,6 +17,7 @@
 //! | [`copy`], [`archive`], [`git`] | which files a COPY takes and where they go; what ADD unpacks, and repositories |
 //! | `stage` | what instructions mean: steps, keys, what is remembered |
 //! | [`execute`], [`trees`] | RUN, and layers as directories |
+//! | `record` | the proxy of steps whose URLs are pinned |
 //! | [`layer`] | entries to bytes: the layer format |
 //! | [`pack`] | one layer's entries as several layers |
 //! | `check`, [`compare`] | every step once more under other conditions, and how two images differ |
@@ -37,6 +38,7 @@ pub mod image;
 pub mod layer;
 pub mod pack;
 pub mod recipe;
+mod record;
 pub mod rootfs;
 mod sources;
 mod stage;
@@ -57,7 +59,7 @@ use jiji_model::reference::Reference;
 use jiji_model::secret::Secret;
 use jiji_store::Store;
 
-use crate::lockfile::{BaseKey, BuildSection, RepositoryKey, Target};
+use crate::lockfile::{Asked, BaseKey, BuildSection, Recorded, RepositoryKey, Target};
 use crate::registry::Depth;
 use dockerfile::Dockerfile;
 use execute::Executor;
@@ -66,7 +68,8 @@ use stage::{Evaluation, Memory, Outcome};
 
 pub use check::{Checked, Elsewhere, Finding};
 pub use error::{BuildError, StepError};
-pub use sources::{Registries, Sources};
+pub use record::RecordError;
+pub use sources::{Answer, Asking, Registries, Sources};
 
 /// What time it is for everything that is built, in seconds since 1970: the first second of 1980 (UTC).
 ///
@@ -287,6 +290,7 @@ pub struct Changes {
     runs: BTreeMap<Digest, Digest>,
     bases: BTreeMap<BaseKey, Digest>,
     urls: BTreeMap<String, Digest>,
+    recorded: BTreeMap<Asked, Recorded>,
     repositories: BTreeMap<RepositoryKey, Commit>,
 }
 
@@ -300,6 +304,7 @@ impl Changes {
             runs: runs.map(|(key, diff_id)| (key.step, *diff_id)).collect(),
             bases: after.bases.clone(),
             urls: after.urls.clone(),
+            recorded: after.recorded.clone(),
             repositories: after.repositories.clone(),
         }
     }
@@ -312,6 +317,9 @@ impl Changes {
         }
         for (url, digest) in &self.urls {
             section.urls.entry(url.clone()).or_insert(*digest);
+        }
+        for (asked, said) in &self.recorded {
+            section.recorded.entry(asked.clone()).or_insert_with(|| said.clone());
         }
         for (key, commit) in &self.repositories {
             section.repositories.entry(key.clone()).or_insert_with(|| commit.clone());

@@ -5,6 +5,7 @@ use jiji_model::image::{Image, Platform};
 use jiji_model::reference::Reference;
 use jiji_store::Store;
 
+pub use crate::registry::{Answer, Asking};
 use crate::registry::{Client, Depth, RegistryError};
 
 /// Gives what a build begins from, to several stages at once: base images, and files that ADD names by a URL.
@@ -39,6 +40,12 @@ pub trait Sources: Sync {
     /// # Errors
     /// When it cannot be had.
     fn fetch(&self, url: &str, store: &Store) -> Result<(Digest, u64), RegistryError>;
+
+    /// Asks for a URL as a step that is recorded does. What it has is taken into the store.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    fn ask(&self, asking: &Asking<'_>, store: &Store) -> Result<Answer, RegistryError>;
 }
 
 /// Registries, through a client.
@@ -78,5 +85,9 @@ impl Sources for Registries<'_> {
 
     fn fetch(&self, url: &str, store: &Store) -> Result<(Digest, u64), RegistryError> {
         self.runtime.block_on(self.client.download(url, store))
+    }
+
+    fn ask(&self, asking: &Asking<'_>, store: &Store) -> Result<Answer, RegistryError> {
+        self.runtime.block_on(self.client.ask(asking, store))
     }
 }

@@ -91,7 +91,7 @@ pub fn verify(store: &Store) -> Result<Verified, StoreError> {
         // Another process may have removed it since.
         let Some(record) = store.action(&key)? else { continue };
         verified.records += 1;
-        let reason = match stage::recorded(&record) {
+        let reason = match stage::result(&record) {
             Some(layers) => {
                 let mut reason = None;
                 for layer in layers {
@@ -104,6 +104,7 @@ pub fn verify(store: &Store) -> Result<Verified, StoreError> {
             None if contents::is_record(&record)
                 || rootfs::is_record(&record)
                 || stage::is_record(&record)
+                || stage::is_recording(&record)
                 || git::is_record(&record) =>
             {
                 None

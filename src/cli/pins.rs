@@ -18,8 +18,8 @@ use super::ready;
 use super::workplace::Workplace;
 use crate::build::execute::Canceller;
 use crate::build::git::{self, Repository};
-use crate::lockfile::{BaseKey, Lock, LockfileError, RepositoryKey, Target};
-use crate::registry::{Client, RegistryError};
+use crate::lockfile::{Asked, BaseKey, Lock, LockfileError, Recorded, RepositoryKey, Target};
+use crate::registry::{Answer, Asking, Client, RegistryError};
 use crate::report::{Report, Summary};
 
 /// Runs one of the commands.
@@ -52,6 +52,9 @@ pub async fn run(
                     }
                     Change::Url { url, found, .. } => {
                         section.urls.insert(url, found);
+                    }
+                    Change::Recorded { asked, found, .. } => {
+                        section.recorded.insert(asked, found);
                     }
                     Change::Git { key, found, .. } => {
                         section.repositories.insert(key, found);
@@ -91,6 +94,7 @@ pub async fn run(
 enum Change {
     Base { key: BaseKey, pinned: Digest, found: Digest },
     Url { url: String, pinned: Digest, found: Digest },
+    Recorded { asked: Asked, pinned: Recorded, found: Recorded },
     Git { key: RepositoryKey, pinned: Commit, found: Commit },
 }
 
@@ -101,18 +105,25 @@ impl Change {
         let base =
             |(key, pinned): (&BaseKey, &Digest)| Self::Base { key: key.clone(), pinned: *pinned, found: *pinned };
         let url = |(url, pinned): (&String, &Digest)| Self::Url { url: url.clone(), pinned: *pinned, found: *pinned };
+        let recorded = |(asked, pinned): (&Asked, &Recorded)| Self::Recorded {
+            asked: asked.clone(),
+            pinned: pinned.clone(),
+            found: pinned.clone(),
+        };
         let git = |(key, pinned): (&RepositoryKey, &Commit)| Self::Git {
             key: key.clone(),
             pinned: pinned.clone(),
             found: pinned.clone(),
         };
-        build.bases.iter().map(base).chain(build.urls.iter().map(url)).chain(build.repositories.iter().map(git))
+        let fetched = build.urls.iter().map(url).chain(build.recorded.iter().map(recorded));
+        build.bases.iter().map(base).chain(fetched).chain(build.repositories.iter().map(git))
     }
 
     fn name(&self) -> String {
         match self {
             Self::Base { key: BaseKey { reference, platform }, .. } => format!("{reference} ({platform})"),
             Self::Url { url, .. } => url.clone(),
+            Self::Recorded { asked, .. } => asked.to_string(),
             Self::Git { key, .. } => key.to_string(),
         }
     }
@@ -123,6 +134,7 @@ impl Change {
             Self::Base { pinned, found, .. } | Self::Url { pinned, found, .. } => {
                 (pinned.to_string(), found.to_string())
             }
+            Self::Recorded { pinned, found, .. } => (answer(pinned), answer(found)),
             Self::Git { pinned, found, .. } => (pinned.to_string(), found.to_string()),
         }
     }
@@ -136,6 +148,7 @@ impl Change {
     fn is_meant(&self, name: &str) -> bool {
         match self {
             Self::Url { url, .. } => url == name,
+            Self::Recorded { asked, .. } => asked.url == name || asked.to_string() == name,
             Self::Git { key, .. } => key.url == name || key.to_string() == name,
             Self::Base { key: BaseKey { reference, .. }, .. } => {
                 let meant = |text: &str| text.parse::<Reference>().ok();
@@ -155,6 +168,10 @@ impl Change {
                 "pinned": pinned, "found": found,
             }),
             Self::Url { url, pinned, found } => json!({"kind": "url", "url": url, "pinned": pinned, "found": found}),
+            Self::Recorded { asked, pinned, found } => json!({
+                "kind": "recorded", "url": asked.url, "accept": asked.accept,
+                "pinned": answer(pinned), "found": answer(found),
+            }),
             Self::Git { key: RepositoryKey { url, reference }, pinned, found } => {
                 json!({"kind": "git", "url": url, "ref": reference, "pinned": pinned, "found": found})
             }
@@ -182,11 +199,37 @@ async fn changes(lock: &Lock, name: Option<&str>, client: &Client, place: &Workp
                 *found = client.resolve(&reference, platform).await.map_err(refused)?;
             }
             Change::Url { url, found, .. } => *found = client.download(url, &place.store).await.map_err(refused)?.0,
+            Change::Recorded { asked, found, .. } => *found = again(asked, client, place).await?,
             Change::Git { key, found, .. } => *found = commit(key.clone(), place).await?,
         }
         changes.push(change);
     }
     Ok(changes)
+}
+
+/// What a URL answers now, as text: a digest, or that there is nothing, or where it is.
+fn answer(said: &Recorded) -> String {
+    match (said.status, &said.location) {
+        (200, _) => said.digest.to_string(),
+        (status, Some(location)) => format!("{status} {location}"),
+        (status, None) => status.to_string(),
+    }
+}
+
+/// What a URL that a step asked for answers now.
+async fn again(asked: &Asked, client: &Client, place: &Workplace) -> Result<Recorded, Failure> {
+    let asking = Asking { url: &asked.url, accept: asked.accept.as_deref(), authorization: None };
+    let answer = client.ask(&asking, &place.store).await.map_err(refused)?;
+    if !answer.is_lasting() {
+        let text = format!("ask for `{}`: the answer is {}", asked.url, answer.status);
+        return Err(Failure::text(Exit::Registry, text));
+    }
+    let Answer { status, kind, location, body } = answer;
+    let digest = match body {
+        Some((digest, _)) => digest,
+        None => Digest::of(b""),
+    };
+    Ok(Recorded { status, kind, location, digest })
 }
 
 /// The commit that a repository has now.
@@ -238,6 +281,9 @@ fn show(global: &Global, lock: &Lock, report: &Arc<dyn Report>) -> Result<Exit, 
     for (url, digest) in &lock.build.urls {
         line("url", url, digest);
     }
+    for (asked, said) in &lock.build.recorded {
+        line("url", &asked.to_string(), &answer(said));
+    }
     for (key, commit) in &lock.build.repositories {
         line("git", &key.to_string(), commit);
     }
@@ -264,6 +310,9 @@ fn list(lock: &Lock) -> Vec<Value> {
         ),
     );
     pins.extend(build.urls.iter().map(|(url, digest)| json!({"kind": "url", "url": url, "digest": digest})));
+    pins.extend(build.recorded.iter().map(|(asked, said)| {
+        json!({"kind": "recorded", "url": asked.url, "accept": asked.accept, "answer": answer(said), "digest": said.digest})
+    }));
     let git = |(RepositoryKey { url, reference }, commit): (&RepositoryKey, &Commit)| json!({"kind": "git", "url": url, "ref": reference, "commit": commit});
     pins.extend(build.repositories.iter().map(git));
     for (name, pin) in &lock.plugins {

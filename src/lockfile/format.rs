@@ -12,7 +12,9 @@ use jiji_model::image::{LAYER_FORMAT, Platform};
 use jiji_model::name::{PluginName, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use super::{BaseKey, BuildSection, Lock, LockfileError, PluginPin, RepositoryKey, RunKey, Target, VERSION};
+use super::{
+    Asked, BaseKey, BuildSection, Lock, LockfileError, PluginPin, Recorded, RepositoryKey, RunKey, Target, VERSION,
+};
 
 const HEADER: &str = "\
 # Written by jiji. Commit it: it is what makes every machine build and run the same bytes.
@@ -38,6 +40,8 @@ struct Document {
     runs: Vec<Run>,
     #[serde(default, rename = "url", skip_serializing_if = "Vec::is_empty")]
     urls: Vec<Url>,
+    #[serde(default, rename = "recorded", skip_serializing_if = "Vec::is_empty")]
+    recorded: Vec<RecordedUrl>,
     #[serde(default, rename = "git", skip_serializing_if = "Vec::is_empty")]
     repositories: Vec<Repository>,
     #[serde(default, rename = "plugin", skip_serializing_if = "Vec::is_empty")]
@@ -80,6 +84,21 @@ struct Run {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Url {
     url: String,
+    digest: Digest,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RecordedUrl {
+    url: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    accept: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    location: Option<String>,
     digest: Digest,
 }
 
@@ -153,6 +172,10 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Lock, LockfileError> {
     }
     for Url { url, digest } in document.urls {
         insert_once(&mut build.urls, url, digest, "url", path)?;
+    }
+    for RecordedUrl { url, accept, status, kind, location, digest } in document.recorded {
+        let said = Recorded { status: status.unwrap_or(200), kind, location, digest };
+        insert_once(&mut build.recorded, Asked { url, accept }, said, "recorded", path)?;
     }
     for Repository { url, reference, commit } in document.repositories {
         insert_once(&mut build.repositories, RepositoryKey { url, reference }, commit, "git", path)?;
@@ -234,6 +257,16 @@ pub(super) fn render(lock: &Lock, path: &Path) -> Result<String, LockfileError> 
             })
             .collect(),
         urls: lock.build.urls.iter().map(|(url, digest)| Url { url: url.clone(), digest: *digest }).collect(),
+        recorded: (lock.build.recorded.iter())
+            .map(|(Asked { url, accept }, said)| RecordedUrl {
+                url: url.clone(),
+                accept: accept.clone(),
+                status: Some(said.status).filter(|status| *status != 200),
+                kind: said.kind.clone(),
+                location: said.location.clone(),
+                digest: said.digest,
+            })
+            .collect(),
         repositories: (lock.build.repositories.iter())
             .map(|(RepositoryKey { url, reference }, commit)| Repository {
                 url: url.clone(),
@@ -285,6 +318,15 @@ fn toml_of(value: &serde_json::Value) -> Result<toml::Value, &'static str> {
 impl Display for BaseKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} on {}", self.reference, self.platform)
+    }
+}
+
+impl Display for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.accept {
+            Some(accept) => write!(f, "{} as {accept}", self.url),
+            None => f.write_str(&self.url),
+        }
     }
 }
 

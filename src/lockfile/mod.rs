@@ -8,7 +8,7 @@
 //! what [`crate::build`] and [`crate::plugin`] resolved.
 //!
 //! # Format, version 1
-//! TOML with `version = 1`, `layer-format = N` and the arrays `[[base]]`, `[[image]]`, `[[run]]`, `[[url]]`, `[[git]]` and `[[plugin]]`; every key that is not
+//! TOML with `version = 1`, `layer-format = N` and the arrays `[[base]]`, `[[image]]`, `[[run]]`, `[[url]]`, `[[recorded]]`, `[[git]]` and `[[plugin]]`; every key that is not
 //! named in [`format`](self) is refused, as are newer versions, so that an older jiji never drops what a newer one wrote.
 //! Entries are sorted, and equal content has equal bytes. The fixtures in `fixtures/` are read by every later version.
 
@@ -22,6 +22,7 @@ use jiji_model::commit::Commit;
 use jiji_model::digest::Digest;
 use jiji_model::image::Platform;
 use jiji_model::name::{PluginName, ServiceName};
+use serde::{Deserialize, Serialize};
 
 pub use file::LockFile;
 
@@ -47,6 +48,8 @@ pub struct BuildSection {
     pub bases: BTreeMap<BaseKey, Digest>,
     /// URLs that ADD names, and what they had: the SHA-256 of the file.
     pub urls: BTreeMap<String, Digest>,
+    /// What steps that are recorded asked for, and what they were answered.
+    pub recorded: BTreeMap<Asked, Recorded>,
     /// Repositories that ADD names, and the commits that they were resolved to.
     pub repositories: BTreeMap<RepositoryKey, Commit>,
     /// The manifest digest that each target had when it was built last.
@@ -80,6 +83,33 @@ pub struct BaseKey {
     pub reference: String,
     /// The platform.
     pub platform: Platform,
+}
+
+/// What a step that is recorded asked for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    /// The URL.
+    pub url: String,
+    /// The forms of it that were wanted, where not any would do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept: Option<String>,
+}
+
+/// What a step that is recorded was answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recorded {
+    /// 200 for a file; another where there is none, or where it is elsewhere.
+    pub status: u16,
+    /// What the server calls the kind of file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Where it is instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub location: Option<String>,
+    /// SHA-256 of the file, or of nothing.
+    pub digest: Digest,
 }
 
 /// A repository, as ADD spells it, and what of it is meant.

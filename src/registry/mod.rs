@@ -25,6 +25,7 @@ mod wire;
 
 pub use artifact::Artifact;
 pub use client::{Client, Credentials, Repository, Setup};
+pub use download::{Answer, Asking};
 pub use error::RegistryError;
 pub use pull::Depth;
 pub use push::{Push, PushReport};

@@ -46,6 +46,8 @@ type Tokens = BTreeMap<(Repository, RegistryOperation), (Option<String>, Instant
 #[derive(Clone)]
 pub(super) struct Protocol {
     http: reqwest::Client,
+    /// One that is told where something is instead, and does not go there.
+    as_told: reqwest::Client,
     /// Sends a blob in one request.
     pub(super) oci: oci_distribution::Client,
     /// Sends a blob in pieces of 4 MiB, one after the other, for registries behind a proxy with a limit.
@@ -64,9 +66,13 @@ impl Protocol {
             user_agent: USER_AGENT,
             ..ClientConfig::default()
         };
-        let http = reqwest::Client::builder().user_agent(USER_AGENT).connect_timeout(CONNECT).read_timeout(SILENCE);
+        let http = || reqwest::Client::builder().user_agent(USER_AGENT).connect_timeout(CONNECT).read_timeout(SILENCE);
+        let built = |builder: reqwest::ClientBuilder| {
+            builder.build().map_err(|source| RegistryError::Tls { source: source.into() })
+        };
         Ok(Self {
-            http: http.build().map_err(|source| RegistryError::Tls { source: source.into() })?,
+            http: built(http())?,
+            as_told: built(http().redirect(reqwest::redirect::Policy::none()))?,
             oci: config(true).try_into().map_err(tls)?,
             in_pieces: config(false).try_into().map_err(tls)?,
         })
@@ -110,6 +116,15 @@ impl Wire {
 
     /// The client for what is no registry's.
     pub(super) fn http(&self) -> Result<reqwest::Client, RegistryError> {
+        Ok(self.for_others()?.http)
+    }
+
+    /// The same, for whoever wants to know where something is instead.
+    pub(super) fn http_as_told(&self) -> Result<reqwest::Client, RegistryError> {
+        Ok(self.for_others()?.as_told)
+    }
+
+    fn for_others(&self) -> Result<Protocol, RegistryError> {
         let protocol = match self.tls.get() {
             Some(protocol) => protocol.clone(),
             None => {
@@ -117,7 +132,7 @@ impl Wire {
                 self.tls.get_or_init(|| made).clone()
             }
         };
-        Ok(protocol.http)
+        Ok(protocol)
     }
 
     /// Makes sure that the clients can sign their requests, and gives the header for requests that are made here.

@@ -182,6 +182,7 @@ impl Sandbox {
             scratch: scratch.path().as_os_str().to_owned(),
             mounts: step.mounts.clone(),
             network: step.network,
+            proxy: step.proxy.clone().map(PathBuf::into_os_string),
             source_date_epoch: step.source_date_epoch,
             cpus: step.limits.cpus.get(),
             millis: step.limits.time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),

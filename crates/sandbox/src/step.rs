@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 /// limits, mounts, how changes are told). It belongs into the key of whatever is kept of a step's result.
 pub const VERSION: u32 = 1;
 
+/// The port of 127.0.0.1 at which a step finds the proxy that it is given.
+pub const PROXY_PORT: u16 = 3128;
+
 /// One command, the image it runs in and what it may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
@@ -31,6 +34,9 @@ pub struct Step {
     pub mounts: Vec<Mount>,
     /// Whom the command can talk to.
     pub network: Network,
+    /// A socket of this machine to which the step's first process hands over a listener at [`PROXY_PORT`] of the step's own network, before
+    /// the command begins: see [`receive_listener`](crate::receive_listener). Of a step without the machine's network alone.
+    pub proxy: Option<PathBuf>,
     /// What `SOURCE_DATE_EPOCH` says to the command, in seconds.
     pub source_date_epoch: u64,
     /// What the command may use.
@@ -49,6 +55,7 @@ impl Step {
             layers,
             mounts: Vec::new(),
             network: Network::None,
+            proxy: None,
             source_date_epoch: 0,
             limits: Limits::default(),
         }

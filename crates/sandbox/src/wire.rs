@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::TcpListener;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -69,6 +70,8 @@ pub(crate) struct Run {
     pub(crate) scratch: OsString,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) network: Network,
+    /// Where a listener in the step's own network is handed over.
+    pub(crate) proxy: Option<OsString>,
     pub(crate) source_date_epoch: u64,
     pub(crate) cpus: u32,
     pub(crate) millis: Option<u64>,
@@ -286,6 +289,8 @@ pub enum Doing {
     Private,
     /// Bringing up the loopback interface.
     Loopback,
+    /// Listening for the proxy's clients, and handing that over.
+    Proxy,
     /// Setting host and domain name.
     HostName,
     /// Opening the layers' directories.
@@ -321,6 +326,7 @@ impl fmt::Display for Doing {
             Self::Fork => "create the step's first process",
             Self::Private => "detach mounts from the host's",
             Self::Loopback => "bring up the loopback interface",
+            Self::Proxy => "hand over the listener of the proxy",
             Self::HostName => "set the host name",
             Self::Layers => "open the layers",
             Self::Overlay => "mount the overlay",
@@ -435,6 +441,14 @@ pub(crate) fn send_fd(to: &UnixStream, fd: BorrowedFd<'_>) -> io::Result<()> {
     }
     rustix::net::sendmsg(to, &[io::IoSlice::new(b"f")], &mut carried, SendFlags::NOSIGNAL)?;
     Ok(())
+}
+
+/// Receives the listener that a step's first process hands over (see [`Step::proxy`](crate::Step::proxy)).
+///
+/// # Errors
+/// When the other side hangs up, or hands over something else.
+pub fn receive_listener(from: &UnixStream) -> io::Result<TcpListener> {
+    receive_fd(from).map(TcpListener::from)
 }
 
 /// Receives a descriptor.

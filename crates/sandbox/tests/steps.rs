@@ -543,3 +543,31 @@ fn no_file_tells_when_a_step_began() {
     let expected = "/etc 12345\n/etc/hostname 12345\n/etc/hosts 12345\n/etc/resolv.conf 12345\n";
     assert_eq!(ran.out, expected, "{}", ran.err);
 }
+
+#[test]
+fn a_listener_of_the_steps_own_network_is_handed_over_before_the_command_begins() {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixListener;
+    needs_root!();
+    let image = Image::new();
+    let wall = UnixListener::bind(image.dir.path().join("wall")).expect("a socket");
+    let mut step = image
+        .step("nc 127.0.0.1 3128 < /etc/hostname; ls /proc/self/fd | wc -l; nc -w 1 127.0.0.1 3129 || echo nobody");
+    step.proxy = Some(image.dir.path().join("wall"));
+    let served = std::thread::spawn(move || {
+        let listener = jiji_sandbox::receive_listener(&wall.accept().expect("connected").0).expect("a listener");
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut said = String::new();
+        stream.write_all(b"from outside\n").expect("written");
+        stream.shutdown(std::net::Shutdown::Write).expect("ended");
+        stream.read_to_string(&mut said).expect("read");
+        said
+    });
+    let ran = image.run(&step).expect("the step begins");
+    assert_eq!(ran.out, "from outside\n4\nnobody\n", "{}", ran.err);
+    assert_eq!(served.join().expect("served"), "localhost\n");
+
+    step.proxy = Some(image.dir.path().join("nobody"));
+    let failed = image.run(&step).err().expect("nobody takes it");
+    assert!(failed.to_string().starts_with("hand over the listener of the proxy: "), "{failed}");
+}

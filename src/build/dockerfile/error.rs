@@ -232,7 +232,7 @@ impl Problem {
             }
             Self::UnknownInstruction { .. } => "a line that goes on needs a backslash at the end of the line before it",
             Self::UnsupportedFlag { flag, .. } if flag.starts_with("--network") => {
-                "`RUN --network=default` has the network, runs once, and jiji.lock says what it gave"
+                "`RUN --network=default` has the network, runs once, and jiji.lock says what it gave; `--network=record` also what each URL gave"
             }
             Self::OpenHeredoc { .. } => "the delimiter must stand alone on its line, without blanks around it",
             Self::NotAPair { .. } => "put the value in quotation marks where it has blanks",

@@ -117,13 +117,25 @@ pub enum Command {
     Exec(Vec<String>),
 }
 
+/// Whom a RUN can talk to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RunNetwork {
+    /// `none`: itself.
+    #[default]
+    None,
+    /// `default`: whomever this machine can.
+    Default,
+    /// `record`: a proxy, which gives from then on what each URL gave the first time.
+    Record,
+}
+
 /// RUN.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
     /// What is run. A here-document is part of the shell's text.
     pub command: Command,
-    /// Whether it is `--network=default`: with the network.
-    pub network: bool,
+    /// `--network`.
+    pub network: RunNetwork,
     /// `--mount`, as often as it stands there, to be read with [`mount`](super::mount()) after variables are replaced.
     pub mounts: Vec<Word>,
     /// The program that `command` runs, where it is a here-document that begins with `#!`: its name and content.
@@ -503,7 +515,7 @@ impl<'a> Reader<'a> {
     fn run(&mut self) -> Found<Run> {
         for flag in &self.flags {
             let value = flag.value.as_deref().unwrap_or_default();
-            if flag.name == "network" && !matches!(value, "none" | "default")
+            if flag.name == "network" && !matches!(value, "none" | "default" | "record")
                 || flag.name == "security" && value != "sandbox"
             {
                 let flag_text = format!("--{}={value}", flag.name);
@@ -512,7 +524,11 @@ impl<'a> Reader<'a> {
         }
         let mounts = self.repeated("mount")?;
         let flags = self.flags(&["network", "security"], &["device"])?;
-        let network = flags.get("network").is_some_and(|word| word.text == "default");
+        let network = match flags.get("network").map(|word| word.text.as_str()) {
+            Some("default") => RunNetwork::Default,
+            Some("record") => RunNetwork::Record,
+            _ => RunNetwork::None,
+        };
         let mut command = self.command()?;
         let mut script = None;
         match &mut command {

@@ -16,8 +16,8 @@ mod words;
 
 pub use error::{DockerfileError, Place, Problem};
 pub use instruction::{
-    Command, Copy, Deadline, Declaration, From, Healthcheck, Inline, Instruction, Kind, Pair, Run, Source, Word,
-    is_repository, platform,
+    Command, Copy, Deadline, Declaration, From, Healthcheck, Inline, Instruction, Kind, Pair, Run, RunNetwork, Source,
+    Word, is_repository, platform,
 };
 pub use mount::{Mount, MountKind, Sharing, mount};
 pub use words::{Environment, expand, expand_text, expand_words};

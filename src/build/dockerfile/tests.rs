@@ -26,7 +26,7 @@ fn kinds_of(text: &str) -> Kind {
 }
 
 fn run(command: Command) -> Kind {
-    Kind::Run(Run { command, network: false, mounts: Vec::new(), script: None })
+    Kind::Run(Run { command, network: Default::default(), mounts: Vec::new(), script: None })
 }
 
 fn word(text: &str, line: u32, column: u32) -> Word {

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use jiji_model::digest::Digest;
 use jiji_sandbox::{
-    Canceller, Change, Changes, Kind, Limits, Mount, Network, Refusal, Sandbox, Scratch, Source, Step, Support, Way,
+    Canceller, Change, Changes, Kind, Limits, Mount, Refusal, Sandbox, Scratch, Source, Step, Support, Way,
 };
 use jiji_store::{Cache, CacheUse, Layer, Store};
 
 use super::agent::Agent;
-use super::{ExecuteError, Executor, Ran, RunStep, StepMount, StepSource, Stream, cleanup};
+use super::{ExecuteError, Executor, Network, Ran, RunStep, StepMount, StepSource, Stream, cleanup};
 use crate::build::copy::with_parents;
 use crate::build::layer::{Entry, Form, Node, TarPath, WHITEOUT};
 use crate::build::rootfs::{Content, Found, Layers};
@@ -95,7 +95,11 @@ impl Executor for Local {
             workdir: PathBuf::from(&step.workdir),
             layers,
             mounts,
-            network: step.network,
+            network: match step.network {
+                Network::Machine => jiji_sandbox::Network::Machine,
+                Network::None | Network::Recorded => jiji_sandbox::Network::None,
+            },
+            proxy: step.proxy.clone(),
             source_date_epoch: step.epoch,
             limits: Limits::default(),
         };
@@ -261,7 +265,7 @@ impl Local {
     fn layer(&self, changes: &Changes, step: &RunStep, store: &Store) -> Result<Option<Layer>, ExecuteError> {
         let kept = match step.network {
             Network::None => changes.list().to_vec(),
-            Network::Machine => cleanup::kept(changes, &step.env).map_err(ExecuteError::Cleanup)?,
+            Network::Machine | Network::Recorded => cleanup::kept(changes, &step.env).map_err(ExecuteError::Cleanup)?,
         };
         let entries = entries(&kept);
         if entries.is_empty() {

@@ -13,7 +13,7 @@ use super::rootfs::IndexError;
 use super::trees::TreeError;
 
 pub(in crate::build) use cleanup::VERSION as CLEANUPS;
-pub use jiji_sandbox::{Canceller, Exit, Network, Refusal, Stream, Support};
+pub use jiji_sandbox::{Canceller, Exit, Refusal, Stream, Support};
 pub use local::{Caretaker, Local, ability};
 
 /// A RUN step with everything that its result depends on.
@@ -39,8 +39,22 @@ pub struct RunStep {
     pub mounts: Vec<StepMount>,
     /// Whom it can talk to. With the network, what package managers leave behind of the time is no change of it.
     pub network: Network,
+    /// Where it hands over what its proxy listens to, where it is recorded and about to run.
+    pub proxy: Option<std::path::PathBuf>,
     /// Variables that are secrets. Their values are in no key: the step must give the same with any.
     pub secrets: Vec<(String, Secret)>,
+}
+
+/// Whom a step can talk to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Network {
+    /// Itself.
+    #[default]
+    None,
+    /// Whomever this machine can.
+    Machine,
+    /// A proxy that gives from then on what each URL gave the first time.
+    Recorded,
 }
 
 /// Something laid over the image while a step runs.

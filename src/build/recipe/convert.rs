@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::Value;
 
 use super::super::dockerfile::{
-    Command, Copy, Dockerfile, Environment, Instruction, Kind, MountKind, Pair, Position, Problem, Run, Sharing,
-    Source, Word, expand, expand_words, is_repository, mount,
+    Command, Copy, Dockerfile, Environment, Instruction, Kind, MountKind, Pair, Position, Problem, Run, RunNetwork,
+    Sharing, Source, Word, expand, expand_words, is_repository, mount,
 };
 use super::error::NoRecipe;
 
@@ -56,7 +56,7 @@ struct StepText {
     path: Vec<String>,
     dir: Option<String>,
     user: Option<String>,
-    network: bool,
+    network: RunNetwork,
     run: Option<Value>,
 }
 
@@ -442,7 +442,7 @@ impl Converter<'_> {
             line(&mut out, "path", list(step.path.iter().map(|path| string(path))));
             line(&mut out, "dir", step.dir.as_deref().map(string));
             line(&mut out, "user", step.user.as_deref().map(string));
-            line(&mut out, "network", step.network.then(|| "true".to_owned()));
+            line(&mut out, "network", network(step.network));
             line(&mut out, "run", step.run.as_ref().map(ToString::to_string));
         }
         for layer in &last.put {
@@ -483,6 +483,14 @@ impl LayerText {
     fn inline(&self) -> String {
         let keys: Vec<String> = self.keys().into_iter().map(|(key, value)| format!("{key} = {value}")).collect();
         format!("{{ {} }}", keys.join(", "))
+    }
+}
+
+fn network(network: RunNetwork) -> Option<String> {
+    match network {
+        RunNetwork::None => None,
+        RunNetwork::Default => Some("true".to_owned()),
+        RunNetwork::Record => Some(string("record")),
     }
 }
 

@@ -78,9 +78,30 @@ pub(super) struct Step {
     pub(super) user: Option<Spanned<String>>,
     /// Whether it has the network; then what it gives is pinned.
     #[serde(default)]
-    pub(super) network: bool,
+    pub(super) network: Network,
     /// The directory that is what it gives; all without.
     pub(super) out: Option<Spanned<String>>,
+}
+
+/// `true`, `false` or `"record"`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged, expecting = "expected true, false or \"record\"")]
+pub(super) enum Network {
+    Is(bool),
+    As(Recorded),
+}
+
+/// The one word that a network may be.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Recorded {
+    Record,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self::Is(false)
+    }
 }
 
 /// A text for the shell, or words.

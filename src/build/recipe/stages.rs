@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::Spanned;
 
 use super::super::dockerfile::{
-    Command as Argv, Copy, Declaration, From, Instruction, Kind, Pair, Position, Run, STAGES, Source, Stage, Text, Word,
+    Command as Argv, Copy, Declaration, From, Instruction, Kind, Pair, Position, Run, RunNetwork, STAGES, Source,
+    Stage, Text, Word,
 };
 use super::super::image::DEFAULT_PATH;
 use super::super::pack::MOST;
 use super::error::position;
-use super::read::{Command, Image, Input, Layer, Recipe, Step};
+use super::read::{Command, Image, Input, Layer, Network, Recipe, Recorded, Step};
 use super::{Found, Problem};
 
 /// What escapes in words: a recipe has no variables, so all that a word could mean otherwise is escaped.
@@ -357,7 +358,12 @@ impl Places<'_> {
             Command::Shell(_) | Command::Words(_) => return Err((at, Problem::Nothing)),
         };
         let mounts = self.mounts(step, names)?;
-        let kind = Kind::Run(Run { command: Argv::Exec(argv), network: step.network, mounts, script: None });
+        let network = match step.network {
+            Network::Is(false) => RunNetwork::None,
+            Network::Is(true) => RunNetwork::Default,
+            Network::As(Recorded::Record) => RunNetwork::Record,
+        };
+        let kind = Kind::Run(Run { command: Argv::Exec(argv), network, mounts, script: None });
         Ok(self.instruction(at, "RUN", text, kind))
     }
 

@@ -1,4 +1,4 @@
-use super::super::dockerfile::{self, Dockerfile, Kind};
+use super::super::dockerfile::{self, Dockerfile, Kind, RunNetwork};
 use super::{from_dockerfile, parse};
 
 /// Stages as a Dockerfile would say them, with the mounts of steps.
@@ -126,6 +126,7 @@ fn what_is_wrong_is_said_at_its_place() {
             (2, 43),
             "`packed` says nothing about what is put into a step",
         ),
+        ("[steps.a]\nrun = \"x\"\nnetwork = \"other\"", (3, 11), "expected true, false or \"record\""),
         ("[image]\npath = [\"/a\", \"b\"]", (2, 15), "`b` is not an absolute path"),
         ("[image]\npath = [\"/a:/b\"]", (2, 9), "`/a:/b` cannot be in `PATH`"),
         ("[image]\nenvironment = {}", (2, 1), "unknown field `environment`"),
@@ -281,6 +282,27 @@ ENV PATH=/last:$PATH
     let file = dockerfile::parse("Dockerfile", b"FROM a\nENV PATH=bin:$PATH\n").expect("a Dockerfile");
     let error = from_dockerfile(&file).expect_err("not absolute");
     assert_eq!((error.place.line, error.place.column), (2, 10), "{error}");
+}
+
+#[test]
+fn a_step_is_recorded_in_both_languages() {
+    let network = |file: &Dockerfile| match &file.stages[0].instructions[0].kind {
+        Kind::Run(run) => run.network,
+        other => panic!("{other:?}"),
+    };
+    for (word, value, due) in [
+        ("record", "\"record\"", RunNetwork::Record),
+        ("default", "true", RunNetwork::Default),
+        ("none", "false", RunNetwork::None),
+    ] {
+        let text = format!("FROM scratch\nRUN --network={word} x\n");
+        let file = dockerfile::parse("Dockerfile", text.as_bytes()).expect("a Dockerfile");
+        assert_eq!(network(&file), due);
+        let recipe = from_dockerfile(&file).expect("a recipe");
+        assert_eq!(recipe.contains(&format!("network = {value}")), due != RunNetwork::None, "{recipe}");
+        let recipe = parse("image.toml", format!("[steps.a]\nrun = \"x\"\nnetwork = {value}\n").as_bytes());
+        assert_eq!(network(&recipe.expect("a recipe")), due);
+    }
 }
 
 #[test]

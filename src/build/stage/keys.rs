@@ -51,8 +51,13 @@ pub(super) fn run(step: &RunStep, mounts: &[Value]) -> Digest {
         "network": "none",
         "sandbox": jiji_sandbox::VERSION,
     });
-    if step.network == Network::Machine {
-        body["network"] = json!("default");
+    let network = match step.network {
+        Network::None => None,
+        Network::Machine => Some("default"),
+        Network::Recorded => Some("record"),
+    };
+    if let Some(network) = network {
+        body["network"] = json!(network);
         body["clean-ups"] = json!(CLEANUPS);
     }
     if !mounts.is_empty() {

@@ -10,6 +10,7 @@ mod explain;
 mod keys;
 mod mounts;
 mod named;
+mod recorded;
 mod repositories;
 mod schedule;
 mod scope;
@@ -18,7 +19,8 @@ pub(super) mod turns;
 mod urls;
 
 pub(super) use explain::is_record;
-pub(super) use keys::read as recorded;
+pub(super) use keys::read as result;
+pub(super) use recorded::is_record as is_recording;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -37,7 +39,7 @@ use super::image::Draft;
 use super::layer::{self, TarPath};
 use super::rootfs::{Layers, Tree};
 use super::{BuildRequest, Builder, ServiceImage, Steps};
-use crate::lockfile::BuildSection;
+use crate::lockfile::{Asked, BuildSection, Recorded};
 use jiji_model::project::NamedContext;
 
 use explain::{Courses, Parts};
@@ -64,6 +66,8 @@ pub(super) struct Evaluation<'a> {
     running: Turns<Digest>,
     /// RUN steps that were carried out or taken, by their keys.
     ran: Mutex<BTreeMap<Digest, Option<Layer>>>,
+    /// What steps that are recorded asked for in this build, by their keys.
+    recordings: Mutex<BTreeMap<Digest, BTreeMap<Asked, Recorded>>>,
     /// What is made of what was done before.
     memory: Memory<'a>,
     /// Steps that are done, over all stages.
@@ -219,6 +223,7 @@ impl<'a> Evaluation<'a> {
             asked: Turns::default(),
             running: Turns::default(),
             ran: Mutex::default(),
+            recordings: Mutex::default(),
             memory,
             steps: Mutex::default(),
             courses: Mutex::new(Courses::read(&format!("{}@{}", request.repository, request.target), builder.store)?),

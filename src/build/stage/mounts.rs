@@ -14,7 +14,9 @@ use super::steps::{Opened, Stepped, digest_of};
 use super::{Evaluation, Result, State, error, keys, step_error};
 use crate::build::context;
 use crate::build::copy::{self, Choice, Ownership, Selected, Source};
-use crate::build::dockerfile::{self, Instruction, Mount, MountKind, Position, Problem, Run, Sharing, expand};
+use crate::build::dockerfile::{
+    self, Instruction, Mount, MountKind, Position, Problem, Run, RunNetwork, Sharing, expand,
+};
 use crate::build::error::StepError;
 use crate::build::execute::{RunStep, StepMount, StepSource};
 use crate::build::layer::TarPath;
@@ -140,7 +142,7 @@ impl Evaluation<'_> {
                 PlannedSource::Ready(StepSource::Cache { id, from, sharing, mode, owner })
             }
             MountKind::Ssh { id, required, mode, owner } => {
-                if !run.network {
+                if run.network != RunNetwork::Default {
                     let reason = "a key is of use on a network: `RUN --network=default`";
                     let problem = Problem::Mount { option: "type=ssh".to_owned(), reason };
                     return Err(error(file, at, problem));

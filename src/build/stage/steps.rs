@@ -24,7 +24,7 @@ use crate::build::compare;
 use crate::build::contents::Contents;
 use crate::build::context;
 use crate::build::copy::{self, About, Choice, CopyError, ModeChange, Ownership, Selected, Source};
-use crate::build::dockerfile::{self, Command, Healthcheck, Instruction, Position, Problem, Run, Word};
+use crate::build::dockerfile::{self, Command, Healthcheck, Instruction, Position, Problem, Run, RunNetwork, Word};
 use crate::build::error::{BuildError, StepError};
 use crate::build::execute::{Network, Ran, RunStep, Stream};
 use crate::build::image::Draft;
@@ -99,7 +99,12 @@ impl Evaluation<'_> {
             platform: state.draft.platform.clone(),
             layers: state.draft.layers.clone(),
             mounts: Vec::new(),
-            network: if run.network { Network::Machine } else { Network::None },
+            network: match run.network {
+                RunNetwork::None => Network::None,
+                RunNetwork::Default => Network::Machine,
+                RunNetwork::Record => Network::Recorded,
+            },
+            proxy: None,
             secrets: Vec::new(),
         };
         let key = keys::run(&step, &planned.key);
@@ -151,11 +156,13 @@ impl Evaluation<'_> {
                 if self.recall_one(key)? != Some(layer.clone()) {
                     self.remember(key, layer.as_slice(), Some(parts()))?;
                 }
+                self.recorded_before(key, step)?;
                 (layer, true)
             }
             None => match self.recall_one(key)? {
                 Some(layer) => {
                     self.hit(instruction, Known::Step, state);
+                    self.recorded_before(key, step)?;
                     (layer, true)
                 }
                 None => {
@@ -173,11 +180,12 @@ impl Evaluation<'_> {
                         let below = self.below(&state.draft)?;
                         self.mount(planned, step, &below)?;
                     }
-                    let layer = self.execute(instruction, step, state)?;
+                    let layer = self.execute(instruction, key, step, state)?;
                     // What `--locked` refuses is no result to go on from.
                     let refused = self.request.locked && expected != Some(diff_id(layer.as_ref()));
                     if !refused {
                         self.remember(key, layer.as_slice(), Some(parts))?;
+                        self.remember_recorded(key)?;
                     }
                     (layer, false)
                 }
@@ -190,7 +198,7 @@ impl Evaluation<'_> {
                     // All is done again: what it should have given is here.
                     Some(due) => compare::lines(&compare::layers(Some(&due), layer.as_ref(), store)?),
                     None if cached => Vec::new(),
-                    None => self.varies(instruction, step, layer.as_ref(), state)?,
+                    None => self.varies(instruction, key, step, layer.as_ref(), state)?,
                 };
                 let network = step.network == Network::Machine;
                 return Err(StepError::Locked { expected, actual, network, evidence });
@@ -206,13 +214,14 @@ impl Evaluation<'_> {
     fn varies(
         &self,
         instruction: &Instruction,
+        key: &Digest,
         step: &RunStep,
         first: Option<&Layer>,
         state: &State<'_>,
     ) -> Stepped<Vec<String>> {
         // Most clocks are read to the second.
         std::thread::sleep(ANOTHER_SECOND);
-        let second = self.execute(instruction, step, state)?;
+        let second = self.execute(instruction, key, step, state)?;
         let differences = compare::layers(first, second.as_ref(), self.builder.store)?;
         Ok(match differences.is_empty() {
             true if step.network == Network::Machine => {
@@ -227,7 +236,13 @@ impl Evaluation<'_> {
         })
     }
 
-    fn execute(&self, instruction: &Instruction, step: &RunStep, state: &State<'_>) -> Stepped<Option<Layer>> {
+    fn execute(
+        &self,
+        instruction: &Instruction,
+        key: &Digest,
+        step: &RunStep,
+        state: &State<'_>,
+    ) -> Stepped<Option<Layer>> {
         let (place, whereabouts) = (state.place(), state.whereabouts(instruction));
         self.tell("build.run", format!("{place} running {}", first_line(&instruction.text)), whereabouts.clone());
         let mut tail = std::collections::VecDeque::with_capacity(TAIL);
@@ -245,11 +260,13 @@ impl Evaluation<'_> {
             }
             tail.push_back(text);
         };
-        match self.builder.executor.run(step, self.builder.store, state.canceller, &mut output)? {
+        let (ran, refused) = self.carry_out(instruction, key, step, state.canceller, &mut output)?;
+        match ran {
             Ran::Changed(layer) => Ok(layer),
             Ran::Failed(exit) => {
+                tail.extend(refused);
                 let command = instruction.text.split_once(char::is_whitespace).map_or("", |(_, rest)| rest.trim());
-                let network = step.network == Network::Machine;
+                let network = step.network != Network::None;
                 Err(StepError::Failed { command: first_line(command), exit, network, output: tail.into() })
             }
         }
@@ -597,8 +614,10 @@ fn run_parts(step: &RunStep, planned: &Planned, state: &State<'_>) -> Parts {
     parts.add("user", &json!(step.user));
     parts.add("workdir", &json!(step.workdir));
     parts.add("platform", &json!(step.platform.to_string()));
-    if step.network == Network::Machine {
-        parts.add("network", &json!("default"));
+    match step.network {
+        Network::None => {}
+        Network::Machine => parts.add("network", &json!("default")),
+        Network::Recorded => parts.add("network", &json!("record")),
     }
     planned.parts(&mut parts);
     parts

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use super::super::execute::{Canceller, ExecuteError, Executor, Exit, Ran, RunStep, Stream};
 use super::super::layer::{Entry, Form, LayerWriter, Node, TarPath};
 use super::super::rootfs::Layers;
-use super::super::{BuildError, BuildRequest, Builder, Built, DEFAULT_EPOCH, Sources};
+use super::super::{Answer, Asking, BuildError, BuildRequest, Builder, Built, DEFAULT_EPOCH, Sources};
 use crate::lockfile::{BuildSection, Target};
 use crate::registry::{Depth, RegistryError};
 
@@ -384,6 +384,11 @@ impl Sources for Fixture {
             return Err(RegistryError::NotFound { registry: "example.com".to_owned(), what: format!("`{url}`") });
         };
         Ok((store.put(&bytes)?, bytes.len() as u64))
+    }
+
+    fn ask(&self, asking: &Asking<'_>, store: &Store) -> Result<Answer, RegistryError> {
+        let body = self.fetch(asking.url, store)?;
+        Ok(Answer { status: 200, kind: None, location: None, body: Some(body) })
     }
 
     fn resolve(&self, reference: &Reference, _: &Platform) -> Result<Digest, RegistryError> {

@@ -9,7 +9,7 @@ use jiji_model::project::RegistryServer;
 use reqwest::StatusCode;
 
 use super::*;
-use crate::registry::{Depth, Push, PushReport, RegistryError};
+use crate::registry::{Answer, Asking, Depth, Push, PushReport, RegistryError};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_pushed_once_resolved_and_pulled_back() {
@@ -252,4 +252,56 @@ async fn what_a_url_has_is_taken_into_the_store_and_what_it_lacks_is_told() {
     assert!(matches!(broken, RegistryError::Refused { status: 500, .. }), "{broken}");
     let nobody = client.download("http://127.0.0.1:1/x", &place.store).await.expect_err("nobody is there");
     assert!(matches!(nobody, RegistryError::Unreachable { .. }), "{nobody}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_is_told_where_something_is_unless_that_is_a_place_for_a_moment() {
+    use axum::http::HeaderMap;
+    use axum::routing::get;
+    let place = Place::new();
+    let seen = |headers: &HeaderMap| headers.get("authorization").map(|value| value.to_str().expect("text").to_owned());
+    let other =
+        Router::new().route("/file", get(move |headers: HeaderMap| async move { format!("{:?}", seen(&headers)) }));
+    let other = serve(other).await;
+    let (signed, plain) = (format!("http://{other}/file?signature=1"), format!("http://{other}/file"));
+    let moved = |to: String| get(move || async move { (StatusCode::FOUND, [("location", to)]) });
+    let app = Router::new()
+        .route("/signed", moved(signed))
+        .route("/plain", moved(plain.clone()))
+        .route("/near", moved("../own?x".to_owned()))
+        .route("/round", moved("/round?again".to_owned()))
+        .route("/none", get(|| async { StatusCode::NOT_FOUND }))
+        .route(
+            "/own",
+            get(move |headers: HeaderMap| async move {
+                format!(
+                    "{:?} {:?}",
+                    seen(&headers),
+                    headers.get("accept").map(|value| value.to_str().expect("text").to_owned())
+                )
+            }),
+        );
+    let at = serve(app).await;
+    let client = Client::new(Setup::default());
+    let ask = async |path: &str| {
+        let url = format!("http://{at}/{path}");
+        let asking = Asking { url: &url, accept: Some("text/plain"), authorization: Some("Bearer x") };
+        client.ask(&asking, &place.store).await
+    };
+    let said = |answer: &Answer| {
+        answer
+            .body
+            .map(|(digest, _)| String::from_utf8(place.store.read(&digest, 1 << 20).expect("stored")).expect("text"))
+    };
+    let own = ask("own").await.expect("answered");
+    assert_eq!(said(&own).as_deref(), Some(r#"Some("Bearer x") Some("text/plain")"#));
+    assert_eq!((own.status, own.kind.as_deref()), (200, Some("text/plain; charset=utf-8")));
+    assert_eq!(said(&ask("near").await.expect("answered")), said(&own));
+    // Who stands behind another host is not told who asks.
+    assert_eq!(said(&ask("signed").await.expect("answered")).as_deref(), Some("None"));
+    let there = ask("plain").await.expect("answered");
+    assert_eq!((there.status, there.location, there.body), (302, Some(plain), None));
+    assert_eq!(ask("none").await.expect("answered").status, 404);
+    let round = ask("round").await.expect_err("without end");
+    assert!(round.to_string().contains("more than 10 times"), "{round}");
 }

@@ -17,6 +17,7 @@ mod tripwires;
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -26,7 +27,7 @@ use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{DumpableBehavior, Signal, WaitOptions};
 
 use crate::helper::NAMESPACES;
-use crate::step::Network;
+use crate::step::{Network, PROXY_PORT};
 use crate::sys::{self, Fork};
 use crate::wire::{self, Doing, During as _, Failure, Reply, Run};
 
@@ -106,6 +107,9 @@ fn build(run: &Run) -> Result<Place, Failure> {
     if run.network == Network::None {
         let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).during(Doing::Loopback)?;
         sys::loopback_up(socket.as_fd()).during(Doing::Loopback)?;
+        if let Some(proxy) = &run.proxy {
+            hand_over_listener(Path::new(proxy)).during(Doing::Proxy)?;
+        }
     }
     name_the_machine()?;
 
@@ -136,6 +140,12 @@ fn build(run: &Run) -> Result<Place, Failure> {
     rustix::mount::unmount(".", UnmountFlags::DETACH).during(Doing::Pivot)?;
     rustix::process::chdir("/").during(Doing::Pivot)?;
     Ok(Place { workdir, user })
+}
+
+/// Listens where the step finds its proxy, and gives that to whoever serves it. Their descriptor is the only one that stays.
+fn hand_over_listener(to: &Path) -> std::io::Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PROXY_PORT))?;
+    wire::send_fd(&UnixStream::connect(to)?, listener.as_fd())
 }
 
 fn name_the_machine() -> Result<(), Failure> {

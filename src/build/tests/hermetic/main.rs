@@ -8,6 +8,7 @@ mod network;
 mod people;
 mod project;
 mod recipe;
+mod recorded;
 mod steps;
 mod tools;
 
@@ -93,6 +94,8 @@ fn main() -> ExitCode {
             "a_step_with_the_network_runs_once_and_gives_the_same",
             network::a_step_with_the_network_runs_once_and_gives_the_same,
         ),
+        ("a_recorded_step_gets_the_same_from_then_on", recorded::a_recorded_step_gets_the_same_from_then_on),
+        ("pip_installs_the_same_from_a_recording", recorded::pip_installs_the_same_from_a_recording),
         (
             "another_builder_puts_the_same_files_to_the_same_places",
             tools::another_builder_puts_the_same_files_to_the_same_places,

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use crate::project::{Project, has, project, run};
+use crate::project::{Project, has, project, run, with_program};
 use crate::{CHILD, COLLECT};
 
 pub(crate) fn two_clones_give_the_same_image() {
@@ -124,17 +124,6 @@ impl Room {
     }
 }
 
-/// Puts one of this machine's programs into the base of a project, with the libraries that it loads.
-fn with_program(project: &Project, path: &str) {
-    let libraries = run("ldd", &[path]);
-    let found = libraries.split_whitespace().filter(|word| word.starts_with('/'));
-    for file in found.chain([path]) {
-        let to = project.root.join("base").join(file.trim_start_matches('/'));
-        fs::create_dir_all(to.parent().expect("a parent")).expect("created");
-        fs::copy(file, to).expect("copied");
-    }
-}
-
 pub(crate) fn whoever_builds_the_image_is_the_same() {
     let programs = ["/usr/sbin/setcap", "/usr/sbin/getcap", "/usr/sbin/useradd"];
     if ["newuidmap", "newgidmap"].iter().any(|tool| Command::new(tool).output().is_err()) {
@@ -168,6 +157,8 @@ pub(crate) fn whoever_builds_the_image_is_the_same() {
         "    --mount=type=bind,from=made,source=/opt,target=/made/deep --mount=type=tmpfs,target=/quick \\\n",
         "    stat -c '%n %a %u %g %F' /cache /run/secrets/token /made /made/deep/closed/file /quick /etc/hosts /tmp > /mounts; \\\n",
         "    set -e; touch /cache/x; chown 8:9 /cache/x; chmod 700 /cache; chown 8 /cache; rm -r /home/guest; cat /made/deep/closed/file > /copy\n",
+        // Its listener is handed over by who is nobody on this machine.
+        "RUN --network=record stat -c '%n %a %u %g' /run/jiji/* > /proxy; ! wget -q -T 9 -O - http://a.test/ 2>> /proxy\n",
         if capable { capabilities } else { "" },
         "CMD [\"sh\"]\n",
     ];

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use jiji::build::execute::Local;
-use jiji::build::{BuildError, BuildRequest, Builder, Built, DEFAULT_EPOCH, Sources};
+use jiji::build::{Answer, Asking, BuildError, BuildRequest, Builder, Built, DEFAULT_EPOCH, Sources};
 use jiji::lockfile::{LockFile, Target};
 use jiji::registry::{Depth, RegistryError};
 use jiji_model::digest::Digest;
@@ -30,6 +30,10 @@ impl Sources for Nowhere {
 
     fn fetch(&self, url: &str, _: &Store) -> Result<(Digest, u64), RegistryError> {
         Err(RegistryError::NotFound { registry: "nowhere".to_owned(), what: url.to_owned() })
+    }
+
+    fn ask(&self, asking: &Asking<'_>, _: &Store) -> Result<Answer, RegistryError> {
+        Err(RegistryError::NotFound { registry: "nowhere".to_owned(), what: asking.url.to_owned() })
     }
 
     fn resolve(&self, reference: &Reference, _: &Platform) -> Result<Digest, RegistryError> {
@@ -137,6 +141,24 @@ pub(crate) fn project(dir: &Path, steps: &str) -> Project {
     let dockerfile = format!("FROM scratch AS base\nCOPY base /\nRUN busybox --install -s /bin\n{steps}");
     fs::write(root.join("Dockerfile"), dockerfile).expect("written");
     Project { root, store: Store::open(dir.join("store")).expect("a store") }
+}
+
+/// Puts one of this machine's programs into the base of a project, with the libraries that it loads.
+pub(crate) fn with_program(project: &Project, path: &str) {
+    with_libraries(project, path);
+    put(project, path);
+}
+
+/// Puts the libraries that one of this machine's programs or libraries loads into the base of a project.
+pub(crate) fn with_libraries(project: &Project, path: &str) {
+    let libraries = run("ldd", &[path]);
+    libraries.split_whitespace().filter(|word| word.starts_with('/')).for_each(|library| put(project, library));
+}
+
+fn put(project: &Project, path: &str) {
+    let to = project.root.join("base").join(path.trim_start_matches('/'));
+    fs::create_dir_all(to.parent().expect("a parent")).expect("created");
+    fs::copy(path, to).unwrap_or_else(|error| panic!("{path}: {error}"));
 }
 
 pub(crate) fn run(program: &str, args: &[&str]) -> String {
