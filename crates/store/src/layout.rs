@@ -14,6 +14,10 @@ const MARK: &str = "oci-layout";
 
 /// The longest index or manifest that is read, in bytes (distribution-spec, "Pushing Manifests").
 const INDEX_LIMIT: u64 = 4 << 20;
+/// The longest configuration that is read, in bytes.
+const CONFIG_LIMIT: u64 = 4 << 20;
+/// The longest layer that is read, in bytes: as from a registry.
+const LAYER_LIMIT: u64 = 64 << 30;
 
 impl Store {
     /// Writes an image to `dir` as an OCI image layout, with `reference` as its name there.
@@ -65,12 +69,14 @@ impl Store {
     /// [`StoreError::NoImage`] where the directory holds none, [`StoreError::Mismatch`], [`StoreError::Io`].
     pub fn import_layout(&self, dir: &Path, version: Option<&str>, platform: &Platform) -> Result<Image, StoreError> {
         let none = |reason: &str| StoreError::NoImage { path: dir.to_owned(), reason: reason.to_owned() };
+        let long = |what: &str, limit: u64| none(&format!("its {what} is longer than {} MiB", limit >> 20));
         let read = |path: &Path| {
-            let file = fs::File::open(path).map_err(failed("open", path))?;
             let mut bytes = Vec::new();
-            file.take(INDEX_LIMIT + 1).read_to_end(&mut bytes).map_err(failed("read", path))?;
-            if bytes.len() as u64 > INDEX_LIMIT { Err(none("its index is longer than 4 MiB")) } else { Ok(bytes) }
+            open(path)?.take(INDEX_LIMIT + 1).read_to_end(&mut bytes).map_err(failed("read", path))?;
+            if bytes.len() as u64 > INDEX_LIMIT { Err(long("index", INDEX_LIMIT)) } else { Ok(bytes) }
         };
+        let import =
+            |digest: &Digest, what: &str, limit: u64| self.import(dir, digest, limit)?.ok_or_else(|| long(what, limit));
         let parse = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).map_err(|error| none(&error.to_string()));
         let mut index = parse(&read(&dir.join("index.json"))?)?;
         if let (Some(version), Some(list)) = (version, index.get_mut("manifests").and_then(Value::as_array_mut)) {
@@ -91,10 +97,7 @@ impl Store {
             let chosen = list.iter().find(of_platform).or_else(only);
             let chosen = descriptor(chosen.ok_or_else(|| none("it has no image for this platform"))?);
             let manifest = chosen.ok_or_else(|| none("its index names no digest"))?;
-            let size = self.import(dir, &manifest.digest)?;
-            if size > INDEX_LIMIT {
-                return Err(none("its manifest is longer than 4 MiB"));
-            }
+            let size = import(&manifest.digest, "manifest", INDEX_LIMIT)?;
             let bytes = self.read(&manifest.digest, size)?;
             let value = parse(&bytes)?;
             if value.get("manifests").is_some() {
@@ -106,8 +109,9 @@ impl Store {
             let layers: Option<Vec<Descriptor>> = layers.map(descriptor).collect();
             let parts = config.zip(layers);
             let (config, layers) = parts.ok_or_else(|| none("its manifest names no configuration or layers"))?;
-            for blob in layers.iter().chain([&config]) {
-                self.import(dir, &blob.digest)?;
+            import(&config.digest, "configuration", CONFIG_LIMIT)?;
+            for layer in &layers {
+                import(&layer.digest, "layer", LAYER_LIMIT)?;
             }
             let manifest = Descriptor { size, ..manifest };
             return Ok(Image { repository: "layout".to_owned(), platform: platform.clone(), manifest, config, layers });
@@ -115,16 +119,31 @@ impl Store {
         Err(none("its indexes name each other too deeply"))
     }
 
-    fn import(&self, dir: &Path, digest: &Digest) -> Result<u64, StoreError> {
+    /// Takes a blob of a layout: its length, or none where it has more bytes than it may, of which no more are read.
+    fn import(&self, dir: &Path, digest: &Digest, limit: u64) -> Result<Option<u64>, StoreError> {
         if let Some(size) = self.has(digest)? {
-            return Ok(size);
+            return Ok(Some(size).filter(|size| *size <= limit));
         }
         let path = dir.join("blobs/sha256").join(digest.hex());
-        let mut source = fs::File::open(&path).map_err(failed("open", &path))?;
         let mut writer = self.writer()?;
-        std::io::copy(&mut source, &mut writer).map_err(failed("read", &path))?;
-        Ok(writer.finish(Some(*digest))?.1)
+        let read = std::io::copy(&mut open(&path)?.take(limit + 1), &mut writer).map_err(failed("read", &path))?;
+        if read > limit {
+            return Ok(None);
+        }
+        Ok(Some(writer.finish(Some(*digest))?.1))
     }
+}
+
+/// A file of a layout that somebody else made: it must be one, and nothing is waited for.
+fn open(path: &Path) -> Result<fs::File, StoreError> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = fs::File::options().read(true).custom_flags(flags).open(path).map_err(failed("open", path))?;
+    if !file.metadata().map_err(failed("open", path))?.is_file() {
+        let reason = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a file");
+        return Err(failed("open", path)(reason));
+    }
+    Ok(file)
 }
 
 fn descriptor(value: &Value) -> Option<Descriptor> {
@@ -211,5 +230,45 @@ mod tests {
         assert!(matches!(unknown, Err(StoreError::NoImage { .. })), "{unknown:?}");
         fs::write(dir.path().join("precious"), "").expect("written");
         assert!(matches!(store.export_layout(&image, dir.path(), None), Err(StoreError::NotALayout { .. })));
+    }
+
+    #[test]
+    fn what_a_layout_has_too_much_of_is_not_taken_and_what_is_no_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path().join("store")).expect("a store");
+        let layout = dir.path().join("layout");
+        let blobs = layout.join("blobs/sha256");
+        fs::create_dir_all(&blobs).expect("created");
+        let index = |digest: &Digest| {
+            let entry = json!({"mediaType": MANIFEST, "digest": digest, "size": 2});
+            fs::write(layout.join("index.json"), json!({"manifests": [entry]}).to_string()).expect("written");
+        };
+        let import = || store.import_layout(&layout, None, &Platform::linux_amd64()).expect_err("refused").to_string();
+        // Sparse, of a length that no disk of a test has.
+        let long = Digest::of("long");
+        let file = fs::File::create(blobs.join(long.hex())).expect("created");
+        file.set_len(1 << 40).expect("stretched");
+        index(&long);
+        assert!(import().ends_with("its manifest is longer than 4 MiB"), "{}", import());
+        let put = |value: &Value| {
+            let bytes = value.to_string();
+            fs::write(blobs.join(Digest::of(&bytes).hex()), &bytes).expect("written");
+            Digest::of(&bytes)
+        };
+        let config = json!({"mediaType": CONFIG, "digest": long, "size": 2});
+        index(&put(&json!({"config": config, "layers": []})));
+        assert!(import().ends_with("its configuration is longer than 4 MiB"), "{}", import());
+        let left = fs::read_dir(store.root().join("tmp")).expect("listed").count();
+        assert_eq!((left, store.has(&long).expect("looked")), (0, None));
+
+        let pipe = Digest::of("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, blobs.join(pipe.hex()), rustix::fs::FileType::Fifo, 0o644.into(), 0)
+            .expect("a pipe");
+        index(&pipe);
+        assert!(import().starts_with("open "), "{}", import());
+        fs::remove_file(layout.join("index.json")).expect("removed");
+        rustix::fs::mknodat(rustix::fs::CWD, layout.join("index.json"), rustix::fs::FileType::Fifo, 0o644.into(), 0)
+            .expect("a pipe");
+        assert!(import().starts_with("open "), "{}", import());
     }
 }
