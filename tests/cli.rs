@@ -78,6 +78,72 @@ to = \"/srv/word\"
 
 const WORDS: &str = "[[layers]]\nfrom = \"./word\"\nto = \"/\"\n";
 
+/// Puts a program of this machine with the libraries that it loads into a directory.
+fn carry(program: &str, to: &Path) -> Outcome {
+    let libraries = Run::of(Command::new("ldd").arg(program))?;
+    for path in libraries.stdout.split_whitespace().filter(|word| word.starts_with('/')).chain([program]) {
+        let to = to.join(path.trim_start_matches('/'));
+        std::fs::create_dir_all(to.parent().ok_or("a file has a directory")?)?;
+        std::fs::copy(path, to)?;
+    }
+    Ok(())
+}
+
+/// An agent of the test's own, until it is dropped.
+struct Agent(std::process::Child);
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn contexts_and_agents_are_named_on_the_command_line() -> Outcome {
+    let place = Place::new(PROJECT)?;
+    let beside = |name: &str| place.root().parent().map(|parent| parent.join(name)).ok_or("a project has a place");
+    let (system, words) = (beside("system")?, beside("words")?);
+    std::fs::create_dir_all(&words)?;
+    std::fs::write(words.join("word"), "of the context\n")?;
+    carry("/bin/busybox", &system)?;
+    carry("/usr/bin/ssh-add", &system)?;
+    std::os::unix::fs::symlink("busybox", system.join("bin/sh"))?;
+    let steps = "FROM system\nCOPY --from=words word /word\n\
+                 RUN --network=default --mount=type=ssh,required=true /usr/bin/ssh-add -l > /keys\n\
+                 RUN grep -q 'of a test (ED25519)' /keys && grep -q 'of the context' /word\n";
+    std::fs::write(place.root().join("Dockerfile"), steps)?;
+    let (key, socket) = (beside("key")?, beside("agent")?);
+    Run::of(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "of a test", "-f"]).arg(&key))?
+        .expect(0)?;
+    let agent =
+        Agent(Command::new("ssh-agent").args(["-D", "-a"]).arg(&socket).stdout(std::process::Stdio::null()).spawn()?);
+    while !socket.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Run::of(Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket))?.expect(0)?;
+
+    let contexts = [format!("system={}", system.display()), format!("words={}", words.display())];
+    let [named_system, named_words] = contexts.each_ref().map(|context| ["--build-context", context.as_str()]);
+    let named = |ssh: &str| -> Outcome<Run> {
+        let mut args = vec!["build"];
+        args.extend(named_system.iter().chain(&named_words));
+        args.extend(["--ssh", ssh]);
+        place.run(&args)
+    };
+    let built = named(&format!("default={}", socket.display()))?.expect(0)?;
+    // Without the agent the step is known all the same, and where it is not it is told what is missing.
+    drop(agent);
+    assert_eq!(named(&format!("default={}", socket.display()))?.expect(0)?.stdout, built.stdout);
+    says(&named("default")?.expect(2)?, &["`--ssh ID=SOCKET`"]);
+    let without = place.run(&["build", "--offline", named_system[0], named_system[1]])?;
+    assert!(!without.status.success());
+    says(&without, &["docker.io/library/words"]);
+    let wrong = place.run(&["build", "--build-context", "words"])?.expect(2)?;
+    says(&wrong, &["expected `NAME=CONTEXT`"]);
+    Ok(())
+}
+
 #[test]
 fn a_recipe_takes_from_the_image_of_another_service() -> Outcome {
     let place = Place::new(MADE_OF_ANOTHER)?;
