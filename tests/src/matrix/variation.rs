@@ -137,42 +137,11 @@ fn modes() -> Outcome<Conditions> {
 }
 
 fn read_only() -> Outcome<Conditions> {
-    let before = vec![
-        vec![
-            "find",
-            ".",
-            "-mindepth",
-            "1",
-            "-path",
-            "./.git",
-            "-prune",
-            "-o",
-            "-type",
-            "f",
-            "-exec",
-            "chmod",
-            "go-rwx,u-w",
-            "{}",
-            "+",
-        ],
-        vec![
-            "find",
-            ".",
-            "-mindepth",
-            "1",
-            "-path",
-            "./.git",
-            "-prune",
-            "-o",
-            "-type",
-            "d",
-            "-exec",
-            "chmod",
-            "500",
-            "{}",
-            "+",
-        ],
-    ];
+    let outside_git = |kind, mode| {
+        let all = ["find", ".", "-mindepth", "1", "-path", "./.git", "-prune", "-o"];
+        all.into_iter().chain(["-type", kind, "-exec", "chmod", mode, "{}", "+"]).collect()
+    };
+    let before = vec![outside_git("f", "go-rwx,u-w"), outside_git("d", "500")];
     Ok(Conditions { before, ..Conditions::default() })
 }
 

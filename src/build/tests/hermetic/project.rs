@@ -199,6 +199,16 @@ pub(crate) fn file(project: &Project, built: &Built, name: &str) -> String {
     panic!("no {name}")
 }
 
+/// The same in all layers, lowest first.
+pub(crate) fn all_layers(project: &Project, built: &Built) -> Vec<String> {
+    let up_to = |count: usize| {
+        let mut image = built.image.clone();
+        image.layers.truncate(count);
+        Built { image, ..built.clone() }
+    };
+    (1..=built.image.layers.len()).flat_map(|count| last_layer(project, &up_to(count))).collect()
+}
+
 /// Names, modes, owners and times in the last layer.
 pub(crate) fn last_layer(project: &Project, built: &Built) -> Vec<String> {
     let layer = built.image.layers.last().expect("a layer");

@@ -1,6 +1,6 @@
 //! Steps that are recorded: this machine's curl and pip behind the proxy, with a web that is the test's own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -15,7 +15,7 @@ use jiji_model::image::{Image, Platform};
 use jiji_model::reference::Reference;
 use jiji_store::Store;
 
-use crate::project::{Nowhere, Project, file, project, run, with_libraries, with_program};
+use crate::project::{Nowhere, Project, all_layers, file, project, run, with_libraries, with_program};
 
 /// A status, a kind, and a body or where it is instead.
 type Page = (u16, &'static str, Vec<u8>);
@@ -87,19 +87,6 @@ impl Sources for Web {
     }
 }
 
-fn names(project: &Project, built: &Built) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    for layer in &built.image.layers {
-        let tar = jiji::build::rootfs::Layers::new(&project.store).open(layer).expect("stored");
-        let mut archive = tar::Archive::new(tar);
-        for entry in archive.entries().expect("a tar") {
-            let entry = entry.expect("an entry");
-            names.insert(entry.path().expect("a path").to_string_lossy().into_owned());
-        }
-    }
-    names
-}
-
 /// The same project with a store that knows nothing.
 fn elsewhere(project: &Project, dir: &Path, name: &str) -> Project {
     Project { root: project.root.clone(), store: Store::open(dir.join(name)).expect("a store") }
@@ -151,7 +138,7 @@ pub(crate) fn a_recorded_step_gets_the_same_from_then_on() {
     assert_eq!(said, [(due[0], 200), (due[1], 200), (due[2], 302), (due[3], 404), (due[4], 200)]);
     let env = file(&first, &built, "env");
     assert!(!env.contains("3128") && !env.contains("ca.pem"), "{env}");
-    let names = names(&first, &built);
+    let names = all_layers(&first, &built);
     assert!(!names.iter().any(|name| name.starts_with("run") || name.contains("jiji")), "{names:?}");
 
     // Something below changed: it is done again, without the network.

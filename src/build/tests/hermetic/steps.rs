@@ -2,12 +2,12 @@
 
 use std::fs;
 
-use jiji::build::{BuildRequest, Built, DEFAULT_EPOCH};
+use jiji::build::{BuildRequest, DEFAULT_EPOCH};
 use jiji_model::image::{Compression, LAYER_ZSTD};
 use jiji_model::name::RepositoryName;
 use jiji_store::Store;
 
-use crate::project::{Nowhere, Project, file, last_layer, project, run};
+use crate::project::{Nowhere, Project, all_layers, file, last_layer, project, run};
 
 pub(crate) fn a_step_sees_the_same_machine_everywhere() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -59,12 +59,7 @@ pub(crate) fn a_stage_gives_files_to_another() {
     );
     let project = project(dir.path(), steps);
     let built = project.built();
-    let mut names = Vec::new();
-    for number in 0..built.image.layers.len() {
-        let mut image = built.image.clone();
-        image.layers.truncate(number + 1);
-        names.extend(last_layer(&project, &Built { image, ..built.clone() }));
-    }
+    let names = all_layers(&project, &built);
     assert_eq!(
         names,
         [
@@ -144,12 +139,7 @@ pub(crate) fn what_is_mounted_is_in_no_layer() {
     );
     let project = project(dir.path(), steps);
     let built = project.built();
-    let mut names = Vec::new();
-    for number in 0..built.image.layers.len() {
-        let mut image = built.image.clone();
-        image.layers.truncate(number + 1);
-        names.extend(last_layer(&project, &Built { image, ..built.clone() }));
-    }
+    let names = all_layers(&project, &built);
     let own: Vec<&String> = names.iter().skip_while(|name| !name.starts_with("w/")).collect();
     assert_eq!(own, ["w/ 755 0", "seen 644 0", "kept 644 0", "script 644 0"]);
     assert_eq!(
