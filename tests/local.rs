@@ -121,6 +121,32 @@ fn a_host_ships_to_itself_without_ssh_and_keeps_the_secret() -> Outcome {
     only_the_container_has_it(&site, &host, "local.test", "local", &secret)
 }
 
+/// An image with layers in zstd, into an engine that reads them or does not.
+fn loads_zstd_or_says_why_not(site: &Site, host: &Host, secret: &Sentinel) -> Outcome {
+    let zstd = LOCAL.replace("    build: .\n", "    build:\n      context: .\n      compression: zstd\n");
+    assert_ne!(zstd, LOCAL);
+    host.write_file("/root/project/.jiji/deploy.yml", zstd.as_bytes())?;
+    host.engine(&["image", "rm", "--force", "localhost/local/web:latest"])?;
+    let major = match host.name.starts_with("docker") {
+        true => host.engine(&["version", "--format", "{{.Server.Version}}"])?.split('.').next().map(str::parse::<u32>),
+        false => None,
+    };
+    let old = major.transpose()?.is_some_and(|major| major < 23);
+    let loaded = on_host(site, host, secret, &["build", "--load", "--json"])?;
+    if old {
+        let refused = loaded.expect(1)?;
+        assert!(refused.to_string().contains("which Docker reads from 23 on"), "{refused}");
+    } else {
+        let loaded = loaded.expect(0)?;
+        let image = loaded.events_of("build.loaded").next().ok_or("no `build.loaded`")?["data"]["image"].clone();
+        assert!(image.as_str().is_some_and(|image| image.starts_with("sha256:")), "{loaded}");
+        let said =
+            host.engine(&["run", "--rm", "--network=none", "localhost/local/web:latest", "python3", "--version"])?;
+        assert!(said.starts_with("Python 3"), "{}: {said}", host.name);
+    }
+    Ok(host.write_file("/root/project/.jiji/deploy.yml", LOCAL.as_bytes())?)
+}
+
 #[test]
 fn an_image_is_loaded_into_the_engine_that_is_there_and_found_by_its_name() -> Outcome {
     let site = LAB.take()?;
@@ -148,6 +174,7 @@ fn an_image_is_loaded_into_the_engine_that_is_there_and_found_by_its_name() -> O
         let said =
             host.engine(&["run", "--rm", "--network=none", "localhost/local/web:latest", "python3", "--version"])?;
         assert!(said.starts_with("Python 3"), "{name}: {said}");
+        loads_zstd_or_says_why_not(&site, &host, &secret)?;
         let other = if engine == "podman" { "--load=docker" } else { "--load=podman" };
         let refused = on_host(&site, &host, &secret, &["build", other])?.expect(1)?;
         assert!(refused.stderr.contains("hint: install Podman or Docker"), "{refused}");
