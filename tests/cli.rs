@@ -1,8 +1,11 @@
 //! The command line without hosts: what was typed wrong, what is missing, what cannot be reached.
 
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jiji_e2e::{Outcome, Run, jiji_bin};
 
@@ -141,6 +144,68 @@ fn contexts_and_agents_are_named_on_the_command_line() -> Outcome {
     says(&without, &["docker.io/library/words"]);
     let wrong = place.run(&["build", "--build-context", "words"])?.expect(2)?;
     says(&wrong, &["expected `NAME=CONTEXT`"]);
+    Ok(())
+}
+
+/// A server on this machine that gives everybody one text, and `404` for `/none`, until the test is over.
+fn server(text: &'static str) -> Outcome<(String, Arc<AtomicUsize>)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let (address, asked) = (listener.local_addr()?.to_string(), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 4096];
+            let read = stream.read(&mut request).unwrap_or_default();
+            let status = if request[..read].starts_with(b"GET /none ") { "404 Not Found" } else { "200 OK" };
+            let number = count.fetch_add(1, Ordering::SeqCst);
+            let text = format!("{text} {}", if number < 2 { "first" } else { "later" });
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+                text.len()
+            );
+        }
+    });
+    Ok((address, asked))
+}
+
+#[test]
+fn what_a_recorded_step_asked_for_is_pinned_and_given_again() -> Outcome {
+    let place = Place::new(PROJECT)?;
+    let (address, asked) = server("said")?;
+    carry("/bin/busybox", &place.root().join("system"))?;
+    std::os::unix::fs::symlink("busybox", place.root().join("system/bin/sh"))?;
+    let dockerfile = |above: &str| {
+        let steps = format!(
+            "FROM scratch\nCOPY system /\n{above}RUN --network=record busybox wget -q -O /got http://{address}/file && \\\n \
+             ! busybox wget -q -O /none http://{address}/none\nRUN grep -q 'said first' /got\n"
+        );
+        std::fs::write(place.root().join("Dockerfile"), steps)
+    };
+    dockerfile("")?;
+    let built = place.run(&["build"])?.expect(0)?;
+    let lock = std::fs::read_to_string(place.root().join("jiji.lock"))?;
+    assert!(lock.matches("[[recorded]]").count() == 2 && lock.contains("status = 404"), "{lock}");
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+
+    // What is above changed, and nobody may be asked: the step is done again and gets what it got.
+    dockerfile("RUN echo above > /above\n")?;
+    place.run(&["build", "--offline"])?.expect(0)?;
+    dockerfile("")?;
+    let again = place.run(&["build", "--offline", "--no-cache"])?.expect(0)?;
+    assert_eq!((again.stdout, asked.load(Ordering::SeqCst)), (built.stdout, 2));
+    place.run(&["build", "--check"])?.expect(0)?;
+
+    let file = format!("http://{address}/file");
+    let shown = place.run(&["pins", "show"])?.expect(0)?;
+    assert!(shown.stdout.contains(&file), "{shown}");
+    let moved = place.run(&["pins", "diff"])?;
+    assert!(!moved.status.success() && moved.stdout.contains("1 of 2 moved"), "{moved}");
+    let updated = place.run(&["pins", "update", &file])?.expect(0)?;
+    assert!(updated.stdout.contains("1 of 1 updated"), "{updated}");
+    // The step's own layer is pinned as well: it is done again where that is asked for, and gets what is pinned now.
+    let other = place.run(&["build", "--no-cache"])?;
+    assert!(!other.status.success(), "`said first` is not there any more: {other}");
     Ok(())
 }
 
