@@ -104,6 +104,7 @@ pub fn project(shape: Shape) -> Project {
             port: None,
             engine: None,
             rootless: false,
+            endpoint: None,
         };
         (host(number), server)
     };
@@ -116,6 +117,7 @@ pub fn project(shape: Shape) -> Project {
         services: hosts.into_iter().enumerate().filter(|(_, hosts)| !hosts.is_empty()).map(of).collect(),
         rollout: Rollout::default(),
         plugins: Plugins::default(),
+        network: None,
     }
 }
 

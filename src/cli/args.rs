@@ -78,6 +78,9 @@ pub enum Command {
     /// Look whether servers are fit for a ship.
     #[command(subcommand)]
     Server(ServerCommand),
+    /// Make and look after the private network between servers and their containers.
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// List, inspect and install plugins.
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -126,6 +129,23 @@ pub struct ShipArgs {
     /// Do not push to the registry, even if there is one.
     #[arg(long)]
     pub no_push: bool,
+    /// What is done while somebody else is at work.
+    #[command(flatten)]
+    pub lock: LockArgs,
+}
+
+/// `jiji network`.
+#[derive(Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// Bring all servers into the network, and mend what differs there. Servers that are in it already are not disturbed.
+    Setup(NetworkSetupArgs),
+    /// Show what servers say of the network: who has heard whom, and what differs from what they were told. Exit code 13 where something does.
+    Status,
+}
+
+/// `jiji network setup`.
+#[derive(Debug, Args)]
+pub struct NetworkSetupArgs {
     /// What is done while somebody else is at work.
     #[command(flatten)]
     pub lock: LockArgs,

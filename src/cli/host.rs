@@ -12,6 +12,12 @@ pub fn run(args: &HostArgs) -> Result<Exit, Failure> {
             Err(error) => Err(Failure::new(Exit::Internal, &error)),
         };
     }
+    if args.arguments == [jiji_host::mesh::ARGUMENT_UP] {
+        return match jiji_host::mesh::up(&jiji_host::Settings::default()) {
+            Ok(()) => Ok(Exit::Done),
+            Err(error) => Err(Failure::new(Exit::Internal, &error)),
+        };
+    }
     let settings = jiji_host::Settings::from_arguments(&args.arguments).ok_or_else(|| {
         Failure::text(Exit::Usage, "read the arguments of `jiji host`").hint("it is for jiji itself: `jiji host exec`")
     })?;

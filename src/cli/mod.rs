@@ -15,6 +15,7 @@ pub mod failure;
 mod host;
 pub mod hosts;
 mod load;
+mod network;
 mod pins;
 mod plan;
 mod plugin;
@@ -113,6 +114,7 @@ fn run(cli: &Cli, environment: &Environment, report: &Arc<dyn Report>) -> Result
         Command::Status => drive(status::run(global, environment)),
         Command::Proxy(ProxyCommand::Upgrade(args)) => drive(ship::upgrade_proxy(global, args, environment, report)),
         Command::Server(command) => drive(server::run(global, command, environment)),
+        Command::Network(command) => drive(network::run(global, command, environment, report)),
         Command::Plugin(command) => plugin::run(global, command, environment, report, &runtime()?),
         Command::Pins(command) => drive(pins::run(global, command, environment, report)),
         Command::Recipe(command) => recipe::run(global, command, report),

@@ -54,9 +54,11 @@ pub fn run(
 fn list(global: &Global, place: &Workplace) -> Result<Exit, Failure> {
     let pins = place.lock.read().map_err(|error| lock_failure(&error))?.plugins;
     let chosen = &place.project().plugins;
+    let network = place.project().network.as_ref();
     let role = |name: &PluginName| match name {
         name if *name == chosen.proxy.name => "proxy",
         name if *name == chosen.health.name => "health",
+        name if network.is_some_and(|choice| *name == choice.name) => "mesh",
         _ => "-",
     };
     let mut rows = Vec::new();
@@ -126,7 +128,9 @@ fn read(
     };
     let candidate = fetched(None)?;
     let chosen = &place.project().plugins;
-    let choice = [&chosen.proxy, &chosen.health].into_iter().find(|choice| choice.name == candidate.name);
+    let network = place.project().network.as_ref();
+    let choice =
+        [&chosen.proxy, &chosen.health].into_iter().chain(network).find(|choice| choice.name == candidate.name);
     match choice {
         // Only the settings tell which image it brings and which ports it publishes, and so what it asks for.
         Some(choice) => fetched(Some(&choice.settings)),

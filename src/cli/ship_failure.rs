@@ -52,7 +52,8 @@ fn plain(error: &ShipError) -> Failure {
              `builder.registry` keeps images beyond `retain`"
         )),
         ShipError::Plugin(cause) => with_hint(Failure::new(Exit::Plugin, error), cause.hint()),
-        ShipError::Rounds { .. } => Failure::new(Exit::Plugin, error),
+        ShipError::NoNetwork => Failure::new(Exit::Usage, error).hint("add a section `network:` to deploy.yml"),
+        ShipError::MeshRounds { .. } | ShipError::Rounds { .. } => Failure::new(Exit::Plugin, error),
         ShipError::Fleet(cause) => hosts::failure(cause),
         ShipError::Unreachable(errors) => {
             hosts::failures(errors).unwrap_or_else(|| Failure::new(Exit::Unreachable, error))

@@ -237,6 +237,9 @@ pub enum Rootless {
     /// Its user is root.
     #[error("the user of this server is root")]
     Root,
+    /// The project has a private network.
+    #[error("a private network is root's to make, and nobody becomes root on this project's server")]
+    Network,
 }
 
 impl Rootless {
@@ -250,6 +253,7 @@ impl Rootless {
                  `rootless` out"
             }
             Self::Root => "name the user whose Podman it is, or leave `rootless` out",
+            Self::Network => "leave `network` out: a single server has nobody to talk to",
         }
     }
 }

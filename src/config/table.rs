@@ -61,6 +61,24 @@ pub(super) static PROJECT: Object = Object {
         field("rollout", Shape::Object(&ROLLOUT), "how a change goes over the servers")
             .also(&["boot", "deploy", "update", "strategy"]),
         field("plugins", Shape::Object(&PLUGINS), "which plugin fills each role"),
+        field(
+            "network",
+            Shape::Object(&NETWORK),
+            "a private network between the servers and their containers, which `jiji network setup` makes (docs/design/network.md)",
+        ),
+    ],
+};
+
+static NETWORK: Object = Object {
+    extensions: false,
+    fields: &[
+        field("enabled", Shape::Bool, "whether there is one").default("true, where this section is"),
+        field("plugin", Shape::Text, "an embedded plugin, or one that `jiji.lock` pins").default("`mesh-wireguard`"),
+        field(
+            "settings",
+            Shape::Map { keys: "settings", values: &Shape::Anything },
+            "its settings, checked by the plugin itself; those of `mesh-wireguard` are `port` (51820), `mtu` (1420) and `keepalive` (25, in seconds)",
+        ),
     ],
 };
 
@@ -152,6 +170,12 @@ static SERVER: Object = Object {
              server (docs/design/hosts.md)",
         )
         .default("false"),
+        field(
+            "endpoint",
+            Shape::Text,
+            "where other servers reach it in the private network, `HOST[:PORT]`, where that is not `host` and the network's port",
+        )
+        .default("`host`"),
     ],
 };
 

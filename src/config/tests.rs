@@ -27,7 +27,7 @@ ssh:
   config: ssh_config
   connect_timeout: 10
 servers:
-  fra1: { host: 203.0.113.9, engine: docker, rootless: false }
+  fra1: { host: 203.0.113.9, engine: docker, rootless: false, endpoint: "198.51.100.9:4000" }
   fra2:
     host: fra2.example.com
     user: root
@@ -62,6 +62,7 @@ rollout: { max_parallel: 2, canary: fra2, wait: 10s, hold: 1m }
 plugins:
   proxy: { name: proxy-caddy, settings: { admin: 2019, ratio: 0.5, on: true, empty: , list: [a] } }
   health: { name: health-probe }
+network: { enabled: true, plugin: mesh-wireguard, settings: { mtu: 1380 } }
 "#;
 
 const SMALL: &str = "project: hello\nservers:\n  one: { host: localhost }\nservices:\n  web:\n    build: .\n    hosts: [one]\n    proxy: { app_port: 8080 }\n";
@@ -115,6 +116,20 @@ fn a_small_file_gets_the_defaults() {
     let project = load_one(SMALL).expect("the smallest useful file is right").project;
     insta::assert_snapshot!(serde_json::to_string(&project.services).expect("services are JSON"), @r#"{"web":{"source":{"build":{"context":".","dockerfile":"Dockerfile","args":{},"target":null}},"hosts":["one"],"environment":{"clear":{},"secrets":[]},"command":null,"volumes":[],"proxy":{"app_port":8080,"hosts":[],"path_prefix":"/","ssl":false},"healthcheck":{"check":{"http":{"port":8080,"path":"/up"}},"interval_ms":500,"timeout_ms":5000,"deadline_ms":30000},"retain":3,"stop_timeout":10,"drain_timeout":30}}"#);
     assert!(project.servers.values().all(jiji_model::project::Server::is_local));
+}
+
+#[test]
+fn a_network_is_there_where_its_section_is_and_nobody_switched_it_off() {
+    let with = |section: &str| load_one(&format!("{SMALL}{section}")).map(|loaded| loaded.project.network);
+    let chosen = with("network: {}\n").expect("right").expect("it is there");
+    assert_eq!(chosen, jiji_model::project::Plugins::default_mesh());
+    assert_eq!(with("network: { enabled: false }\n").expect("right"), None);
+    assert_eq!(with("").expect("right"), None);
+    let wrong = SMALL.replace("host: localhost", "host: h, endpoint: \"h:0\", rootless: true");
+    let text = told(load_one(&format!("{wrong}network: {{}}\n")));
+    for line in ["`servers.one.endpoint`: `h:0` is no endpoint", "`network`: a private network is root's to make"] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
 }
 
 #[test]

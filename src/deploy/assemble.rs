@@ -212,22 +212,8 @@ impl Builder<'_> {
 
     /// What every later step stands on.
     fn boot(&mut self) {
-        if self.look.records.roster.as_ref() != Some(&self.desired.roster) {
-            let action = Action::File {
-                path: AbsPath::new(roster::PATH).expect("it is an absolute path"),
-                mode: 0o644,
-                content: vec![Word::lit(self.roster)],
-            };
-            self.step(None, Phase::Boot, "store the roster of servers".to_owned(), action);
-        }
-        if self.look.network.is_none() {
-            let action = Action::NetworkEnsure {
-                name: NETWORK.to_owned(),
-                subnet: roster::subnet(self.wanted.number),
-                gateway: roster::gateway(self.wanted.number),
-            };
-            self.step(None, Phase::Boot, format!("make network {NETWORK}"), action);
-        }
+        let is_stored = self.look.records.roster.as_ref() == Some(&self.desired.roster);
+        self.steps.extend(foundation(self.host, self.wanted.number, self.look, (!is_stored).then_some(self.roster)));
         self.plugins(Phase::Boot);
     }
 
@@ -399,6 +385,28 @@ impl Builder<'_> {
         }
         true
     }
+}
+
+/// What every change of a host stands on: the roster, where `roster` is one to be stored there, and the containers' network.
+pub(super) fn foundation(host: &HostName, number: u16, look: &Look<'_>, roster: Option<&str>) -> Vec<Step> {
+    let store = roster.map(|roster| {
+        let action = Action::File {
+            path: AbsPath::new(roster::PATH).expect("it is an absolute path"),
+            mode: 0o644,
+            content: vec![Word::lit(roster)],
+        };
+        ("store the roster of servers".to_owned(), action)
+    });
+    let make = look.network.is_none().then(|| {
+        let (subnet, gateway) = (roster::subnet(number), roster::gateway(number));
+        (format!("make network {NETWORK}"), Action::NetworkEnsure { name: NETWORK.to_owned(), subnet, gateway })
+    });
+    let steps = store.into_iter().chain(make).map(|(title, action)| {
+        let mut step = Step::new(host, Phase::Boot, title, action);
+        step.timeout_ms = ENGINE_TIMEOUT_MS;
+        step
+    });
+    steps.collect()
 }
 
 fn evidence(container: &ContainerName) -> Vec<Evidence> {

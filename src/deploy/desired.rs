@@ -362,7 +362,7 @@ fn of_host(
 
 /// The roster as all hosts together know it, with a number for every host. What a host's network has already counts most: two projects
 /// may call one server by two names, and its containers cannot move.
-fn numbers(looks: &BTreeMap<HostName, Look<'_>>, errors: &mut Vec<PlanError>) -> Roster {
+pub(super) fn numbers(looks: &BTreeMap<HostName, Look<'_>>, errors: &mut Vec<PlanError>) -> Roster {
     let mut numbers = Roster::default();
     let mut last = None;
     for known in looks.values().filter_map(|look| look.records.roster.as_ref()) {

@@ -16,6 +16,7 @@ mod desired;
 mod drift;
 mod error;
 mod look;
+mod network;
 pub mod preflight;
 mod rollback;
 mod saved;
@@ -40,6 +41,7 @@ pub use drift::{
 };
 pub use error::{PlanError, Refused};
 pub use look::{needs_secrets, records, wants, wants_for};
+pub use network::{Numbered, network_plan, network_wants, numbered};
 pub use rollback::{
     Choice, Histories, Ran, Sameness, Target, certificate, choose, current, history, history_want, release_wants,
     rollback, rollback_wants, secrets, secrets_of, target,

@@ -20,5 +20,17 @@ pub(super) mod health {
     });
 }
 
+/// `jiji:mesh`, with the shared records of [`proxy`].
+pub(super) mod mesh {
+    wasmtime::component::bindgen!({
+        path: ["wit/next/plan", "wit/next/mesh"],
+        world: "jiji:mesh/plugin",
+        with: {
+            "jiji:plan/types": crate::plugin::bindings::proxy::jiji::plan::types,
+            "jiji:plan/log": crate::plugin::bindings::proxy::jiji::plan::log,
+        },
+    });
+}
+
 /// The shared records.
 pub(super) use proxy::jiji::plan::types;

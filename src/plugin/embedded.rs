@@ -2,8 +2,9 @@
 //! them from `plugins/`.
 
 /// Name and component of each.
-const EMBEDDED: [(&str, &[u8]); 2] = [
+const EMBEDDED: [(&str, &[u8]); 3] = [
     ("health-probe", include_bytes!("../../plugins/dist/health-probe.wasm")),
+    ("mesh-wireguard", include_bytes!("../../plugins/dist/mesh-wireguard.wasm")),
     ("proxy-kamal", include_bytes!("../../plugins/dist/proxy-kamal.wasm")),
 ];
 

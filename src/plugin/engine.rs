@@ -15,7 +15,7 @@ use wasmtime::{
 };
 
 use super::PluginError;
-use super::bindings::{health, proxy, types};
+use super::bindings::{health, mesh, proxy, types};
 use super::text::sentence;
 
 /// Instructions of one call. An honest answer to a full MiB of facts takes a few tens of millions.
@@ -38,6 +38,8 @@ const HANDED_OUT: usize = 16 * 1024 * 1024;
 /// The clock ticks this often while calls run, and a call may see this many ticks.
 const TICK: Duration = Duration::from_millis(500);
 const TICKS: u64 = 20;
+/// So many hosts may be asked about in one call within the limits of one that is about a single host.
+const HOSTS_OF_ONE: usize = 64;
 /// Most lines that one call may log.
 const LINES: usize = 64;
 
@@ -46,6 +48,7 @@ pub(super) struct Runtime {
     engine: Engine,
     proxy: Linker<Call>,
     health: Linker<Call>,
+    mesh: Linker<Call>,
     calls: AtomicU64,
     // Dropped with the runtime, which ends the clock's thread.
     _clock: mpsc::Sender<()>,
@@ -89,8 +92,10 @@ impl Runtime {
         proxy::Plugin::add_to_linker::<_, HasSelf<_>>(&mut proxy, |call: &mut Call| call).map_err(setup)?;
         let mut health = Linker::new(&engine);
         health::Plugin::add_to_linker::<_, HasSelf<_>>(&mut health, |call: &mut Call| call).map_err(setup)?;
+        let mut mesh = Linker::new(&engine);
+        mesh::Plugin::add_to_linker::<_, HasSelf<_>>(&mut mesh, |call: &mut Call| call).map_err(setup)?;
         let clock = clock(&engine)?;
-        Ok(Self { engine, proxy, health, calls: AtomicU64::new(0), _clock: clock })
+        Ok(Self { engine, proxy, health, mesh, calls: AtomicU64::new(0), _clock: clock })
     }
 
     /// How many calls were made.
@@ -112,6 +117,11 @@ impl Runtime {
         health::PluginPre::new(self.health.instantiate_pre(component)?)
     }
 
+    /// Ties a component to the mesh's world.
+    pub(super) fn mesh(&self, component: &Component) -> wasmtime::Result<mesh::PluginPre<Call>> {
+        mesh::PluginPre::new(self.mesh.instantiate_pre(component)?)
+    }
+
     /// Runs one call in a store of its own.
     pub(super) fn call<T>(
         &self,
@@ -119,14 +129,27 @@ impl Runtime {
         call: &'static str,
         run: impl FnOnce(&mut Store<Call>) -> wasmtime::Result<T>,
     ) -> Result<T, PluginError> {
+        self.call_for(plugin, call, 1, run)
+    }
+
+    /// The same for a call that is about so many hosts at once: it may take longer and say more. Its memory is bounded as every call's.
+    pub(super) fn call_for<T>(
+        &self,
+        plugin: &str,
+        call: &'static str,
+        hosts: usize,
+        run: impl FnOnce(&mut Store<Call>) -> wasmtime::Result<T>,
+    ) -> Result<T, PluginError> {
+        let scale = hosts.div_ceil(HOSTS_OF_ONE).max(1);
+        let times = u64::try_from(scale).unwrap_or(u64::MAX);
         self.calls.fetch_add(1, Ordering::Relaxed);
         let state = Call { plugin: plugin.to_owned(), lines: 0 };
         let mut store = Store::new(&self.engine, state);
         store.limiter(|call| call);
-        store.set_fuel(FUEL).map_err(setup)?;
-        store.set_epoch_deadline(TICKS);
+        store.set_fuel(FUEL.saturating_mul(times)).map_err(setup)?;
+        store.set_epoch_deadline(TICKS.saturating_mul(times));
         store.epoch_deadline_trap();
-        store.set_hostcall_fuel(HANDED_OUT);
+        store.set_hostcall_fuel(HANDED_OUT.saturating_mul(scale));
         run(&mut store).map_err(|error| stopped(plugin, call, &error))
     }
 }

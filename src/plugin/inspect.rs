@@ -17,17 +17,20 @@ pub enum Role {
     Proxy,
     /// It tells health: `jiji:health`.
     Health,
+    /// It connects servers: `jiji:mesh`.
+    Mesh,
 }
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 2] = [Self::Proxy, Self::Health];
+    pub const ALL: [Self; 3] = [Self::Proxy, Self::Health, Self::Mesh];
 
     /// The interface that fills the role, with the version this jiji speaks.
     pub fn interface(self) -> &'static str {
         match self {
             Self::Proxy => "jiji:proxy/proxy@0.1.0",
             Self::Health => "jiji:health/health@0.1.0",
+            Self::Mesh => "jiji:mesh/mesh@0.1.0",
         }
     }
 
@@ -36,6 +39,7 @@ impl Role {
         match self {
             Self::Proxy => "jiji:proxy/plugin@0.1.0",
             Self::Health => "jiji:health/plugin@0.1.0",
+            Self::Mesh => "jiji:mesh/plugin@0.1.0",
         }
     }
 }
@@ -45,6 +49,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::Proxy => "proxy",
             Self::Health => "health judge",
+            Self::Mesh => "mesh",
         })
     }
 }

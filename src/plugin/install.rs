@@ -287,6 +287,7 @@ fn describe(
     let (description, with_settings): Asked = match inspected.role {
         Role::Proxy => ask!(runtime.proxy(&component)),
         Role::Health => ask!(runtime.health(&component)),
+        Role::Mesh => ask!(runtime.mesh(&component)),
     };
     let name = PluginName::new(description.name.clone())
         .map_err(|_| InstallError::Name { plugin: text::sentence(&description.name) })?;

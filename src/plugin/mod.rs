@@ -10,7 +10,7 @@
 //!
 //! | door | what is behind it |
 //! | --- | --- |
-//! | [`Plugins`], [`Proxy`], [`Health`] | loading and calling |
+//! | [`Plugins`], [`Proxy`], [`Health`], [`Mesh`] | loading and calling |
 //! | [`install`] | taking a plugin from a file or a registry, into the store and `jiji.lock` |
 //! | `inspect` | what a component imports and exports, before anything of it runs |
 //! | `engine`, `cache` | wasmtime, its limits, compiled code on disk |
@@ -24,6 +24,7 @@ mod error;
 mod inspect;
 pub mod install;
 mod loaded;
+mod mesh;
 mod text;
 mod translate;
 
@@ -55,6 +56,7 @@ use translate::StepsOf;
 pub use embedded::embedded;
 pub use error::{Fault, PluginError};
 pub use inspect::{Inspected, MAX_BYTES, Role};
+pub use mesh::{Member, Mesh, MeshTurn};
 
 /// Most rounds of questions that one call may take, the answer counted.
 pub const MAX_ROUNDS: usize = 8;

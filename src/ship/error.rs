@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use jiji_model::name::{HostName, ServiceName};
+use jiji_model::name::{HostName, PluginName, ServiceName};
 use jiji_model::probe::Verdict;
 use jiji_model::reference::ParseReferenceError;
 use jiji_store::StoreError;
@@ -94,6 +94,17 @@ pub enum ShipError {
         /// How often.
         rounds: usize,
     },
+    /// The mesh plugin asked again and again.
+    #[error("plan the network: plugin `{plugin}` has asked {rounds} times and gives no answer")]
+    MeshRounds {
+        /// The plugin.
+        plugin: PluginName,
+        /// How often.
+        rounds: usize,
+    },
+    /// The project has no private network.
+    #[error("find the network: the project has none")]
+    NoNetwork,
     /// What the project says of its hosts cannot be used, or this machine cannot connect.
     #[error(transparent)]
     Fleet(FleetError),

@@ -12,6 +12,7 @@ mod gather;
 mod images;
 mod look;
 mod needs;
+mod network;
 mod pipeline;
 mod planned;
 mod rehearsal;
@@ -40,6 +41,7 @@ pub use abort::{Abort, Aborted, Known};
 pub use drift::{Drift, Mended};
 pub use error::ShipError;
 pub use images::Pushed;
+pub use network::NetworkState;
 pub use rehearsal::{Rehearsal, Rehearsed};
 pub use rollback::Lookup;
 

@@ -14,11 +14,11 @@ use super::talk::Wish;
 use super::{Ship, ShipError, Shipped, Source, native};
 use crate::apply::{self, ApplyError, Settled, settle_open, wait_until_free};
 use crate::deploy::{self, Answers, Assembled, Desired, Images};
-use crate::fleet::{Fleet, Target};
+use crate::fleet::{Fleet, FleetError, Target};
 use crate::plugin::{Judge, Subject};
 
 /// How often what others leave open is settled, where they go on leaving something.
-const SETTLED_AT_MOST: usize = 5;
+pub(super) const SETTLED_AT_MOST: usize = 5;
 
 /// Milliseconds by stage.
 pub(super) type Durations = BTreeMap<&'static str, u64>;
@@ -134,7 +134,14 @@ impl Ship {
     }
 
     pub(super) async fn connect(&self) -> Result<Fleet, ShipError> {
-        let targets = self.project.used_servers().map(|(host, _)| Target::of(&self.project, host));
+        self.connect_to(self.project.used_servers().map(|(host, _)| Target::of(&self.project, host))).await
+    }
+
+    /// Reaches all of these servers, or says which could not be.
+    pub(super) async fn connect_to(
+        &self,
+        targets: impl Iterator<Item = Result<Target, FleetError>>,
+    ) -> Result<Fleet, ShipError> {
         let targets: Vec<_> = targets.collect::<Result<_, _>>().map_err(ShipError::Fleet)?;
         let text = format!("connecting to {} hosts", targets.len());
         self.sink.emit(Record::new("fleet.connecting", text));

@@ -14,8 +14,9 @@ use crate::setup;
 const TARGET: &str = "wasm32-unknown-unknown";
 
 /// A guest and where its component goes.
-const GUESTS: [(&str, &str); 3] = [
+const GUESTS: [(&str, &str); 4] = [
     ("health-probe", "plugins/dist/health-probe.wasm"),
+    ("mesh-wireguard", "plugins/dist/mesh-wireguard.wasm"),
     ("proxy-kamal", "plugins/dist/proxy-kamal.wasm"),
     ("hostile", "src/plugin/fixtures/hostile.wasm"),
 ];

@@ -16,6 +16,7 @@
 //! | [`execute`] | runs every kind of action |
 //! | [`probe`] | one probe, and the loop of probes with its timeline |
 //! | [`reach`] | from where probes reach containers |
+//! | [`mesh`] | keys, the interface between servers, and what it needs around it |
 //! | [`listen`] | where processes listen by TCP |
 //! | [`lease`] | who may change a project here |
 //! | [`journal`] | what a transaction did, written before and after it is done |
@@ -37,6 +38,7 @@ pub mod integrity;
 pub mod journal;
 pub mod lease;
 pub mod listen;
+pub mod mesh;
 pub mod observe;
 pub mod place;
 pub mod probe;

@@ -1,4 +1,5 @@
-//! The program on a server: `jiji-host exec` speaks frames on standard input and output until the input ends.
+//! The program on a server: `jiji-host exec` speaks frames on standard input and output until the input ends; `jiji-host mesh-up` is what
+//! runs after a reboot.
 
 use std::process::ExitCode;
 
@@ -13,6 +14,15 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("error: give sockets: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if args == [jiji_host::mesh::ARGUMENT_UP] {
+        return match jiji_host::mesh::up(&Settings::default()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: failed to {error}");
                 ExitCode::FAILURE
             }
         };

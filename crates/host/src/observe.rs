@@ -24,6 +24,7 @@ use tokio::sync::OnceCell;
 use crate::engine::inspect::ContainerInspect;
 use crate::engine::list::{self, Containers, Named};
 use crate::engine::{Engine, EngineError};
+use crate::mesh::Mesh;
 use crate::place::Place;
 use crate::reach::Reach;
 use crate::secrets::{self, Secrets};
@@ -172,6 +173,14 @@ impl Observer<'_> {
                     took_ms: probe::millis(begun.elapsed()),
                 }))
             }
+            Query::PublicKey { path } => {
+                let key = self.mesh().public_key(path).await.map_err(text)?;
+                Ok(key.map_or(Answer::Absent, Answer::PublicKey))
+            }
+            Query::Interface { name } => {
+                let facts = self.mesh().facts(name).await.map_err(text)?;
+                Ok(Answer::Interface(Box::new(facts)))
+            }
             Query::Records { scope } => {
                 let records = records::observe(self.place, scope).map_err(text)?;
                 Ok(Answer::Records(Box::new(records)))
@@ -200,6 +209,10 @@ impl Observer<'_> {
                 },
             },
         }
+    }
+
+    fn mesh(&self) -> Mesh<'_> {
+        Mesh { settings: self.settings, place: self.place }
     }
 
     fn host(&self) -> Result<HostFacts, Cause> {

@@ -11,6 +11,8 @@
 //! | `last-address` | the container address leased last |
 //! | `registry-port` | the port of 127.0.0.1 from which the engine pulls |
 //! | `roster.json` | servers and their numbers |
+//! | `network/NAME.json`, `NAME.key`, `NAME.nft` | an interface of the mesh as it was told, its private key (mode 0600), its table of nftables as it was made |
+//! | `network/jiji-host` | the program that brings interfaces up after a reboot |
 //! | `store/` | blobs on their way to the engine, and those of what runs |
 //! | `projects/SCOPE/lock` | held while one of the records below is changed |
 //! | `projects/SCOPE/fencing` | the highest fencing number granted, in decimal |

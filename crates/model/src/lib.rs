@@ -15,6 +15,7 @@
 //! | [`observation`] | what may be asked of a host, and what it answers |
 //! | [`plan`] | steps, phases, words, and what a plugin is allowed to ask for |
 //! | [`probe`] | health probes as data, and the timeline they leave |
+//! | [`mesh`] | the interface between servers, and what a host tells of it |
 //! | [`route`] | how requests reach a service: what a proxy plugin is asked for |
 //! | [`shared`] | values that many records hold and that lie in memory once |
 //! | [`transaction`] | lease, journal, settlement, release and audit records, and their transitions |
@@ -27,6 +28,7 @@ pub mod digest;
 pub mod event;
 pub mod image;
 pub mod log;
+pub mod mesh;
 pub mod name;
 pub mod observation;
 pub mod plan;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::image::{Image, ImageId};
+use crate::mesh::{InterfaceFacts, PublicKey};
 use crate::name::{AbsPath, ContainerName, HostName, SecretName};
 use crate::plan::PlannedService;
 use crate::project::Engine;
@@ -100,6 +101,16 @@ pub enum Query {
         /// The `Host` header.
         host: Option<String>,
     },
+    /// The public key that belongs to a private one of the mesh. Answered by [`Answer::PublicKey`] or [`Answer::Absent`].
+    PublicKey {
+        /// The private key's file.
+        path: AbsPath,
+    },
+    /// An interface of the mesh. Answered by [`Answer::Interface`].
+    Interface {
+        /// Its name.
+        name: String,
+    },
     /// What jiji keeps on the host about a project: lease, open transaction, releases, addresses. Answered by [`Answer::Records`].
     Records {
         /// The project's scope.
@@ -180,6 +191,10 @@ pub enum Answer {
     Blobs(Vec<BlobFacts>),
     /// To [`Query::Http`].
     Http(HttpFacts),
+    /// To [`Query::PublicKey`].
+    PublicKey(PublicKey),
+    /// To [`Query::Interface`].
+    Interface(Box<InterfaceFacts>),
     /// To [`Query::Records`].
     Records(Box<HostRecords>),
     /// To [`Query::SecretsMac`].

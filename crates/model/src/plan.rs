@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::{CanonicalJson, Digest};
 use crate::image::{Image, ImageId};
+use crate::mesh::Interface;
 use crate::name::{AbsPath, ContainerName, HostName, SecretName, ServiceName};
 use crate::probe::ProbeSpec;
 use crate::project::{Mount, Rollout};
@@ -413,6 +414,19 @@ pub enum Action {
         /// The loop; its check must be HTTP.
         probe: ProbeSpec,
     },
+    /// A private key of the mesh is in this file, mode 0600: made here if there is none, never replaced, never told.
+    KeypairEnsure {
+        /// Its file.
+        path: AbsPath,
+    },
+    /// An interface of the mesh is as the specification says, with routes, forwarding and firewall, now and after a reboot. Peers that stay
+    /// are not disturbed.
+    InterfaceEnsure(Box<Interface>),
+    /// An interface of the mesh is gone, with all that belongs to it but its key. Absent is fine.
+    InterfaceRemove {
+        /// Its name.
+        name: String,
+    },
     /// A program of the host. The escape hatch: needs a grant for exactly this.
     Run {
         /// Arguments, one word each; the first is looked up in a fixed path.
@@ -558,6 +572,12 @@ pub struct Grants {
     pub run: Vec<Vec<String>>,
     /// Secrets it may name.
     pub secrets: Vec<SecretName>,
+    /// Interfaces of the mesh that it may make and change: exact names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<String>,
+    /// UDP ports of the host that it may open.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub udp_ports: Vec<u16>,
 }
 
 /// A command that a plugin may run inside a container.
@@ -587,6 +607,8 @@ impl Grants {
         add(&mut out, &self.volumes, &accepted.volumes, |name| format!("use volume `{name}`"));
         add(&mut out, &self.run, &accepted.run, |argv| format!("run `{}` on the host", argv.join(" ")));
         add(&mut out, &self.secrets, &accepted.secrets, |name| format!("use secret `{name}`"));
+        add(&mut out, &self.interfaces, &accepted.interfaces, |name| format!("manage interface `{name}`"));
+        add(&mut out, &self.udp_ports, &accepted.udp_ports, |port| format!("open UDP port {port}"));
         out
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::image::Compression;
+use crate::mesh::Endpoint;
 use crate::name::{AbsPath, HostName, PluginName, ProjectName, SecretName, ServiceName};
 use crate::reference::Reference;
 
@@ -33,6 +34,9 @@ pub struct Project {
     pub rollout: Rollout,
     /// Which plugin fills each role.
     pub plugins: Plugins,
+    /// The plugin that connects the servers; none where nothing does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<PluginChoice>,
 }
 
 impl Project {
@@ -170,6 +174,32 @@ pub struct Server {
     /// Whether everything there is done as the user who logs in, with a Podman of their own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rootless: bool,
+    /// Where other servers reach it, where that is elsewhere than ssh does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<ServerEndpoint>,
+}
+
+/// Where other servers reach a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerEndpoint {
+    /// A name or an address, without brackets.
+    pub host: String,
+    /// The UDP port there, where it is another one than the server listens on.
+    pub port: Option<u16>,
+}
+
+impl FromStr for ServerEndpoint {
+    type Err = crate::mesh::MeshTextError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+        if Endpoint::is_host(bare) && (bare == text || bare.contains(':')) {
+            return Ok(Self { host: bare.to_owned(), port: None });
+        }
+        let Endpoint { host, port } = text.parse()?;
+        Ok(Self { host, port: Some(port) })
+    }
 }
 
 impl Server {
@@ -527,6 +557,16 @@ impl Default for Plugins {
     }
 }
 
+impl Plugins {
+    /// The plugin that connects servers where nobody says otherwise.
+    pub fn default_mesh() -> PluginChoice {
+        PluginChoice {
+            name: PluginName::new("mesh-wireguard").expect("a default plugin's name is a plugin name"),
+            settings: serde_json::Value::Object(serde_json::Map::new()),
+        }
+    }
+}
+
 /// A plugin and the settings it is called with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PluginChoice {
@@ -539,6 +579,17 @@ pub struct PluginChoice {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_endpoint_has_a_port_or_takes_the_one_that_all_listen_on() {
+        let read = |text: &str| text.parse::<ServerEndpoint>().ok().map(|it| (it.host, it.port));
+        assert_eq!(read("fra1.example.com"), Some(("fra1.example.com".to_owned(), None)));
+        assert_eq!(read("198.51.100.7:4000"), Some(("198.51.100.7".to_owned(), Some(4000))));
+        assert_eq!(read("2001:db8::7"), Some(("2001:db8::7".to_owned(), None)));
+        assert_eq!(read("[2001:db8::7]"), Some(("2001:db8::7".to_owned(), None)));
+        assert_eq!(read("[2001:db8::7]:4000"), Some(("2001:db8::7".to_owned(), Some(4000))));
+        assert_eq!(["", "a b", "fra1:0", "[fra1]", "fra1:"].map(read), [None, None, None, None, None]);
+    }
 
     #[test]
     fn canaries_are_cut_over_first_and_the_others_in_batches() {

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use jiji_model::name::{HostName, ParseNameError, PluginName, ProjectName, SecretName, ServiceName};
 use jiji_model::project::{
-    Builder, Engine, Environment, PluginChoice, Plugins, Project, Registry, RegistryServer, Rollout, Server, Ssh,
+    Builder, Engine, Environment, PluginChoice, Plugins, Project, Registry, RegistryServer, Rollout, Server,
+    ServerEndpoint, Ssh,
 };
 use jiji_model::secret::Asked;
 
@@ -37,6 +38,7 @@ pub(super) fn project(
     let services = decoder.services(&root, &shared, &servers);
     let rollout = root.get("rollout").map(|node| decoder.rollout(&node, &servers)).unwrap_or_default();
     let plugins = decoder.plugins(&root);
+    let network = decoder.network(&root, &servers);
     let asked = decoder.asked;
     let project = Project {
         name: name?,
@@ -47,6 +49,7 @@ pub(super) fn project(
         services: services?,
         rollout,
         plugins,
+        network,
     };
     Some((project, asked))
 }
@@ -360,6 +363,7 @@ impl Decoder<'_> {
             port: node.get("port").and_then(|node| node.integer()),
             engine: node.get("engine").and_then(|node| engine(&node)),
             rootless: node.get("rootless").and_then(|node| node.boolean()).unwrap_or(false),
+            endpoint: node.get("endpoint").and_then(|node| self.endpoint(&node)),
         })
     }
 
@@ -463,6 +467,37 @@ impl Decoder<'_> {
             }
         }
         plugins
+    }
+
+    fn network(&mut self, root: &Node<'_>, servers: &Servers) -> Option<PluginChoice> {
+        let node = root.get("network")?;
+        let mut choice = Plugins::default_mesh();
+        if let Some(name) = node.get("plugin").and_then(|node| self.name(&node, PluginName::new)) {
+            choice.name = name;
+        }
+        if let Some(settings) = node.get("settings") {
+            choice.settings = json(settings.value);
+        }
+        if !node.get("enabled").and_then(|node| node.boolean()).unwrap_or(true) {
+            return None;
+        }
+        if servers.values().flatten().any(|server| server.rootless) {
+            self.report_at_key(&node, Problem::Rootless(Rootless::Network));
+        }
+        Some(choice)
+    }
+
+    fn endpoint(&mut self, node: &Node<'_>) -> Option<ServerEndpoint> {
+        let scalar = node.scalar()?;
+        match scalar.text.parse() {
+            Ok(endpoint) => Some(endpoint),
+            Err(_) => {
+                let text = scalar.shown().chars().take(80).collect();
+                let rule = "expected `HOST[:PORT]`, an IPv6 address in brackets where a port follows";
+                self.report(node, Problem::Grammar { text, what: "endpoint", rule });
+                None
+            }
+        }
     }
 
     fn plugin(&mut self, node: &Node<'_>, choice: &mut PluginChoice) {

@@ -1,6 +1,7 @@
 //! Plans of small fleets.
 
 mod drift;
+mod network;
 mod properties;
 mod rollback;
 mod saved;

@@ -76,8 +76,14 @@ pub(in crate::deploy) fn service(hosts: &[&str]) -> Service {
 
 pub(in crate::deploy) fn project(hosts: &[&str], services: &[(&str, Service)]) -> Project {
     let server = |name: &&str| {
-        let server =
-            Server { address: format!("{name}.example"), user: None, port: None, engine: None, rootless: false };
+        let server = Server {
+            address: format!("{name}.example"),
+            user: None,
+            port: None,
+            engine: None,
+            rootless: false,
+            endpoint: None,
+        };
         (host(name), server)
     };
     Project {
@@ -89,6 +95,7 @@ pub(in crate::deploy) fn project(hosts: &[&str], services: &[(&str, Service)]) -
         services: services.iter().map(|(name, service)| (service_name(name), service.clone())).collect(),
         rollout: Rollout::default(),
         plugins: Plugins::default(),
+        network: None,
     }
 }
 

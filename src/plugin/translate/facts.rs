@@ -87,6 +87,8 @@ pub(in super::super) fn answer(answer: &Answer) -> types::Answer {
         }
         // No plugin can ask for these.
         Answer::Images(_)
+        | Answer::PublicKey(_)
+        | Answer::Interface(_)
         | Answer::Blobs(_)
         | Answer::Records(_)
         | Answer::Mac(_)

@@ -3,6 +3,7 @@
 
 mod facts;
 mod health;
+mod mesh;
 mod route;
 mod steps;
 
@@ -20,6 +21,7 @@ use super::{Fault, PluginError};
 
 pub(super) use facts::{answer, query};
 pub(super) use health::{judge_input, probes_input, verdict};
+pub(super) use mesh::{MeshFacts, mesh_query, mesh_steps};
 pub(super) use route::route;
 pub(super) use steps::{StepsOf, steps};
 
@@ -71,6 +73,18 @@ pub(super) fn grants(plugin: &str, asked: &[types::Grant]) -> Result<Grants, Plu
                 let name =
                     SecretName::new(name.clone()).map_err(|error| bad(format!("it asks for a secret: {error}")))?;
                 grants.secrets.push(name);
+            }
+            types::Grant::Other(other) if other.kind == "interface" => {
+                let name: String = serde_json::from_str(&other.content).unwrap_or_default();
+                if !jiji_model::mesh::is_interface(&name) {
+                    return Err(bad(format!("it asks for interface `{}`", other.content)));
+                }
+                grants.interfaces.push(name);
+            }
+            types::Grant::Other(other) if other.kind == "udp-port" => {
+                let port = serde_json::from_str(&other.content).ok().filter(|port| *port > 0);
+                let port = port.ok_or_else(|| bad(format!("it asks for UDP port `{}`", other.content)))?;
+                grants.udp_ports.push(port);
             }
             types::Grant::Other(other) => {
                 return Err(bad(format!("it asks for `{}`, which this jiji does not know", other.kind)));

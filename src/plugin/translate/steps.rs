@@ -159,7 +159,7 @@ impl StepsOf<'_> {
     }
 }
 
-fn phase(phase: types::Phase) -> Phase {
+pub(super) fn phase(phase: types::Phase) -> Phase {
     match phase {
         types::Phase::Boot => Phase::Boot,
         types::Phase::Prepare => Phase::Prepare,

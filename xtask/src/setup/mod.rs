@@ -70,6 +70,8 @@ const LAB: &[Tool] = &[
     tool("sudo", "sudo"),
     tool("umoci", "umoci"),
     tool("unshare", "util-linux"),
+    tool("wg", "wireguard-tools"),
+    tool("wireguard-go", "wireguard-go"),
 ];
 
 const MATRIX: &[Tool] = &[

@@ -11,6 +11,7 @@ use jiji_store::StoreError;
 use crate::command::{self, CommandError, Output};
 use crate::engine::EngineError;
 use crate::engine::run::SpecError;
+use crate::mesh::MeshError;
 use crate::place::PlaceError;
 
 /// Why an action failed.
@@ -37,6 +38,12 @@ pub enum ActionError {
     /// A specification cannot be run.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// The mesh is not as it should be.
+    #[error(transparent)]
+    Mesh(#[from] MeshError),
+    /// Nobody here is root.
+    #[error("change the host's network: everything here is done as a user who is not root")]
+    NeedsRoot,
     /// A secret's value did not come.
     #[error("use secret `{name}`: its value was not sent")]
     NoSecret {

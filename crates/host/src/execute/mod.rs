@@ -25,6 +25,7 @@ pub use error::ActionError;
 use crate::Settings;
 use crate::command::{self, Command, CommandError, Output};
 use crate::engine::{Engine, EngineError};
+use crate::mesh::Mesh;
 use crate::place::Place;
 use crate::probe::Until;
 use crate::secrets::Secrets;
@@ -62,6 +63,10 @@ pub struct Executor<'a> {
     pub probed: &'a dyn Fn(Probe),
     /// Ends when waits for health should end.
     pub stop: &'a dyn Fn() -> LocalBoxFuture<'a, ()>,
+}
+
+fn changed(changed: bool) -> Outcome {
+    if changed { DONE } else { Outcome::Unchanged }
 }
 
 /// The kind of action that this `jiji-host` cannot run, if it is one.
@@ -115,10 +120,20 @@ impl Executor<'_> {
             }
             Action::Remove { path } => file::remove(&self.place.locate(path)),
             Action::HttpWait { address, probe } => self.wait_http(*address, probe).await,
+            Action::KeypairEnsure { path } => Ok(changed(self.mesh()?.ensure_key(path).await?)),
+            Action::InterfaceEnsure(spec) => Ok(changed(self.mesh()?.ensure(spec).await?)),
+            Action::InterfaceRemove { name } => Ok(changed(self.mesh()?.remove(name).await?)),
             Action::Run { argv, stdin } => self.program(step, argv, stdin, limit).await,
             Action::Note { .. } => Ok(Outcome::Unchanged),
             Action::Other { kind, .. } => Err(ActionError::Unsupported { kind: kind.clone() }),
         }
+    }
+
+    fn mesh(&self) -> Result<Mesh<'_>, ActionError> {
+        if self.settings.rootless {
+            return Err(ActionError::NeedsRoot);
+        }
+        Ok(Mesh { settings: self.settings, place: self.place })
     }
 
     fn engine(&self) -> Result<&Engine, ActionError> {

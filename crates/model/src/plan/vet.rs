@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::{Action, ContainerImage, ContainerSpec, Evidence, Grants, LABEL_SCOPE, NETWORK, Step, Word};
+use crate::mesh::Interface;
 use crate::name::{AbsPath, HostName, PluginName};
 use crate::observation::{Query, Want};
 use crate::project::{Check as ProbeCheck, MountSource};
-use crate::transaction::roster::number_of;
+use crate::transaction::roster::{CLUSTER, number_of};
 
 /// Most steps that one plugin may answer with in one call.
 pub const MAX_STEPS: usize = 256;
@@ -99,6 +100,9 @@ pub fn vet_wants(wants: &[Want], grants: &Grants, services: usize) -> Result<(),
                 }
             }
             Query::File { path, .. } => path_granted(grants, path).map_err(|()| format!("read `{path}`")),
+            Query::PublicKey { path } => path_granted(grants, path).map_err(|()| format!("tell the key of `{path}`")),
+            Query::Interface { name } if grants.interfaces.contains(name) => Ok(()),
+            Query::Interface { name } => Err(format!("look at interface `{name}`")),
             Query::Http { address, .. } if reachable(*address) => Ok(()),
             Query::Http { address, .. } => {
                 let reason = format!("`GET` from {address}, which is not this host's");
@@ -295,6 +299,9 @@ impl Check<'_> {
                     self.wrong("an HTTP wait whose check is not HTTP");
                 }
             }
+            Action::KeypairEnsure { path } => self.path(path),
+            Action::InterfaceEnsure(interface) => self.interface(interface),
+            Action::InterfaceRemove { name } => self.interface_name(name),
             Action::Run { argv, stdin } => {
                 self.words(argv.iter().chain(stdin));
                 let plain = Self::argv(argv);
@@ -308,6 +315,27 @@ impl Check<'_> {
                 }
             }
             Action::Other { kind, .. } => self.wrong(format!("unknown action `{kind}`")),
+        }
+    }
+
+    fn interface_name(&mut self, name: &str) {
+        if !self.grants.interfaces.iter().any(|granted| granted == name) {
+            self.deny(format_args!("manage interface `{name}`"));
+        }
+    }
+
+    fn interface(&mut self, interface: &Interface) {
+        self.interface_name(&interface.name);
+        self.path(&interface.key);
+        if !self.grants.udp_ports.contains(&interface.port) {
+            self.deny(format_args!("open UDP port {}", interface.port));
+        }
+        if let Some(fault) = interface.fault() {
+            self.wrong(fault);
+        }
+        // Whatever a plugin takes for the mesh's addresses: a host is never cut off from others.
+        if let Some(foreign) = interface.cluster.iter().find(|all| !CLUSTER.iter().any(|own| own.contains(all))) {
+            self.wrong(format!("{foreign} is none of the mesh's addresses"));
         }
     }
 
@@ -511,6 +539,49 @@ mod tests {
         assert_eq!(check(run(&format!("r.example/proxy@{digest}")), &grants), Ok(()));
         assert!(check(run("r.example/proxy:v1"), &grants).is_err());
         assert!(check(run(&format!("r.example/other@{digest}")), &grants).is_err());
+    }
+
+    fn interface(change: impl Fn(&mut Interface)) -> Action {
+        let cidr = |text: &str| text.parse().expect("a network");
+        let mut interface = Interface {
+            version: Interface::VERSION,
+            name: "jiji0".to_owned(),
+            key: AbsPath::new("/var/lib/jiji/network/key").expect("a path"),
+            addresses: vec![cidr("10.210.0.1/32")],
+            port: 51820,
+            mtu: 1420,
+            containers: cidr("10.210.0.128/25"),
+            cluster: CLUSTER.to_vec(),
+            peers: Vec::new(),
+        };
+        change(&mut interface);
+        Action::InterfaceEnsure(Box::new(interface))
+    }
+
+    #[test]
+    fn an_interface_needs_its_name_its_port_and_its_keys_place_granted_and_stays_in_the_mesh() {
+        let grants = Grants {
+            paths: vec![AbsPath::new("/var/lib/jiji/network").expect("a path")],
+            interfaces: vec!["jiji0".to_owned()],
+            udp_ports: vec![51820],
+            ..Grants::default()
+        };
+        assert_eq!(check(interface(|_| {}), &grants), Ok(()));
+        for (change, grantable) in [
+            (&(|it: &mut Interface| it.name = "eth0".to_owned()) as &dyn Fn(&mut Interface), true),
+            (&|it: &mut Interface| it.port = 53, true),
+            (&|it: &mut Interface| it.key = AbsPath::new("/etc/shadow").expect("a path"), true),
+            (&|it: &mut Interface| it.cluster.push("192.0.2.0/24".parse().expect("a network")), false),
+            (&|it: &mut Interface| it.addresses.push("192.0.2.1/32".parse().expect("a network")), false),
+        ] {
+            let refusals = check(interface(change), &grants).expect_err("beyond the grants");
+            assert!(refusals.iter().all(|refusal| refusal.grantable == grantable), "{refusals:?}");
+        }
+        assert!(check(Action::InterfaceRemove { name: "eth0".to_owned() }, &grants).is_err());
+        assert!(check(Action::KeypairEnsure { path: AbsPath::new("/root/key").expect("a path") }, &grants).is_err());
+        let look = |name: &str| Want { id: "x".to_owned(), query: Query::Interface { name: name.to_owned() } };
+        assert_eq!(vet_wants(&[look("jiji0")], &grants, 0), Ok(()));
+        assert!(vet_wants(&[look("eth0")], &grants, 0).is_err());
     }
 
     #[test]

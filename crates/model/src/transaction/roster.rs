@@ -5,10 +5,11 @@
 //! address of it.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::mesh::Cidr;
 use crate::name::HostName;
 
 /// Where the roster lies on a host, as JSON: written by a step of the plan like every other file.
@@ -115,6 +116,18 @@ fn bytes(number: u16) -> [u8; 2] {
     [210 + high, low]
 }
 
+/// All addresses that servers and their containers can have: 10.210.0.0 to 10.213.255.255.
+pub const CLUSTER: [Cidr; 2] = [
+    Cidr { address: IpAddr::V4(Ipv4Addr::new(10, 210, 0, 0)), prefix: 15 },
+    Cidr { address: IpAddr::V4(Ipv4Addr::new(10, 212, 0, 0)), prefix: 15 },
+];
+
+/// The address of server `number` in the mesh.
+pub fn mesh_address(number: u16) -> Ipv4Addr {
+    let [second, third] = bytes(number);
+    Ipv4Addr::new(10, second, third, 1)
+}
+
 /// The containers' subnet of server `number`.
 pub fn subnet(number: u16) -> String {
     let [second, third] = bytes(number);
@@ -162,6 +175,13 @@ mod tests {
         assert_eq!(gateway(1023), Ipv4Addr::new(10, 213, 255, 129));
         assert!((0..SERVERS).all(|number| addresses(number).all(|address| number_of(address) == Some(number))));
         assert_eq!(number_of(Ipv4Addr::new(10, 214, 0, 140)), None);
+        let in_cluster = |text: &str| CLUSTER.iter().any(|all| all.contains(&text.parse().expect("a network")));
+        assert!(
+            (0..SERVERS).all(|number| in_cluster(&subnet(number))),
+            "the mesh's addresses are those of all servers"
+        );
+        assert!(!in_cluster("10.209.255.0/24") && !in_cluster("10.214.0.0/24"));
+        assert_eq!(mesh_address(257), Ipv4Addr::new(10, 211, 1, 1));
     }
 
     #[test]
