@@ -86,6 +86,9 @@ impl Parts {
     }
 }
 
+/// The part of a step that is done again since a URL that it asked for is pinned to another answer.
+pub(super) const REPINNED: &str = "repinned";
+
 /// How a part differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -123,6 +126,8 @@ enum Why {
     New,
     /// Its key is the same, and what it gave is not here.
     Gone,
+    /// Its key is the same, and a URL that it asked for is pinned to another answer.
+    Repinned,
     /// The step as it was before is not in the store any more.
     Unknown,
     /// The store knows the step as it was before, and not the parts of its key.
@@ -209,6 +214,7 @@ impl Why {
             Self::Renewed => "all is done again, as it was asked for".to_owned(),
             Self::New => "no build of this image had this step".to_owned(),
             Self::Gone => "nothing changed, and what it gave is not in the store".to_owned(),
+            Self::Repinned => "jiji.lock says another answer to a URL that it asked for".to_owned(),
             Self::Unknown => "the step as it was before is not in the store".to_owned(),
             Self::NoParts => "the store has no record of the parts of the step as it was before".to_owned(),
             Self::Differs { differs } if differs.is_empty() => {
@@ -351,7 +357,7 @@ impl Evaluation<'_> {
         };
         let Some(old) = held(&self.courses).nearest(&own).cloned() else { return Ok(Why::New) };
         if old.key == *key {
-            return Ok(Why::Gone);
+            return Ok(if parts.0.contains_key(REPINNED) { Why::Repinned } else { Why::Gone });
         }
         Ok(match keys::parts(&old.key, self.builder.store)? {
             None => Why::Unknown,

@@ -88,14 +88,24 @@ impl Evaluation<'_> {
 
     /// Says in the lock what a step asked for when it was done, here and some time ago.
     pub(super) fn recorded_before(&self, key: &Digest, step: &RunStep) -> Stepped<()> {
+        self.pin(&self.kept(key, step)?);
+        Ok(())
+    }
+
+    /// Whether what a step gave is made of what is pinned now: since then somebody may have taken what a URL has now.
+    pub(super) fn is_of_these_pins(&self, key: &Digest, step: &RunStep) -> Stepped<bool> {
+        let kept = self.kept(key, step)?;
+        let lock = held(&self.lock);
+        Ok(kept.iter().all(|(asked, said)| lock.recorded.get(asked).is_none_or(|pinned| pinned == said)))
+    }
+
+    fn kept(&self, key: &Digest, step: &RunStep) -> Stepped<BTreeMap<Asked, Recorded>> {
         if step.network != Network::Recorded {
-            return Ok(());
+            return Ok(BTreeMap::new());
         }
         let record = self.builder.store.action(&name(key))?;
-        if let Some(Kept { recorded }) = record.and_then(|record| serde_json::from_slice(&record).ok()) {
-            self.pin(&recorded.into_iter().collect());
-        }
-        Ok(())
+        let kept = record.and_then(|record| serde_json::from_slice(&record).ok());
+        Ok(kept.map(|Kept { recorded }| recorded.into_iter().collect()).unwrap_or_default())
     }
 }
 

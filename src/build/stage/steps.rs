@@ -12,7 +12,7 @@ use jiji_sandbox::{Sandbox, UnpackLimits};
 use jiji_store::{Layer, Store};
 use serde_json::{Value, json};
 
-use super::explain::{Known, Parts};
+use super::explain::{Known, Parts, REPINNED};
 use super::mounts::Planned;
 use super::named;
 use super::scope::PREDEFINED;
@@ -144,7 +144,8 @@ impl Evaluation<'_> {
             return Err(StepError::NotLocked { what: format!("the step `{}`", first_line(&instruction.text)) });
         }
         // What the lock says is taken wherever it can be had; only then what this machine did before; only then the step is run.
-        let locked = match expected.filter(|_| matches!(self.memory, Memory::Use)) {
+        let made_of_pins = self.is_of_these_pins(key, step)?;
+        let locked = match expected.filter(|_| matches!(self.memory, Memory::Use) && made_of_pins) {
             Some(diff_id) if diff_id == nothing() => Some(None),
             Some(diff_id) => layer::known(&diff_id, self.request.compression, store)?.map(Some),
             None => None,
@@ -159,7 +160,7 @@ impl Evaluation<'_> {
                 self.recorded_before(key, step)?;
                 (layer, true)
             }
-            None => match self.recall_one(key)? {
+            None => match self.recall_one(key)?.filter(|_| made_of_pins) {
                 Some(layer) => {
                     self.hit(instruction, Known::Step, state);
                     self.recorded_before(key, step)?;
@@ -167,7 +168,11 @@ impl Evaluation<'_> {
                 }
                 None => {
                     let parts = parts();
-                    self.missed(instruction, key, &parts, state)?;
+                    let mut told = parts.clone();
+                    if !made_of_pins {
+                        told.add(REPINNED, &json!(true));
+                    }
+                    self.missed(instruction, key, &told, state)?;
                     if step.network == Network::Machine {
                         let what = || format!("what `{}` gave", first_line(&instruction.text));
                         self.builder.sources.reachable(&what)?;
