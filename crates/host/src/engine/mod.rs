@@ -1,10 +1,12 @@
 //! Docker and Podman behind one type.
 //!
-//! Every effect goes through the engine's own command line: argument lists in, the JSON of `inspect` out. So whatever way the
+//! Effects go through the engine's own command line: argument lists in, the JSON of `inspect` out. So whatever way the
 //! administrator set the engine up (a context, a remote socket, a storage driver) holds for jiji too, and no API version is to be
 //! negotiated. Looks at a Docker that is set up as it comes go through its socket ([`socket`]), since they are many and starting the
-//! command line is most of what they cost. What a step does with the engine is [`crate::execute`]'s.
+//! command line is most of what they cost; so do changes that are one request there ([`change`]). What a step does with the engine is
+//! [`crate::execute`]'s.
 
+pub mod change;
 pub mod inspect;
 pub mod list;
 pub mod run;
@@ -41,7 +43,7 @@ pub struct Engine {
     /// Whether it is a user's own: its containers live in a network namespace of that user's.
     pub rootless: bool,
     program: PathBuf,
-    /// Where looks go, if they need not go through the command line.
+    /// Where looks and small changes go, if they need not go through the command line.
     socket: Option<Socket>,
 }
 

@@ -1,8 +1,8 @@
-//! Looks at Docker through its socket, where its command line would do the same.
+//! Asks Docker through its socket, where its command line would do the same.
 //!
 //! To start the command line costs more than ten times what the daemon takes for an answer. What is printed by `docker inspect` is the
-//! daemon's JSON as it is, so a look gives the same bytes either way. Effects go through the command line, and so does every look where
-//! somebody chose another daemon: see [`Socket::of`].
+//! daemon's JSON as it is, so a look gives the same bytes either way. Where somebody chose another daemon, everything goes through the
+//! command line: see [`Socket::of`].
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -89,7 +89,24 @@ impl Socket {
         answer["StatusCode"].as_i64().and_then(|code| i32::try_from(code).ok()).ok_or(NoAnswer)
     }
 
+    /// Makes a change, however long that takes. What is so already is well too (304).
+    ///
+    /// # Errors
+    /// [`NoAnswer`], also where the daemon refuses.
+    pub async fn change(&self, method: Method, path: &str) -> Result<(), NoAnswer> {
+        let (status, _) = self.send(method, path).await?;
+        if status.is_success() || status == StatusCode::NOT_MODIFIED { Ok(()) } else { Err(NoAnswer) }
+    }
+
     async fn ask(&self, method: Method, path: &str) -> Result<Option<Value>, NoAnswer> {
+        match self.send(method, path).await? {
+            (StatusCode::OK, body) => serde_json::from_slice(&body).map(Some).map_err(|_| NoAnswer),
+            (StatusCode::NOT_FOUND, _) => Ok(None),
+            _ => Err(NoAnswer),
+        }
+    }
+
+    async fn send(&self, method: Method, path: &str) -> Result<(StatusCode, bytes::Bytes), NoAnswer> {
         let stream = UnixStream::connect(&self.path).await.map_err(|_| NoAnswer)?;
         let request = hyper::Request::builder()
             .method(method)
@@ -104,12 +121,7 @@ impl Socket {
             let response = sender.send_request(request).await.map_err(|_| NoAnswer)?;
             let status = response.status();
             let body = http_body_util::Limited::new(response.into_body(), LIMIT);
-            let body = body.collect().await.map_err(|_| NoAnswer)?.to_bytes();
-            match status {
-                StatusCode::OK => serde_json::from_slice(&body).map(Some).map_err(|_| NoAnswer),
-                StatusCode::NOT_FOUND => Ok(None),
-                _ => Err(NoAnswer),
-            }
+            Ok((status, body.collect().await.map_err(|_| NoAnswer)?.to_bytes()))
         };
         tokio::pin!(answer);
         tokio::pin!(connection);

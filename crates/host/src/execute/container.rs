@@ -8,12 +8,12 @@ use jiji_model::plan::{
     ContainerImage, ContainerSpec, LABEL_ADDRESS, LABEL_SCOPE, LABEL_SECRETS, LABEL_SERVICE, LABEL_SPEC, Step, Word,
 };
 use jiji_model::probe::{Findings, Probe, ProbeResult, Timeline};
-use jiji_model::project::Engine as Kind;
 use jiji_model::transaction::Outcome;
 
 use super::{ActionError, DONE, Executor, image};
 use crate::command::{self, Output};
 use crate::engine::Engine;
+use crate::engine::change::Change;
 use crate::engine::inspect::ContainerInspect;
 use crate::engine::run;
 use crate::{listen, records, secrets};
@@ -126,9 +126,8 @@ impl Executor<'_> {
         // What projects share is a proxy: who stops it wants to know whom that meets.
         let shared = container.label(LABEL_SCOPE) == Some("*");
         let kept = if shared { listen::connections(container.state.pid) } else { None };
-        let seconds = timeout_s.to_string();
         let begun = Instant::now();
-        let output = engine.command(["stop", "-t", &seconds, name]).timeout(limit).run().await?;
+        let output = engine.change(Change::Stop { container: name, seconds: timeout_s }, limit).await?;
         // Only one that took all of its time can have been killed.
         let in_time = output.ok() && begun.elapsed() < Duration::from_secs(timeout_s.into());
         let after = if in_time { None } else { engine.inspect_container(name).await? };
@@ -152,11 +151,7 @@ impl Executor<'_> {
             Some(container) if container.label(LABEL_SCOPE).is_some() => {}
             Some(_) | None => return Ok(Outcome::Unchanged),
         }
-        // With the volumes that have no name: nobody could find them again. Docker kills what still runs, Podman would first wait as long
-        // as the container may take to stop.
-        let command = engine.command(["rm", "--force", "--volumes"]);
-        let at_once: &[&str] = if engine.kind == Kind::Podman && engine.at_least(4) { &["--time", "0"] } else { &[] };
-        let output = command.args(at_once.iter().copied()).args([name]).timeout(limit).run().await?;
+        let output = engine.change(Change::RemoveContainer(name), limit).await?;
         if !output.ok() && engine.inspect_container(name).await?.is_some() {
             return Err(engine.failure("rm", &output).into());
         }

@@ -16,11 +16,15 @@ use tokio::net::TcpListener;
 
 use super::{ActionError, DONE, Executor};
 use crate::engine::Engine;
+use crate::engine::change::Change;
 use crate::place::{self, Durability, PlaceError};
 use crate::{journal, records};
 
 /// What the engine lists jiji's images under; nothing answers there, and nothing is ever pulled from it.
 const LISTED: &str = "jiji.local";
+
+/// How long it may take that an image goes.
+const AN_IMAGE: Duration = Duration::from_secs(30);
 
 /// The name under which the engine lists an image.
 pub(super) fn listed(id: &ImageId, repository: &str) -> String {
@@ -63,7 +67,8 @@ impl Executor<'_> {
         let found = found.ok_or_else(|| ActionError::NoImage { image: id.config.to_string() })?;
         list(engine, &found.id, &name).await?;
         // The name by which it was pulled says nothing to people. Nobody waits for it to go, and it does no harm if it stays.
-        tokio::spawn(engine.command(["rmi", reference.as_str()]).run());
+        let engine = engine.clone();
+        tokio::spawn(async move { drop(engine.change(Change::RemoveImage(&reference), limit).await) });
         Ok(DONE)
     }
 
@@ -103,7 +108,7 @@ impl Executor<'_> {
             // Of an image with several names Podman takes a name with a digest for the image.
             let own: Vec<&str> = own.into_iter().filter(|name| !is_listed_by_digest(name)).collect();
             for name in &own {
-                engine.must("rmi", engine.command(["rmi", *name])).await?;
+                engine.must_change(Change::RemoveImage(name)).await?;
             }
             return Ok(if own.is_empty() { Outcome::Unchanged } else { DONE });
         }
@@ -113,12 +118,12 @@ impl Executor<'_> {
         }
         for name in own {
             // The last name takes the image along, and with it the names that are left.
-            engine.command(["rmi", name]).run().await?;
+            engine.change(Change::RemoveImage(name), AN_IMAGE).await?;
         }
         if let Some(left) = engine.image(id).await?
             && left.names().all(|name| is_of(name, repository))
         {
-            engine.must("rmi", engine.command(["rmi", left.id.as_str()])).await?;
+            engine.must_change(Change::RemoveImage(&left.id)).await?;
         }
         Ok(DONE)
     }
@@ -157,8 +162,7 @@ fn is_listed_by_digest(name: &str) -> bool {
 }
 
 async fn list(engine: &Engine, id: &str, name: &str) -> Result<(), ActionError> {
-    engine.must("tag", engine.command(["tag", id, name])).await?;
-    Ok(())
+    Ok(engine.must_change(Change::Tag { image: id, name }).await?)
 }
 
 #[cfg(test)]
