@@ -49,6 +49,9 @@ pub(super) struct Drive<'a, L> {
     pub(super) gives_back: bool,
     /// Hosts whose lease was.
     pub(super) given_back: BTreeSet<HostName>,
+    /// How many releases stay, and what is written as typed.
+    pub(super) retain: u32,
+    pub(super) command: &'a str,
     /// How it goes over the hosts, and in how many batches.
     pub(super) rollout: Rollout,
     pub(super) batches: usize,
@@ -105,9 +108,29 @@ impl<'a, L: HostLink> Drive<'a, L> {
         PATIENCE + Duration::from_millis(longest.into())
     }
 
+    /// Where the transaction is of one host alone, asks ahead: nobody else is waited for between two moves, and the host itself refuses
+    /// what does not follow. First everything before the decision, and then everything after it, so that what is not known of a host that
+    /// is lost is not more than elsewhere.
+    async fn ahead(&self, first: Request, decided: bool) {
+        let [(host, begin)] = self.begins.iter().collect::<Vec<_>>()[..] else { return };
+        let Some(link) = self.links.get(host).filter(|_| begin.hosts.len() == 1) else { return };
+        let phases = Phase::ALL.into_iter().filter(|phase| phase.before_decided() != decided);
+        let phases = phases.filter(|phase| begin.steps.iter().any(|step| step.phase == *phase));
+        let mut requests = vec![first];
+        requests.extend(phases.map(|phase| Request::Run { phase }));
+        if decided {
+            requests.push(self.conclusion(begin, Decision::Commit));
+            requests.extend(self.gives_back.then_some(Request::Release));
+        }
+        link.ask_ahead(requests).await;
+    }
+
     /// Begins on all hosts.
     pub(super) async fn begin(&mut self) -> Result<Begun, Detach> {
         let begins = self.begins.clone();
+        if let Some(begin) = begins.values().next() {
+            self.ahead(Request::Begin(Box::new(begin.clone())), false).await;
+        }
         let ends = self
             .on(&self.hosts(), async |link| {
                 let begin = begins.get(link.host()).expect("every host has its beginning").clone();
@@ -236,6 +259,9 @@ impl<'a, L: HostLink> Drive<'a, L> {
     /// Records a settlement on the hosts. Those that do not take it are lost.
     pub(super) async fn settle(&mut self, decision: Decision, hosts: &[HostName]) -> Result<(), Detach> {
         let settlement = Settlement { decision, fencing: self.fencing };
+        if decision == Decision::Commit && !hosts.is_empty() {
+            self.ahead(Request::Settle(settlement), true).await;
+        }
         let ends =
             self.on(hosts, |link| done(link, Request::Settle(settlement), PATIENCE, "settle the transaction")).await?;
         let (settled, errors) = split(ends);
@@ -258,21 +284,13 @@ impl<'a, L: HostLink> Drive<'a, L> {
     }
 
     /// Closes the journals. Hosts that do not answer are lost.
-    pub(super) async fn conclude(
-        &mut self,
-        decision: Decision,
-        hosts: &[HostName],
-        retain: u32,
-        command: &str,
-    ) -> Result<(), Detach> {
-        let begins = self.begins.clone();
-        let (at_s, fencing, gives_back) = (self.options.at_s, self.fencing, self.gives_back);
+    pub(super) async fn conclude(&mut self, decision: Decision, hosts: &[HostName]) -> Result<(), Detach> {
+        let gives_back = self.gives_back;
+        let requests = self.begins.iter().map(|(host, begin)| (host.clone(), self.conclusion(begin, decision)));
+        let requests: BTreeMap<_, _> = requests.collect();
         let ends = self
             .on(hosts, async |link| {
-                let begin = begins.get(link.host()).expect("every host has its beginning");
-                let release = (decision == Decision::Commit).then(|| Box::new(Release::of(begin)));
-                let audit = audit_event(begin, decision, at_s, command, fencing);
-                let request = Request::Conclude { release, retain, audit };
+                let request = requests.get(link.host()).expect("every host has its beginning").clone();
                 let conclude = done(link, request, PATIENCE, "conclude the transaction");
                 if !gives_back {
                     return conclude.await;
@@ -298,17 +316,20 @@ impl<'a, L: HostLink> Drive<'a, L> {
         }
         Ok(())
     }
-}
 
-fn audit_event(begin: &Begin, decision: Decision, at_s: u64, command: &str, fencing: u64) -> AuditEvent {
-    AuditEvent {
-        transaction: begin.transaction.clone(),
-        fencing,
-        who: begin.who.clone(),
-        command: command.to_owned(),
-        result: result_word(decision).to_owned(),
-        at_s,
-        services: audit::service_lines(&begin.services),
+    /// What closes the journal that began with `begin`.
+    fn conclusion(&self, begin: &Begin, decision: Decision) -> Request {
+        let audit = AuditEvent {
+            transaction: begin.transaction.clone(),
+            fencing: self.fencing,
+            who: begin.who.clone(),
+            command: self.command.to_owned(),
+            result: result_word(decision).to_owned(),
+            at_s: self.options.at_s,
+            services: audit::service_lines(&begin.services),
+        };
+        let release = (decision == Decision::Commit).then(|| Box::new(Release::of(begin)));
+        Request::Conclude { release, retain: self.retain, audit }
     }
 }
 

@@ -34,13 +34,10 @@ pub(super) struct Detached {
     pub(super) decision: Option<Decision>,
 }
 
-/// Follows `course` to its end. `retain`: how many releases to keep; `command`: what is written as typed; `points`: where a test lets this
-/// process die.
+/// Follows `course` to its end. `points`: where a test lets this process die.
 pub(super) async fn follow<L: HostLink>(
     drive: &mut Drive<'_, L>,
     mut course: Course<HostName>,
-    retain: u32,
-    command: &str,
     points: &Points,
 ) -> Result<Followed, Detached> {
     let mut end = Followed { ending: Ending::Waiting, cause: None, left: Vec::new(), not_undone: Vec::new() };
@@ -55,7 +52,7 @@ pub(super) async fn follow<L: HostLink>(
             Move::End(ending) => return Ok(Followed { ending: *ending, ..end }),
             _ => {}
         }
-        let heard = one(drive, &next, retain, command, points, &mut end).await;
+        let heard = one(drive, &next, points, &mut end).await;
         let Ok(heard) = heard else { return Err(Detached { decision }) };
         if course.can_stop() && drive.cancel.is_requested() {
             course.stop();
@@ -75,8 +72,6 @@ pub(super) async fn follow<L: HostLink>(
 async fn one<L: HostLink>(
     drive: &mut Drive<'_, L>,
     next: &Move<HostName>,
-    retain: u32,
-    command: &str,
     points: &Points,
     end: &mut Followed,
 ) -> Result<BTreeMap<HostName, Heard>, Detach> {
@@ -121,11 +116,11 @@ async fn one<L: HostLink>(
         Move::Conclude { decision, hosts } => {
             let alone = points.is("concluded-one");
             let (first, others) = hosts.split_at(if alone { hosts.len().min(1) } else { 0 });
-            drive.conclude(*decision, first, retain, command).await?;
+            drive.conclude(*decision, first).await?;
             if alone {
                 points.pass("concluded-one").await;
             }
-            drive.conclude(*decision, others, retain, command).await?;
+            drive.conclude(*decision, others).await?;
         }
         Move::End(_) => {}
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use jiji_model::digest::Digest;
 use jiji_model::event::Sink;
 use jiji_model::name::HostName;
 use jiji_model::observation::{Answer, Query, Want};
@@ -23,6 +24,9 @@ use crate::fleet::{FleetError, PATIENCE};
 /// Time between two questions for a lease that somebody holds.
 const AGAIN: Duration = Duration::from_millis(400);
 
+/// Blobs with their lengths in bytes, by the host that needs them.
+pub(super) type Offers = BTreeMap<HostName, Vec<(Digest, u64)>>;
+
 /// Time between two lines about a lease that is waited for.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
@@ -32,11 +36,13 @@ pub(super) fn next_fencing(seen: &Seen) -> u64 {
 }
 
 /// Takes the lease of every host: that of the first by name, then those of the others at once. Gives what each had recorded once its
-/// lease was held. On a failure those taken are given back.
+/// lease was held. On a failure those taken are given back. `offers`: the blobs that are offered to each host next, so that the offer is
+/// asked along with the lease.
 pub(super) async fn take<L: HostLink>(
     links: &BTreeMap<HostName, &L>,
     scope: &str,
     fencing: u64,
+    offers: &Offers,
     options: &Options,
     cancel: &Cancel,
     watch: &Watch<'_>,
@@ -48,7 +54,12 @@ pub(super) async fn take<L: HostLink>(
         fencing,
         ttl_ms: options.lease_ms,
     };
-    let one = async |link: &&L| (link.host().clone(), take_one(*link, &request, options, watch).await);
+    let one = async |link: &&L| {
+        let offer = offers.get(link.host()).map(|blobs| Request::Offer { blobs: blobs.clone() });
+        let ahead = [Some(Request::Acquire(request.clone())), Some(records_of(scope)), offer];
+        link.ask_ahead(ahead.into_iter().flatten().collect()).await;
+        (link.host().clone(), take_one(*link, &request, options, watch).await)
+    };
     let in_order: Vec<&L> = links.values().copied().collect();
     let (first, others) = in_order.split_at(in_order.len().min(1));
     let mut seen = Seen::new();
@@ -186,9 +197,13 @@ pub(super) async fn look_again<L: HostLink>(
     all(links.values().copied(), |link| records(link, scope)).await
 }
 
-async fn records<L: HostLink>(link: &L, scope: &str) -> Result<HostRecords, FleetError> {
+fn records_of(scope: &str) -> Request {
     let want = Want { id: "records".to_owned(), query: Query::Records { scope: scope.to_owned() } };
-    let reply = link.ask(Request::Observe { wants: vec![want] }, PATIENCE).await?;
+    Request::Observe { wants: vec![want] }
+}
+
+async fn records<L: HostLink>(link: &L, scope: &str) -> Result<HostRecords, FleetError> {
+    let reply = link.ask(records_of(scope), PATIENCE).await?;
     let answer = match reply {
         Reply::Facts(facts) => facts.into_iter().next().map(|fact| fact.answer),
         _ => None,

@@ -20,6 +20,11 @@ pub trait HostLink: Send + Sync {
     /// Asks, and waits for the answer as long as the host says something at least every `patience`. A refusal is an error.
     fn ask(&self, request: Request, patience: Duration) -> impl Future<Output = Result<Reply, FleetError>> + Send;
 
+    /// Asks already what the next calls of [`Self::ask`] are to ask, in this order, so that the host does not wait for this end between
+    /// two answers. Only for what the host refuses unless all before it went well, or what changes nothing: once something else is asked,
+    /// a phase at work is interrupted, and the answers to the rest are dropped. A host that is lost says so at the next `ask`.
+    fn ask_ahead(&self, requests: Vec<Request>) -> impl Future<Output = ()> + Send;
+
     /// Sends what has no answer.
     fn tell(&self, request: Request) -> impl Future<Output = Result<(), FleetError>> + Send;
 
@@ -46,6 +51,10 @@ impl HostLink for Session {
 
     async fn ask(&self, request: Request, patience: Duration) -> Result<Reply, FleetError> {
         self.ask(request, patience).await
+    }
+
+    async fn ask_ahead(&self, requests: Vec<Request>) {
+        self.ask_ahead(requests).await;
     }
 
     async fn tell(&self, request: Request) -> Result<(), FleetError> {

@@ -123,7 +123,7 @@ pub async fn settle_open<L: HostLink>(
         };
         let with_open: BTreeMap<HostName, &L> = hosts.into_iter().map(|host| (host.clone(), all[host])).collect();
         let fencing = lease::next_fencing(&known);
-        lease::take(&with_open, scope, fencing, options, cancel, &watch).await?;
+        lease::take(&with_open, scope, fencing, &lease::Offers::new(), options, cancel, &watch).await?;
         let settled = settle_leased(scope, &all, &with_open, fencing, options, cancel, &watch).await;
         lease::give_back(with_open.values().copied()).await;
         all_settled.extend(settled?);
@@ -211,6 +211,7 @@ async fn settle_one<'a, L: HostLink>(
     let (who, command) = (begin.who.clone(), begin.command.clone());
     watch.settling(id, decision, &who, &command);
     let steps: Vec<_> = transactions.values().flat_map(|transaction| &transaction.begin.steps).collect();
+    let typed = format!("{command}, settled by {} of {}", options.command, options.who);
     let mut drive = Drive {
         hearing: Hearing::of(links.values().copied(), steps),
         links,
@@ -221,16 +222,17 @@ async fn settle_one<'a, L: HostLink>(
         // More than one transaction may be settled under them.
         gives_back: false,
         given_back: BTreeSet::new(),
+        // How many releases should stay is the next plan's to say.
+        retain: u32::MAX,
+        command: &typed,
         rollout: Rollout::default(),
         batches: 0,
         options,
         cancel,
         watch,
     };
-    let typed = format!("{command}, settled by {} of {}", options.command, options.who);
     let course = Course::settle(drive.hosts(), decision, sure);
-    // How many releases should stay is the next plan's to say.
-    let followed = match follow(&mut drive, course, u32::MAX, &typed, &Points::default()).await {
+    let followed = match follow(&mut drive, course, &Points::default()).await {
         Ok(followed) => followed,
         Err(Detached { .. }) => {
             let hosts_left = drive.begins.keys().cloned().collect();

@@ -17,7 +17,7 @@ use super::error::{ApplyError, Cause};
 use super::events::{Hearing, Watch};
 use super::fan::{all, split};
 use super::follow::{Detached, follow};
-use super::lease;
+use super::lease::{self, Offers};
 use super::link::HostLink;
 use super::{Applied, Options, Seen, participants};
 use crate::fleet::{BlobProgress, FleetError};
@@ -47,13 +47,14 @@ pub async fn apply<L: HostLink>(
     let links = participants(plan, links)?;
     let watch = Watch::new(sink);
     let fencing = lease::next_fencing(seen);
-    let now = lease::take(&links, &plan.scope, fencing, options, cancel, &watch).await?;
+    let offers = offers(plan);
+    let now = lease::take(&links, &plan.scope, fencing, &offers, options, cancel, &watch).await?;
     watch.leased(fencing, links.len());
     options.points.pass("leased").await;
     let prepared = tokio::select! {
         biased;
         () = cancel.reached(REVERT) => Err(ApplyError::Stopped),
-        prepared = before_beginning(plan, seen, now, &links, store, &watch) => prepared,
+        prepared = before_beginning(plan, seen, now, &links, &offers, store, &watch) => prepared,
     };
     let sent = match prepared {
         Ok(sent) => sent,
@@ -77,6 +78,8 @@ pub async fn apply<L: HostLink>(
         interruptible: true,
         gives_back: true,
         given_back: BTreeSet::new(),
+        retain: plan.retain,
+        command: &options.command,
         rollout: plan.rollout.clone(),
         batches: batches.len(),
         options,
@@ -86,7 +89,7 @@ pub async fn apply<L: HostLink>(
     drive.watch.begun(&transaction, fencing, &drive.hosts());
     let course = Course::begin(batches);
     let course = if plan.steps.iter().any(|step| step.phase == Phase::Hold) { course.watched() } else { course };
-    let followed = match follow(&mut drive, course, plan.retain, &options.command, &options.points).await {
+    let followed = match follow(&mut drive, course, &options.points).await {
         Ok(followed) => followed,
         Err(Detached { decision }) => {
             return Err(ApplyError::Detached { hosts_left: drive.begins.keys().cloned().collect(), decision });
@@ -155,6 +158,7 @@ async fn before_beginning<L: HostLink>(
     seen: &Seen,
     now: Seen,
     links: &BTreeMap<HostName, &L>,
+    offers: &Offers,
     store: &Store,
     watch: &Watch<'_>,
 ) -> Result<BTreeMap<HostName, u64>, ApplyError> {
@@ -169,15 +173,11 @@ async fn before_beginning<L: HostLink>(
             return Err(ApplyError::Moved { host: host.clone(), what });
         }
     }
-    send_blobs(plan, links, store, watch).await.map_err(ApplyError::Before)
+    send_blobs(offers, links, store, watch).await.map_err(ApplyError::Before)
 }
 
-async fn send_blobs<L: HostLink>(
-    plan: &Plan,
-    links: &BTreeMap<HostName, &L>,
-    store: &Store,
-    watch: &Watch<'_>,
-) -> Result<BTreeMap<HostName, u64>, FleetError> {
+/// The blobs that each host runs from.
+fn offers(plan: &Plan) -> Offers {
     let mut needs: BTreeMap<&HostName, BTreeMap<Digest, u64>> = BTreeMap::new();
     for image in &plan.images {
         for host in &image.hosts {
@@ -185,9 +185,17 @@ async fn send_blobs<L: HostLink>(
             needs.entry(host).or_default().extend(blobs);
         }
     }
-    let receivers = links.iter().filter(|(host, _)| needs.contains_key(host));
+    needs.into_iter().map(|(host, blobs)| (host.clone(), blobs.into_iter().collect())).collect()
+}
+
+async fn send_blobs<L: HostLink>(
+    offers: &Offers,
+    links: &BTreeMap<HostName, &L>,
+    store: &Store,
+    watch: &Watch<'_>,
+) -> Result<BTreeMap<HostName, u64>, FleetError> {
+    let receivers = links.iter().filter(|(host, _)| offers.contains_key(*host));
     let ends = all(receivers.map(|(_, link)| *link), async |link| {
-        let blobs: Vec<_> = needs[link.host()].iter().map(|(digest, size)| (*digest, *size)).collect();
         let host = link.host().clone();
         // A line for each piece would say the same a hundred times a second.
         let told = AtomicU64::new(0);
@@ -197,7 +205,7 @@ async fn send_blobs<L: HostLink>(
                 watch.sending(&host, progress);
             }
         };
-        link.send_blobs(store, &blobs, &progress).await
+        link.send_blobs(store, &offers[link.host()], &progress).await
     })
     .await;
     let (sent, errors) = split(ends);

@@ -4,7 +4,7 @@
 //! leaves no half frame behind. Messages overtake pieces of blobs that wait to be written. Answers come in the order of the asks; when
 //! one does not come in time, nothing after it can be trusted, so the session is over.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -48,6 +48,7 @@ pub struct Session {
     execs: u32,
     messages: Option<mpsc::Sender<Item>>,
     blobs: Option<mpsc::Sender<Item>>,
+    ahead: Mutex<Ahead>,
     heartbeat: Mutex<Option<JoinHandle<()>>>,
     end: Option<End>,
 }
@@ -85,6 +86,9 @@ struct State {
     /// When the host was last heard, or last took a piece of a blob.
     active: Instant,
 }
+
+/// What was asked before its turn, in order, each with where its answer comes.
+type Ahead = VecDeque<(Request, oneshot::Receiver<Reply>)>;
 
 /// Something to write.
 enum Item {
@@ -198,6 +202,7 @@ impl Session {
             execs,
             messages: Some(messages),
             blobs: Some(blobs),
+            ahead: Mutex::default(),
             heartbeat: Mutex::new(None),
             end: Some(end),
         })
@@ -248,7 +253,10 @@ impl Session {
     pub async fn ask(&self, request: Request, patience: Duration) -> Result<Reply, FleetError> {
         let doing = doing(&request);
         let releases = matches!(request, Request::Release);
-        let reply = self.exchange(self.messages.as_ref(), request, patience).await?;
+        let reply = match self.asked_ahead(&request).await {
+            Some(answered) => self.answer(answered, patience, doing).await?,
+            None => self.exchange(self.messages.as_ref(), request, patience).await?,
+        };
         match &reply {
             Reply::Refused { why, message } => {
                 return Err(FleetError::Refused {
@@ -263,6 +271,47 @@ impl Session {
             _ => {}
         }
         Ok(reply)
+    }
+
+    /// Asks already what the next calls of [`Self::ask`] are to ask, in this order. Those get the answers; once something else is asked,
+    /// the answers to the rest are dropped, and a phase that the host is at is interrupted.
+    pub async fn ask_ahead(&self, requests: Vec<Request>) {
+        self.drop_ahead().await;
+        for request in requests {
+            let (answer, answered) = oneshot::channel();
+            let doing = doing(&request);
+            if self.queue(self.messages.as_ref(), Item::Ask(request.clone(), Some(answer)), doing).await.is_err() {
+                // Whoever asks for it is told.
+                return;
+            }
+            self.ahead().push_back((request, answered));
+        }
+    }
+
+    fn ahead(&self) -> MutexGuard<'_, Ahead> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the answer to `request` comes, if that is what was asked ahead.
+    async fn asked_ahead(&self, request: &Request) -> Option<oneshot::Receiver<Reply>> {
+        let answered = {
+            let mut ahead = self.ahead();
+            let is_next = ahead.front().is_some_and(|(next, _)| next == request);
+            if is_next { ahead.pop_front() } else { None }
+        };
+        if answered.is_none() {
+            self.drop_ahead().await;
+        }
+        answered.map(|(_, answered)| answered)
+    }
+
+    /// Nobody will ask for what is left of what was asked ahead.
+    async fn drop_ahead(&self) {
+        let left = std::mem::take(&mut *self.ahead());
+        if left.iter().any(|(request, _)| matches!(request, Request::Run { .. })) {
+            // A host that does not take it is told of by whoever asks next.
+            let _ = self.tell(Request::Interrupt).await;
+        }
     }
 
     /// Asks for a piece of a blob of the host's store. One at a time: who asks for another meanwhile gets what was asked for last.
@@ -328,6 +377,15 @@ impl Session {
         let doing = doing(&request);
         let (answer, answered) = oneshot::channel();
         self.queue(queue, Item::Ask(request, Some(answer)), doing).await?;
+        self.answer(answered, patience, doing).await
+    }
+
+    async fn answer(
+        &self,
+        answered: oneshot::Receiver<Reply>,
+        patience: Duration,
+        doing: &'static str,
+    ) -> Result<Reply, FleetError> {
         self.patiently(answered, patience, doing).await?.map_err(|_| self.shared.lost(doing))
     }
 

@@ -116,6 +116,40 @@ async fn answers_reach_who_asked_and_events_reach_who_listens() {
 }
 
 #[tokio::test]
+async fn what_was_asked_ahead_is_not_asked_again_and_what_is_not_wanted_any_more_is_interrupted() {
+    let (session, mut played) = session().await;
+    let run = |phase| Request::Run { phase };
+    session.ask_ahead(vec![observe(), run(Phase::Boot), run(Phase::Prepare)]).await;
+    let mut asked = Vec::new();
+    for _ in 0..3 {
+        asked.push(played.ask().await);
+    }
+    assert_eq!(asked[2].request, run(Phase::Prepare));
+    for ask in &asked {
+        played.reply(ask.id, Reply::Done).await;
+    }
+    for request in [observe(), run(Phase::Boot)] {
+        assert_eq!(session.ask(request, PATIENCE).await.expect("answered ahead"), Reply::Done);
+    }
+    // Something else: the third answer is nobody's.
+    let host = async {
+        assert_eq!(played.ask().await.request, Request::Interrupt);
+        let undo = played.ask().await;
+        assert_eq!(undo.request, Request::Undo);
+        played.reply(undo.id, Reply::Facts(Vec::new())).await;
+    };
+    let (undone, ()) = tokio::join!(session.ask(Request::Undo, PATIENCE), host);
+    assert_eq!(undone.expect("answered"), Reply::Facts(Vec::new()));
+    let host = async {
+        let again = played.ask().await;
+        assert_eq!(again.request, run(Phase::Prepare), "asked as if it never had been");
+        played.reply(again.id, Reply::Done).await;
+    };
+    let (prepared, ()) = tokio::join!(session.ask(run(Phase::Prepare), PATIENCE), host);
+    assert_eq!(prepared.expect("answered"), Reply::Done);
+}
+
+#[tokio::test]
 async fn a_refusal_is_an_error_that_says_what_was_asked() {
     let (session, mut played) = session().await;
     let host = async {

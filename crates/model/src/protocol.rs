@@ -274,8 +274,8 @@ pub enum Request {
         phase: Phase,
     },
     /// Somebody wants to stop: the step at work goes on to its end, but a wait for health ends at once and counts as failed, and no
-    /// further step of the phase begins. Taken while a [`Self::Run`] is worked on, whose answer then comes; at any other time it
-    /// means nothing. Not answered.
+    /// further step of the phase begins, nor of another that was asked already. Taken while a [`Self::Run`] is worked on or waits, whose
+    /// answer then comes; at any other time it means nothing. Not answered.
     Interrupt,
     /// Record a settlement. Needs the lease. Answered by [`Reply::Done`].
     Settle(Settlement),

@@ -347,6 +347,28 @@ async fn canaries_are_cut_over_first_and_a_refused_batch_keeps_the_next_ones_as_
 }
 
 #[tokio::test]
+async fn a_host_alone_is_asked_ahead_and_goes_no_further_than_what_failed() {
+    type Trouble = fn(&mut World);
+    let all = ["begin", "run boot", "run prepare", "run cutover", "run hold"];
+    let ways: [(Trouble, u8, &[&str]); 3] = [
+        (|world| world.unhealthy = true, 7, &all[..3]),
+        (|world| world.refuses_routes = true, 16, &all[..4]),
+        (|world| world.sickens = true, 7, &all),
+    ];
+    for (trouble, code, ran) in ways {
+        let lab = Lab::of(&["one"]);
+        lab.with("one", trouble);
+        let error = lab.ship().await.expect_err("it fails");
+        assert_eq!(error.exit_code(), code, "{error}");
+        assert_eq!(lab.agree("reverted"), OLD);
+        let log = lab.with("one", |world| world.log.clone());
+        let asked = |line: &&str| *line == "begin" || Phase::ALL.iter().any(|phase| *line == format!("run {phase}"));
+        let asked: Vec<&str> = log.iter().map(String::as_str).filter(asked).collect();
+        assert_eq!(asked, ran, "{log:?}");
+    }
+}
+
+#[tokio::test]
 async fn asking_to_stop_between_two_batches_reverts_those_that_were_cut_over() {
     let lab = Lab::of(&["one", "two"]);
     let rollout = Rollout { max_parallel: Some(1), wait_ms: 60_000, ..Rollout::default() };
@@ -558,15 +580,17 @@ async fn steps_name_themselves_in_events_with_their_host_service_and_phase() {
 
 #[tokio::test]
 async fn an_operator_killed_at_any_ask_leaves_a_fleet_that_the_next_run_settles_alike() {
-    for after in [false, true] {
+    for (names, after) in
+        [["one", "two"].as_slice(), &["one"]].into_iter().flat_map(|names| [(names, false), (names, true)])
+    {
         let mut asks = 0;
         let mut seen = Vec::new();
         loop {
             asks += 1;
-            let lab = Lab::of(&["one", "two"]);
+            let lab = Lab::of(names);
             *lab.doom.lock().expect("free") = Doom { asks: Some(asks), after };
             let ended = lab.ship_mortal(&options()).await;
-            let context = format!("killed at ask {asks}, after: {after}");
+            let context = format!("{} hosts, killed at ask {asks}, after: {after}", names.len());
             lab.settle().await.unwrap_or_else(|error| panic!("{context}: {error}"));
             seen.push(lab.agree(&context));
             if let Some(ended) = ended {
@@ -577,7 +601,7 @@ async fn an_operator_killed_at_any_ask_leaves_a_fleet_that_the_next_run_settles_
         // Once decided, always decided.
         let first_new = seen.iter().position(|version| version == NEW).expect("the last one ends well");
         assert!(seen[first_new..].iter().all(|version| version == NEW), "{seen:?}");
-        assert!(seen.len() > 15, "{} places to die", seen.len());
+        assert!(seen.len() > 7 * names.len(), "{} places to die", seen.len());
     }
 }
 
@@ -597,12 +621,12 @@ async fn an_operator_killed_at_a_named_point_is_settled_by_the_next_run() {
 
 #[tokio::test]
 async fn a_host_that_dies_at_any_move_agrees_with_the_others_once_it_is_back() {
-    for victim in ["one", "two"] {
+    for (victim, others) in [("one", ["two", "three"].as_slice()), ("two", &["one", "three"]), ("one", &[])] {
         for moves in 1.. {
-            let lab = Lab::of(&["one", "two", "three"]);
+            let lab = Lab::of(&[&[victim], others].concat());
             lab.with(victim, |world| world.dies_in = Some(moves));
             let ended = lab.ship().await;
-            let context = format!("{victim} dies at move {moves}");
+            let context = format!("{victim} of {} dies at move {moves}", others.len() + 1);
             if lab.with(victim, |world| !world.dead) {
                 ended.expect("nobody died");
                 assert!(moves > 20);

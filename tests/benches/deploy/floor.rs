@@ -2,11 +2,9 @@
 //! two questions whose answers say so.
 
 use std::process::Stdio;
-use std::time::Duration;
 
 use jiji_e2e::{Outcome, Site};
 use jiji_lab::Host;
-use jiji_lab::command::command;
 
 use super::{Costs, HOSTS, measured, median, rounds};
 
@@ -89,8 +87,6 @@ pub fn costs(site: &Site) -> Outcome<Costs> {
             host.engine(&["rm", "--force", &name(rounds() + 1)])?;
             host.engine(&["exec", "kamal-proxy", "kamal-proxy", "remove", "floor"])?;
         }
-        drop(jiji_lab::command::output(&mut command("sync", [] as [&str; 0]), None)?);
-        std::thread::sleep(Duration::from_millis(200));
     }
     Ok(costs)
 }

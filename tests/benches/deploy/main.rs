@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use jiji_e2e::{Outcome, Project, Site};
+use jiji_lab::command::command;
 use jiji_lab::{Engine, Engines, Host, Spec};
 use serde_json::{Value, json};
 
@@ -56,13 +57,15 @@ fn median(costs: &[Cost]) -> Cost {
     }
 }
 
-/// Measures what `work` does to these hosts.
+/// Measures what `work` does to these hosts. What was written before is on the disk then: none of the tools waits for another's writes.
 fn measured(hosts: &[Host], work: impl FnOnce() -> Outcome) -> Outcome<Cost> {
     let counts = || -> Outcome<Vec<_>> {
         // The relay writes its counts down 50 times a second.
         std::thread::sleep(Duration::from_millis(60));
         hosts.iter().map(|host| Ok((host.ssh_sessions()?, host.ssh_traffic()?))).collect()
     };
+    drop(jiji_lab::command::output(&mut command("sync", [] as [&str; 0]), None)?);
+    std::thread::sleep(Duration::from_millis(200));
     let before = counts()?;
     let begun = Instant::now();
     work()?;

@@ -427,7 +427,8 @@ impl Session {
             });
             if run {
                 self.runs.set(self.runs.get().saturating_sub(1));
-                self.interrupt.wanted.set(false);
+                // Whoever wants one phase to stop wants none of those that were asked along with it.
+                self.interrupt.wanted.set(self.interrupt.is_wanted() && self.runs.get() > 0);
             }
             self.outbox.tell(&Tell::Answer { id, reply });
             if self.outbox.is_closed() {

@@ -87,6 +87,14 @@ fn a_ship_and_somebody_who_aborts_it_with_one_fault() {
 }
 
 #[test]
+fn a_host_alone_that_is_asked_ahead() {
+    holds(1, &[Script::Ship], 3);
+    holds(1, &[Script::Watched], 2);
+    holds(1, &[Script::Ship, Script::Abort], 2);
+    holds(1, &[Script::Ship, Script::Ship], 2);
+}
+
+#[test]
 fn two_ships_with_one_fault() {
     holds(2, &[Script::Ship, Script::Ship], 1);
 }

@@ -225,6 +225,30 @@ impl State {
         }
     }
 
+    /// What a session was asked along with what it has in hand, as `apply` does where a transaction is of one host alone: up to the
+    /// decision, or from it to the conclusion. Hosts that are heard are asked one thing after the other here, which comes to the same.
+    pub fn asked_ahead(&self, host: Id, operator: usize) -> Option<Ask> {
+        let here = &self.hosts[usize::from(host)];
+        let asked = here.sessions[operator]?.asked?;
+        let begin = match asked {
+            Ask::Begin => self.operators[operator].begins.get(&host).map(|begin| &**begin),
+            _ => here.journal().map(|last| &last.begin),
+        };
+        let begin = begin.filter(|begin| begin.hosts.len() == 1)?;
+        let after = |earlier: Option<Phase>, decided: bool| {
+            let mut phases = Phase::ALL.into_iter().filter(|phase| phase.before_decided() != decided);
+            let has = |phase: &Phase| begin.steps.iter().any(|step| step.phase == *phase);
+            let phase = phases.find(|phase| earlier.is_none_or(|earlier| earlier < *phase) && has(phase));
+            phase.map(Ask::Run).or(decided.then_some(Ask::Conclude(Decision::Commit)))
+        };
+        match asked {
+            Ask::Begin => after(None, false),
+            Ask::Run(phase) => after(Some(phase), !phase.before_decided()),
+            Ask::Settle(settlement) if settlement.decision == Decision::Commit => after(None, true),
+            _ => None,
+        }
+    }
+
     fn has_steps(&self, host: Id, operator: usize, phase: Phase) -> bool {
         let settling = matches!(&self.operators[operator].at, At::Driving { settling: true, .. });
         if settling {

@@ -23,6 +23,8 @@ pub enum Action {
     Serve(Id, usize),
     /// A session whose operator does not hear it, or is gone, ends: after what it has in hand, or before.
     Leave(Id, usize, Reach),
+    /// The same ends what it has in hand and goes on with what was asked ahead, since no end of its input came yet.
+    GoOn(Id, usize),
     /// An effect that was asked for by somebody who is gone takes place.
     Land(Id, usize),
     /// The lease of a session that its operator does not prolong expires.
@@ -113,6 +115,9 @@ fn actions(state: &State, rules: &Rules) -> Vec<Action> {
                 if session.asked.is_some() {
                     all.push(Action::Leave(host, number, Reach::Whole));
                 }
+                if state.asked_ahead(host, number).is_some() {
+                    all.push(Action::GoOn(host, number));
+                }
                 continue;
             }
             let at_work = matches!(state.operators[number].at, At::Leasing { .. } | At::Driving { .. });
@@ -164,6 +169,13 @@ impl State {
             Action::Leave(host, operator, reach) => {
                 next.work(rules, host, operator, reach);
                 next.hosts[usize::from(host)].sessions[operator] = None;
+            }
+            Action::GoOn(host, operator) => {
+                let ahead = next.asked_ahead(host, operator);
+                next.work(rules, host, operator, Reach::Whole);
+                if let Some(session) = next.hosts[usize::from(host)].sessions[operator].as_mut() {
+                    session.asked = ahead;
+                }
             }
             Action::Land(host, late) => {
                 let here = &mut next.hosts[usize::from(host)];

@@ -281,6 +281,25 @@ fn an_interrupt_ends_a_wait_and_no_further_step_begins() {
 }
 
 #[test]
+fn an_interrupt_stops_what_was_asked_along_with_the_phase_at_work() {
+    let machine = Machine::new();
+    let image = image(&machine);
+    let steps = vec![run_it(image.id()), exec("slow", &["slow"]), note(Phase::Hold, "after it")];
+    let (mut operator, _) = leased(&machine, steps);
+    assert!(ran(operator.ask(Request::Run { phase: Phase::Prepare })).failure.is_none());
+    operator.say(Request::Run { phase: Phase::Cutover });
+    operator.say(Request::Run { phase: Phase::Hold });
+    operator.say(settle(Decision::Commit, 1));
+    while !matches!(operator.next(), Some(Tell::Event(HostEvent::StepStarted { .. }))) {}
+    operator.send(&encode(&Ask { id: 99, request: Request::Interrupt }));
+    assert_eq!(ran(operator.answer_before(2)).steps.len(), 1, "the step at work goes on to its end");
+    assert_eq!(ran(operator.answer_before(1)), RunReport { steps: Vec::new(), failure: None });
+    assert_eq!(refused(operator.answer()), RefusalKind::OutOfOrder);
+    // Nothing waits any more, so nothing is interrupted.
+    assert_eq!(ran(operator.ask(Request::Run { phase: Phase::Hold })).steps.len(), 1);
+}
+
+#[test]
 fn when_the_input_ends_the_step_in_hand_is_finished_and_no_other_begins() {
     let machine = Machine::new();
     let image = image(&machine);
