@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use jiji_model::digest::Digest;
 use sha2::{Digest as _, Sha256};
@@ -13,6 +15,9 @@ use crate::{Store, StoreError, failed, place};
 
 /// How much is read at once when a file is hashed, in bytes.
 const BLOCK: usize = 256 * 1024;
+
+/// After so many bytes of a blob each time it is brought to the disk as far as it is.
+const AHEAD: u64 = 32 * 1024 * 1024;
 
 impl Store {
     /// The length in bytes of a blob, or none if it is not here. One that is here stays while this store is open.
@@ -93,7 +98,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn writer(&self) -> Result<BlobWriter, StoreError> {
-        Ok(BlobWriter { store: self.clone(), file: place::temp_file(&self.tmp())?, hash: Sha256::new(), written: 0 })
+        Ok(BlobWriter {
+            store: self.clone(),
+            file: place::temp_file(&self.tmp())?,
+            hash: Sha256::new(),
+            written: 0,
+            ahead: None,
+        })
     }
 
     /// How many bytes of a blob's beginning were received before the sender went away. 0 if none.
@@ -232,6 +243,7 @@ pub struct BlobWriter {
     file: NamedTempFile,
     hash: Sha256,
     written: u64,
+    ahead: Option<Ahead>,
 }
 
 impl BlobWriter {
@@ -254,6 +266,9 @@ impl BlobWriter {
         if let Some(expected) = expected.filter(|expected| *expected != actual) {
             return Err(StoreError::Mismatch { expected, actual });
         }
+        if let Some(ahead) = self.ahead {
+            ahead.end().map_err(failed("sync", self.file.path()))?;
+        }
         if self.store.has(&actual)? != Some(self.written) {
             place::rename_into_place(self.file, &self.store.blob_path(&actual))?;
             self.store.grow();
@@ -266,12 +281,50 @@ impl Write for BlobWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.file.as_file_mut().write(bytes)?;
         self.hash.update(&bytes[..count]);
+        let before = self.written;
         self.written += count as u64;
+        if before / AHEAD < self.written / AHEAD {
+            match &self.ahead {
+                Some(ahead) => ahead.go(),
+                None => self.ahead = Some(Ahead::begin(self.file.as_file().try_clone()?)),
+            }
+        }
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Brings to the disk what was written of a large blob while the rest of it is made: whoever ends it would wait for all of it otherwise, with idle
+/// processors. Dropped, it ends by itself.
+#[derive(Debug)]
+struct Ahead {
+    more: SyncSender<()>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Ahead {
+    fn begin(file: File) -> Self {
+        let (more, wanted) = sync_channel(1);
+        let ahead = Self {
+            more,
+            // An error is told once for all who have the file open: it has to be kept.
+            thread: std::thread::spawn(move || wanted.iter().try_for_each(|()| file.sync_data())),
+        };
+        ahead.go();
+        ahead
+    }
+
+    /// There is more. Whoever is at it already, or has failed, need not be told.
+    fn go(&self) {
+        let _ = self.more.try_send(());
+    }
+
+    fn end(self) -> io::Result<()> {
+        drop(self.more);
+        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread that writes to the disk ended early")))
     }
 }
 
@@ -427,6 +480,22 @@ mod tests {
         assert!(store.remove(&digest).expect("removed"));
         assert!(matches!(store.open_blob(&digest), Err(StoreError::Missing { .. })));
         assert_eq!(temporaries(&store), 0);
+    }
+
+    #[test]
+    fn a_blob_that_is_brought_to_the_disk_while_it_is_written_is_whole() {
+        let (_dir, store) = store();
+        let mut writer = store.writer().expect("begun");
+        let block: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
+        let mut hash = Sha256::new();
+        for _ in 0..2 * AHEAD / block.len() as u64 + 1 {
+            writer.write_all(&block).expect("written");
+            hash.update(&block);
+        }
+        assert!(writer.ahead.is_some());
+        let due = (Digest::from_bytes(hash.finalize().into()), 2 * AHEAD + block.len() as u64);
+        assert_eq!(writer.finish(None).expect("stored"), due);
+        assert_eq!(store.rehash(&due.0).expect("hashed"), Some(due));
     }
 
     #[test]
