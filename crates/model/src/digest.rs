@@ -11,6 +11,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+/// How the text of a digest begins.
+const PREFIX: &str = "sha256:";
+
 /// The SHA-256 of some bytes: jiji's only kind of name for content.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
@@ -41,8 +44,18 @@ impl Digest {
 
     /// The 64 hexadecimal digits, without the algorithm: a safe file name.
     pub fn hex(&self) -> String {
-        let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half)]);
-        self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+        self.with_text(|text| text[PREFIX.len()..].to_owned())
+    }
+
+    /// The whole text, without room of its own on the heap: keys and plans hold tens of thousands of digests.
+    fn with_text<T>(&self, work: impl FnOnce(&str) -> T) -> T {
+        let mut text = [0; PREFIX.len() + 64];
+        let (prefix, digits) = text.split_at_mut(PREFIX.len());
+        prefix.copy_from_slice(PREFIX.as_bytes());
+        for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(self.0) {
+            *pair = [byte >> 4, byte & 15].map(|half| b"0123456789abcdef"[usize::from(half)]);
+        }
+        work(std::str::from_utf8(&text).expect("hexadecimal digits are ASCII"))
     }
 
     /// The first 12 hexadecimal digits: enough for a person, never for a machine.
@@ -110,7 +123,7 @@ impl<'de> Deserialize<'de> for CanonicalJson {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", self.hex())
+        self.with_text(|text| f.write_str(text))
     }
 }
 
@@ -141,8 +154,7 @@ impl FromStr for Digest {
     type Err = ParseDigestError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let digits =
-            text.strip_prefix("sha256:").ok_or_else(|| ParseDigestError::Algorithm { text: text.to_owned() })?;
+        let digits = text.strip_prefix(PREFIX).ok_or_else(|| ParseDigestError::Algorithm { text: text.to_owned() })?;
         let bad = || ParseDigestError::Digits { text: text.to_owned() };
         if digits.len() != 64 || !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(bad());
@@ -158,7 +170,7 @@ impl FromStr for Digest {
 
 impl Serialize for Digest {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        self.with_text(|text| serializer.serialize_str(text))
     }
 }
 
