@@ -17,7 +17,19 @@ use super::{gzip, zstd};
 /// Bytes of tar in a piece.
 pub(super) const PIECE: usize = 1 << 20;
 
-type Job = (Vec<u8>, Sender<Vec<u8>>);
+/// Room for a piece and for what it becomes, used for one piece after the other.
+struct Room {
+    piece: Vec<u8>,
+    compressed: Vec<u8>,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self { piece: Vec::with_capacity(PIECE), compressed: Vec::new() }
+    }
+}
+
+type Job = (Room, Sender<Room>);
 
 /// Compresses one piece after the other.
 enum Compressor {
@@ -33,10 +45,10 @@ impl Compressor {
         }
     }
 
-    fn compress(&mut self, piece: &[u8]) -> Vec<u8> {
+    fn compress(&mut self, Room { piece, compressed }: &mut Room) {
         match self {
-            Self::Gzip(compressor) => gzip::member(compressor, piece),
-            Self::Zstd => zstd::frame(piece),
+            Self::Gzip(compressor) => gzip::member(compressor, piece, compressed),
+            Self::Zstd => *compressed = zstd::frame(piece),
         }
     }
 }
@@ -45,11 +57,14 @@ impl Compressor {
 pub(super) struct Compress<W> {
     out: W,
     compression: Compression,
-    piece: Vec<u8>,
+    /// The piece that is being filled.
+    room: Room,
     threads: usize,
     pool: Option<Pool>,
     /// Pieces under way, in order. Bounded by the pool's size, and so is memory: some MiB per core.
-    pending: VecDeque<Receiver<Vec<u8>>>,
+    pending: VecDeque<Receiver<Room>>,
+    /// Rooms for pieces to come.
+    free: Vec<Room>,
     single: Option<Compressor>,
 }
 
@@ -61,19 +76,18 @@ struct Pool {
 impl<W: Write> Compress<W> {
     /// Compresses on `threads` cores; on the caller's thread alone where that is 1.
     pub(super) fn new(out: W, compression: Compression, threads: usize) -> Self {
-        let (piece, pending) = (Vec::with_capacity(PIECE), VecDeque::new());
-        Self { out, compression, piece, threads, pool: None, pending, single: None }
+        let (room, pending, free) = (Room::new(), VecDeque::new(), Vec::new());
+        Self { out, compression, room, threads, pool: None, pending, free, single: None }
     }
 
     /// Ends the last piece and gives `out` back.
     pub(super) fn finish(mut self) -> io::Result<W> {
-        let last = std::mem::take(&mut self.piece);
-        if !last.is_empty() {
+        if !self.room.piece.is_empty() {
             // A layer below 1 MiB is most layers, and no thread is worth starting for it.
             if self.pool.is_none() {
-                self.compress_here(&last)?;
+                self.compress_here()?;
             } else {
-                self.send(last)?;
+                self.send()?;
             }
         }
         while !self.pending.is_empty() {
@@ -88,14 +102,16 @@ impl<W: Write> Compress<W> {
         Ok(self.out)
     }
 
-    fn send(&mut self, piece: Vec<u8>) -> io::Result<()> {
+    /// Has the piece compressed, and begins another.
+    fn send(&mut self) -> io::Result<()> {
         if self.threads < 2 {
-            return self.compress_here(&piece);
+            return self.compress_here();
         }
         let (threads, compression) = (self.threads, self.compression);
         let pool = self.pool.get_or_insert_with(|| Pool::new(threads, compression));
         let (sender, receiver) = channel();
-        pool.jobs.send((piece, sender)).map_err(|_| worker_died())?;
+        let full = std::mem::replace(&mut self.room, self.free.pop().unwrap_or_else(Room::new));
+        pool.jobs.send((full, sender)).map_err(|_| worker_died())?;
         self.pending.push_back(receiver);
         while self.pending.len() > self.threads + 1 {
             self.write_oldest()?;
@@ -103,30 +119,29 @@ impl<W: Write> Compress<W> {
         Ok(())
     }
 
-    fn compress_here(&mut self, piece: &[u8]) -> io::Result<()> {
+    fn compress_here(&mut self) -> io::Result<()> {
         let compression = self.compression;
-        let compressed = self.single.get_or_insert_with(|| Compressor::new(compression)).compress(piece);
-        self.out.write_all(&compressed)
+        self.single.get_or_insert_with(|| Compressor::new(compression)).compress(&mut self.room);
+        self.room.piece.clear();
+        self.out.write_all(&self.room.compressed)
     }
 
     fn write_oldest(&mut self) -> io::Result<()> {
-        match self.pending.pop_front() {
-            Some(piece) => {
-                let compressed = piece.recv().map_err(|_| worker_died())?;
-                self.out.write_all(&compressed)
-            }
-            None => Ok(()),
-        }
+        let Some(oldest) = self.pending.pop_front() else { return Ok(()) };
+        let mut room = oldest.recv().map_err(|_| worker_died())?;
+        self.out.write_all(&room.compressed)?;
+        room.piece.clear();
+        self.free.push(room);
+        Ok(())
     }
 }
 
 impl<W: Write> Write for Compress<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let take = bytes.len().min(PIECE - self.piece.len());
-        self.piece.extend_from_slice(&bytes[..take]);
-        if self.piece.len() == PIECE {
-            let full = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
-            self.send(full)?;
+        let take = bytes.len().min(PIECE - self.room.piece.len());
+        self.room.piece.extend_from_slice(&bytes[..take]);
+        if self.room.piece.len() == PIECE {
+            self.send()?;
         }
         Ok(take)
     }
@@ -145,9 +160,10 @@ impl Pool {
             let mut compressor = Compressor::new(compression);
             loop {
                 let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                let Ok((piece, answer)) = job else { return };
+                let Ok((mut room, answer)) = job else { return };
+                compressor.compress(&mut room);
                 // The receiver is gone when the layer was given up; then nobody wants the answer.
-                let _ = answer.send(compressor.compress(&piece));
+                let _ = answer.send(room);
             }
         };
         let workers = (0..threads).map(|_| {

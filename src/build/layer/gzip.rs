@@ -12,10 +12,10 @@ pub(super) fn compressor() -> Compressor {
     Compressor::new(CompressionLvl::new(LEVEL).expect("6 is one of libdeflate's levels"))
 }
 
-pub(super) fn member(compressor: &mut Compressor, piece: &[u8]) -> Vec<u8> {
-    let mut member = vec![0; compressor.gzip_compress_bound(piece.len())];
+/// Puts a piece's member in place of what is in `member`.
+pub(super) fn member(compressor: &mut Compressor, piece: &[u8], member: &mut Vec<u8>) {
+    member.resize(compressor.gzip_compress_bound(piece.len()), 0);
     // libdeflate writes the header with no time, no name and an unknown system (MTIME=0, OS=255).
-    let length = compressor.gzip_compress(piece, &mut member).expect("the buffer is as long as libdeflate's bound");
+    let length = compressor.gzip_compress(piece, member).expect("the buffer is as long as libdeflate's bound");
     member.truncate(length);
-    member
 }

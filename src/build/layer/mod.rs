@@ -15,19 +15,23 @@
 mod compress;
 mod gzip;
 mod path;
+mod sha;
 mod tar;
 mod zstd;
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Write as _};
 
 use jiji_model::digest::Digest;
 use jiji_model::image::{Compression, Descriptor};
 use jiji_store::{BlobWriter, Layer, Store, StoreError};
-use sha2::{Digest as _, Sha256};
+use sha::Sha;
 
 pub use jiji_model::image::LAYER_FORMAT;
 pub use path::{TarPath, WHITEOUT};
+
+/// How much of a content is read at once, in bytes: it stays in a core's own cache while it is hashed and copied.
+const BUFFER: usize = 128 * 1024;
 
 /// The name of a compression in the store's records of layers.
 pub fn codec(compression: Compression) -> &'static str {
@@ -186,26 +190,12 @@ impl LayerError {
 pub struct LayerWriter {
     store: Store,
     form: Form,
-    out: Hashed<compress::Compress<BlobWriter>>,
+    /// Of the tar.
+    hash: Sha,
+    out: compress::Compress<BlobWriter>,
     last: TarPath,
-}
-
-/// Hashes what passes.
-struct Hashed<W> {
-    out: W,
-    hash: Sha256,
-}
-
-impl<W: Write> Write for Hashed<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.out.write(bytes)?;
-        self.hash.update(&bytes[..count]);
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
+    /// Room for what is read.
+    buffer: Vec<u8>,
 }
 
 impl LayerWriter {
@@ -215,8 +205,7 @@ impl LayerWriter {
     /// When the store cannot be written.
     pub fn new(store: &Store, form: Form) -> Result<Self, LayerError> {
         let out = compress::Compress::new(store.writer()?, form.compression, form.threads);
-        let out = Hashed { out, hash: Sha256::new() };
-        Ok(Self { store: store.clone(), form, out, last: TarPath::root() })
+        Ok(Self { store: store.clone(), form, hash: Sha::new(), out, last: TarPath::root(), buffer: Vec::new() })
     }
 
     /// Adds an entry that has no content: all but files that are not empty.
@@ -244,12 +233,41 @@ impl LayerWriter {
         expected: Option<&Digest>,
         content: &mut dyn Read,
     ) -> Result<(), LayerError> {
+        let actual = self.put(path, entry, expected.map(|_| Sha::new()), content)?;
+        if matches!(entry.node, Node::File { .. }) && actual.as_ref() != expected {
+            return Err(LayerError::Changed { path: path.clone() });
+        }
+        Ok(())
+    }
+
+    /// Adds a file of which nobody knows yet what its content hashes to, and says that.
+    ///
+    /// # Errors
+    /// As [`Self::file`].
+    ///
+    /// # Panics
+    /// When the entries do not come in their order.
+    pub fn unknown(&mut self, path: &TarPath, entry: &Entry, content: &mut dyn Read) -> Result<Digest, LayerError> {
+        let digest = self.put(path, entry, Some(Sha::new()), content)?;
+        Ok(digest.unwrap_or_else(|| Digest::of([])))
+    }
+
+    /// Adds an entry with its content. The digest is that of a file's content, where a hash for it is given.
+    fn put(
+        &mut self,
+        path: &TarPath,
+        entry: &Entry,
+        mut hash: Option<Sha>,
+        content: &mut dyn Read,
+    ) -> Result<Option<Digest>, LayerError> {
         assert!(*path > self.last, "{path:?} was written after {:?}", self.last);
         self.last.clone_from(path);
-        self.out.write_all(&tar::header(path, entry, self.form.epoch)).map_err(LayerError::Write)?;
-        let Node::File { size } = entry.node else { return Ok(()) };
-        let mut hash = expected.map(|_| Sha256::new());
-        let mut buffer = vec![0; usize::try_from(size).unwrap_or(usize::MAX).clamp(1, 128 * 1024)];
+        self.write(&tar::header(path, entry, self.form.epoch))?;
+        let Node::File { size } = entry.node else { return Ok(None) };
+        let mut buffer = std::mem::take(&mut self.buffer);
+        if buffer.is_empty() {
+            buffer.resize(BUFFER, 0);
+        }
         let mut left = size;
         while left > 0 {
             let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -261,20 +279,28 @@ impl LayerWriter {
                     return Err(LayerError::Content { path: path.clone(), source });
                 }
             };
-            if let Some(hash) = &mut hash {
-                hash.update(&buffer[..count]);
+            let bytes = &buffer[..count];
+            match &mut hash {
+                Some(hash) => self.hash.update_with(hash, bytes),
+                None => self.hash.update(bytes),
             }
-            self.out.write_all(&buffer[..count]).map_err(LayerError::Write)?;
+            self.out.write_all(bytes).map_err(LayerError::Write)?;
             left -= count as u64;
         }
         let more = content.read(&mut buffer[..1]);
-        let more = more.map_err(|source| LayerError::Content { path: path.clone(), source })?;
-        let actual = hash.map(|hash| Digest::from_bytes(hash.finalize().into()));
-        if more > 0 || actual.as_ref() != expected {
+        self.buffer = buffer;
+        if more.map_err(|source| LayerError::Content { path: path.clone(), source })? > 0 {
             return Err(LayerError::Changed { path: path.clone() });
         }
         let padding = size.next_multiple_of(tar::BLOCK as u64) - size;
-        self.out.write_all(&[0; tar::BLOCK][..padding as usize]).map_err(LayerError::Write)
+        self.write(&[0; tar::BLOCK][..padding as usize])?;
+        Ok(hash.map(Sha::finish))
+    }
+
+    /// Adds bytes to the tar.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), LayerError> {
+        self.hash.update(bytes);
+        self.out.write_all(bytes).map_err(LayerError::Write)
     }
 
     /// Ends the layer, puts it into the store and records it there.
@@ -282,17 +308,17 @@ impl LayerWriter {
     /// # Errors
     /// When the store cannot be written.
     pub fn finish(mut self) -> Result<Layer, LayerError> {
-        self.out.write_all(&[0; 2 * tar::BLOCK]).map_err(LayerError::Write)?;
+        self.write(&[0; 2 * tar::BLOCK])?;
         self.end(None)
     }
 
     fn end(self, expected: Option<&Digest>) -> Result<Layer, LayerError> {
-        let diff_id = Digest::from_bytes(self.out.hash.finalize().into());
+        let diff_id = self.hash.finish();
         if let Some(expected) = expected.filter(|expected| **expected != diff_id) {
             return Err(LayerError::Other { expected: *expected, actual: diff_id });
         }
         let compression = self.form.compression;
-        let blob = self.out.out.finish().map_err(LayerError::Write)?;
+        let blob = self.out.finish().map_err(LayerError::Write)?;
         let (digest, size) = blob.finish(None)?;
         let layer =
             Layer { diff_id, blob: Descriptor { media_type: compression.media_type().to_owned(), digest, size } };
@@ -307,11 +333,11 @@ impl LayerWriter {
 /// When it cannot be read, is not the tar of this `diff_id`, or the store cannot be written.
 pub fn recompress(tar: &mut dyn Read, diff_id: &Digest, form: Form, store: &Store) -> Result<Layer, LayerError> {
     let mut writer = LayerWriter::new(store, form)?;
-    let mut buffer = vec![0; 128 * 1024];
+    let mut buffer = vec![0; BUFFER];
     loop {
         match tar.read(&mut buffer) {
             Ok(0) => return writer.end(Some(diff_id)),
-            Ok(count) => writer.out.write_all(&buffer[..count]).map_err(LayerError::Write)?,
+            Ok(count) => writer.write(&buffer[..count])?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(source) => return Err(LayerError::Tar { diff_id: *diff_id, source }),
         }
