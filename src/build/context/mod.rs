@@ -12,6 +12,7 @@ use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
@@ -112,25 +113,53 @@ fn look(path: &Path, metadata: &Metadata) -> io::Result<Found> {
     }
     // git keeps of a mode whether the owner may execute, and so does a context.
     let mode = if metadata.permissions().mode() & 0o100 != 0 { 0o755 } else { 0o644 };
-    let file = contents::File { path: path.to_owned(), stat: Stat::of(metadata), digest: None };
-    Ok(Found { entry: Entry::file(mode, metadata.len()), content: Content::Context(Box::new(file)) })
+    let file = contents::File::new(path.to_owned(), Stat::of(metadata));
+    Ok(Found { entry: Entry::file(mode, metadata.len()), content: Content::Context(Arc::new(file)) })
 }
 
-/// Opens a file below `root`, of a context or of an unpacked layer: nothing of the way below `root` may be a link, should it have become one meanwhile,
-/// and nothing is waited for.
+/// Opens a file below `root`, of a context or of an unpacked layer. Who opens many has a [`Root`].
 ///
 /// # Errors
-/// When it cannot be opened or is no file.
+/// As [`Root::open`].
 pub(in crate::build) fn open(root: &Path, path: &Path) -> io::Result<File> {
-    let below = path.strip_prefix(root).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "it lies outside"))?;
-    let directory = File::open(root)?;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let way = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let file = File::from(rustix::fs::openat2(&directory, below, flags, Mode::empty(), way)?);
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+    Ok(Root::new(root).open(path)?.0)
+}
+
+/// A directory of whose files many are opened. It is opened itself with the first of them.
+pub(in crate::build) struct Root<'a> {
+    path: &'a Path,
+    directory: OnceLock<File>,
+}
+
+impl<'a> Root<'a> {
+    pub(in crate::build) fn new(path: &'a Path) -> Self {
+        Self { path, directory: OnceLock::new() }
     }
-    Ok(file)
+
+    /// Opens a file below it and says what it is: nothing of the way below may be a link, should it have become one meanwhile, and nothing is
+    /// waited for.
+    ///
+    /// # Errors
+    /// When it cannot be opened or is no file.
+    pub(in crate::build) fn open(&self, path: &Path) -> io::Result<(File, Metadata)> {
+        let outside = |_| io::Error::new(io::ErrorKind::InvalidInput, "it lies outside");
+        let below = path.strip_prefix(self.path).map_err(outside)?;
+        let directory = match self.directory.get() {
+            Some(directory) => directory,
+            None => {
+                let opened = File::open(self.path)?;
+                self.directory.get_or_init(|| opened)
+            }
+        };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let way = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let file = File::from(rustix::fs::openat2(directory, below, flags, Mode::empty(), way)?);
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+        }
+        Ok((file, metadata))
+    }
 }
 
 /// Reads a whole file that somebody else may have made: a file, and no longer than `most` bytes.

@@ -114,21 +114,31 @@ impl TarPath {
     }
 }
 
+/// With how many bytes both begin.
+fn common(one: &[u8], other: &[u8]) -> usize {
+    let blocks = one.as_chunks::<16>().0.iter().zip(other.as_chunks::<16>().0).take_while(|(one, other)| one == other);
+    let blocks = blocks.count() * 16;
+    blocks + one[blocks..].iter().zip(&other[blocks..]).take_while(|(one, other)| one == other).count()
+}
+
+/// The part that a path begins with.
+fn first(path: &[u8]) -> &[u8] {
+    path.split(|byte| *byte == b'/').next().unwrap_or_default()
+}
+
 impl Ord for TarPath {
     fn cmp(&self, other: &Self) -> Ordering {
-        let key = |part: &[u8]| !part.starts_with(WHITEOUT);
-        let (mut ours, mut theirs) = (self.parts(), other.parts());
-        loop {
-            match (ours.next(), theirs.next()) {
-                (None, None) => return Ordering::Equal,
-                (None, Some(_)) => return Ordering::Less,
-                (Some(_), None) => return Ordering::Greater,
-                (Some(a), Some(b)) => match key(a).cmp(&key(b)).then_with(|| a.cmp(b)) {
-                    Ordering::Equal => {}
-                    order => return order,
-                },
-            }
+        if self.is_root() || other.is_root() {
+            return self.0.len().cmp(&other.0.len());
         }
+        // The parts before the one in which they differ are the same.
+        let same = common(&self.0, &other.0);
+        let begin = self.0[..same].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        let (ours, theirs) = (first(&self.0[begin..]), first(&other.0[begin..]));
+        let key = |part: &[u8]| !part.starts_with(WHITEOUT);
+        // Where even these are the same one path ends with it, and the other is below.
+        let order = key(ours).cmp(&key(theirs)).then_with(|| ours.cmp(theirs));
+        order.then_with(|| self.0.len().cmp(&other.0.len()))
     }
 }
 
@@ -147,5 +157,31 @@ impl fmt::Display for TarPath {
 impl fmt::Debug for TarPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "/{}", self.0.escape_ascii())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Part by part, as the order is told.
+    fn by_parts(one: &TarPath, other: &TarPath) -> Ordering {
+        let key =
+            |path: &TarPath| path.parts().map(|part| (!part.starts_with(WHITEOUT), part.to_vec())).collect::<Vec<_>>();
+        key(one).cmp(&key(other))
+    }
+
+    proptest! {
+        #[test]
+        fn paths_are_ordered_part_by_part(
+            before in "[a/]{0,40}",
+            one in "(a|b|/|-|\\.wh\\.){0,8}",
+            other in "(a|b|/|-|\\.wh\\.){0,8}",
+        ) {
+            let [one, other] = [one, other].map(|rest| TarPath::normal(format!("{before}{rest}")));
+            prop_assert_eq!(one.cmp(&other), by_parts(&one, &other));
+        }
     }
 }

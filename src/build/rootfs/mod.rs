@@ -8,6 +8,7 @@ mod index;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use jiji_model::digest::Digest;
 
@@ -37,7 +38,7 @@ pub enum Content {
     /// A file of this machine.
     Path(PathBuf),
     /// A file of the context.
-    Context(Box<contents::File>),
+    Context(Arc<contents::File>),
     /// These bytes.
     Bytes(Vec<u8>),
     /// A path in the unpacked layer of this `diff_id`.

@@ -3,6 +3,7 @@
 //! A key holds the content below (the layers' `diff_id`s), never how it came about: a step below that is done anew and gives the same
 //! leaves everything above it cached. The texts of `Value`s built here are a format; [`FORMAT`] is its version.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use jiji_model::digest::Digest;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::explain::Parts;
+use super::steps::digest_of;
 use crate::build::copy::Selected;
 use crate::build::execute::{CLEANUPS, Network, RunStep};
 use crate::build::layer::{self, LAYER_FORMAT, Node, TarPath};
@@ -125,22 +127,37 @@ pub(super) fn entries(
     epoch: u64,
     digest: &dyn Fn(&Content) -> Option<Digest>,
 ) -> Digest {
-    let list = Each(|| entries.iter().map(|(path, found)| (text(path.as_bytes()), entry(found, digest))));
-    key("entries", &[], epoch, &list)
+    key("entries", &[], epoch, &listed(entries, digest))
+}
+
+/// What a layer's entries look like before files of the context are read: everything but what these hold.
+pub(super) fn shape(entries: &BTreeMap<TarPath, Found>, epoch: u64) -> Digest {
+    let digest = |content: &Content| match content {
+        Content::Context(_) => None,
+        other => digest_of(other),
+    };
+    key("shape", &[], epoch, &listed(entries, &digest))
+}
+
+fn listed<'a>(
+    entries: &'a BTreeMap<TarPath, Found>,
+    digest: &'a dyn Fn(&Content) -> Option<Digest>,
+) -> impl Serialize + 'a {
+    Each(move || entries.iter().map(move |(path, found)| (text(path.as_bytes()), entry(found, digest))))
 }
 
 /// What an entry is, as far as keys say: kind, mode, owner, group, extended attributes.
 #[derive(Serialize)]
-struct Entry(Kind, u32, u32, u32, BTreeMap<String, String>);
+struct Entry<'a>(Kind<'a>, u32, u32, u32, BTreeMap<Cow<'a, str>, Cow<'a, str>>);
 
 /// Its kind, with what it is the kind of.
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Kind {
+enum Kind<'a> {
     Directory,
     Fifo,
-    Symlink(String),
-    Hardlink(String),
+    Symlink(Cow<'a, str>),
+    Hardlink(Cow<'a, str>),
     Character([u32; 2]),
     Block([u32; 2]),
     #[serde(untagged)]
@@ -151,7 +168,7 @@ enum Kind {
     #[serde(untagged)]
     OfLayer {
         of: Digest,
-        path: String,
+        path: Cow<'a, str>,
     },
     #[serde(untagged)]
     OfArchive {
@@ -161,7 +178,7 @@ enum Kind {
     },
 }
 
-fn entry(found: &Found, digest: &dyn Fn(&Content) -> Option<Digest>) -> Entry {
+fn entry<'a>(found: &'a Found, digest: &dyn Fn(&Content) -> Option<Digest>) -> Entry<'a> {
     let kind = match &found.entry.node {
         Node::Directory => Kind::Directory,
         Node::File { size } => match &found.content {
@@ -184,8 +201,11 @@ pub(super) fn value(written: impl Serialize) -> Value {
 }
 
 /// Bytes as the characters of the same numbers, so that JSON can say them.
-fn text(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| char::from(*byte)).collect()
+fn text(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if text.is_ascii() => Cow::Borrowed(text),
+        _ => bytes.iter().map(|byte| char::from(*byte)).collect(),
+    }
 }
 
 /// What the store remembers of a step.

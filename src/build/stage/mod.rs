@@ -16,6 +16,7 @@ mod schedule;
 mod scope;
 mod steps;
 pub(super) mod turns;
+mod unseen;
 mod urls;
 
 pub(super) use explain::is_record;
@@ -23,7 +24,7 @@ pub(super) use keys::read as result;
 pub(super) use recorded::is_record as is_recording;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use jiji_model::digest::Digest;
 use jiji_model::event::Record;
@@ -59,7 +60,7 @@ pub(super) struct Evaluation<'a> {
     lock: Mutex<&'a mut BuildSection>,
     schedule: Schedule,
     /// The context, once something was copied from it.
-    context: Mutex<Option<(Arc<Tree>, Contents)>>,
+    context: Mutex<Option<(Tree, Contents)>>,
     /// Images and URLs that are being looked for.
     asked: Turns<String>,
     /// RUN steps under way.

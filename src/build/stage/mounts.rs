@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::explain::Parts;
 use super::steps::{Opened, Stepped, digest_of};
 use super::{Evaluation, Result, State, error, keys, step_error};
-use crate::build::context;
+use crate::build::context::Root;
 use crate::build::copy::{self, Choice, Ownership, Selected, Source};
 use crate::build::dockerfile::{
     self, Instruction, Mount, MountKind, Position, Problem, Run, RunNetwork, Sharing, expand,
@@ -231,20 +231,21 @@ impl Evaluation<'_> {
         let (store, epoch) = (self.builder.store, self.request.epoch);
         let entries = copy::place(selected, "/", &TarPath::root(), &Ownership::default(), &Tree::default())?;
         let by_entries = keys::entries(&entries, epoch, &digest_of);
-        let layer = match self.recall_one(&by_entries)?.flatten() {
-            Some(layer) => layer,
+        match self.recall_one(&by_entries)?.flatten() {
+            Some(layer) => Ok(layer),
             None => {
+                let root = Root::new(root);
                 let open = |content: &Content, _: u64| -> std::io::Result<Opened> {
                     match content {
-                        Content::Context(file) => Ok(Box::new(context::open(root, &file.path)?)),
+                        Content::Context(file) => Ok(Box::new(root.open(&file.path)?.0)),
                         _ => Ok(Box::new(std::io::empty())),
                     }
                 };
-                write_layer(&entries, self.request.form(), store, &digest_of, &open)?
+                let layer = write_layer(&entries, self.request.form(), store, &digest_of, &open)?;
+                self.remember_entries(&entries, &by_entries, &layer)?;
+                Ok(layer)
             }
-        };
-        self.remember(&by_entries, std::slice::from_ref(&layer), None)?;
-        Ok(layer)
+        }
     }
 
     /// The layers, or one that holds nothing.

@@ -61,8 +61,8 @@ impl Evaluation<'_> {
         let tree = context::read(directory, None, self.request.threads)?;
         let mut contents = Contents::new(directory, &of, self.request.threads, self.builder.store)?;
         let all = [Source::Path(".".to_owned())];
-        let mut selected = copy::select(&all, &Choice::default(), &tree, &format!("the context `{name}`"))?;
-        learn(&mut selected, &mut contents)?;
+        let selected = copy::select(&all, &Choice::default(), &tree, &format!("the context `{name}`"))?;
+        learn(&selected, &mut contents)?;
         contents.remember()?;
         let mut draft = Draft::scratch(platform.clone());
         let layer = self.files_layer(&selected, directory)?;

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Cursor, Read};
 use std::path::Path;
-use std::sync::Arc;
 
 use jiji_model::digest::Digest;
 use jiji_model::secret::Secret;
@@ -17,12 +16,13 @@ use super::mounts::Planned;
 use super::named;
 use super::scope::PREDEFINED;
 use super::turns::held;
+use super::unseen::Chosen;
 use super::{Evaluation, Given, Memory, Result, State, keys, stage_named, step_error, urls};
 use crate::build::BuildRequest;
 use crate::build::archive::{Archive, ArchiveError};
 use crate::build::compare;
-use crate::build::contents::Contents;
-use crate::build::context;
+use crate::build::contents::{Contents, File};
+use crate::build::context::{self, Root};
 use crate::build::copy::{self, About, Choice, CopyError, ModeChange, Ownership, Selected, Source};
 use crate::build::dockerfile::{self, Command, Healthcheck, Instruction, Position, Problem, Run, RunNetwork, Word};
 use crate::build::error::{BuildError, StepError};
@@ -30,7 +30,7 @@ use crate::build::execute::{Network, Ran, RunStep, Stream};
 use crate::build::image::Draft;
 use crate::build::layer::{self, Node, TarPath};
 use crate::build::pack;
-use crate::build::rootfs::{Accounts, Content, Layers, Tree};
+use crate::build::rootfs::{Accounts, Content, Found, Layers, Tree};
 use crate::build::trees::Trees;
 use crate::build::write::write_layer;
 
@@ -412,24 +412,38 @@ impl Evaluation<'_> {
         }
     }
 
-    /// What is taken from the context, which is read once, with the digests of the files among it.
-    pub(super) fn select(&self, sources: &[Source], choice: &Choice) -> Stepped<Vec<Selected>> {
+    /// Does something with the context, which is read once, and the digests of its files.
+    pub(super) fn with_context<T>(&self, work: impl FnOnce(&Tree, &mut Contents) -> Stepped<T>) -> Stepped<T> {
         let mut context = held(&self.context);
         let (tree, contents) = match &mut *context {
             Some(context) => context,
             none => {
                 let BuildRequest { context, file, target, threads, .. } = self.request;
-                let tree = Arc::new(context::read(context, Some(file), *threads)?);
+                let tree = context::read(context, Some(file), *threads)?;
                 none.insert((tree, Contents::new(context, &target.to_string(), *threads, self.builder.store)?))
             }
         };
-        let mut selected = copy::select(sources, choice, tree, "the context")?;
-        learn(&mut selected, contents)?;
-        Ok(selected)
+        work(tree, contents)
+    }
+
+    /// What is taken from the context, with the digests of the files among it.
+    pub(super) fn select(&self, sources: &[Source], choice: &Choice) -> Stepped<Vec<Selected>> {
+        self.with_context(|tree, contents| {
+            let selected = copy::select(sources, choice, tree, "the context")?;
+            learn(&selected, contents)?;
+            Ok(selected)
+        })
     }
 
     fn copy_context(&self, sources: &[Source], unpack: &Unpack, put: &Put<'_>) -> Stepped<Given> {
-        let selected = self.select(sources, &put.choice)?;
+        let selected = match self.choose(sources, put)? {
+            Chosen::Unseen(selected, moment) => match self.copy_unseen(&selected, moment, put)? {
+                Some(given) => return Ok(given),
+                None => selected,
+            },
+            Chosen::Seen(selected) => selected,
+        };
+        self.with_context(|_, contents| learn(&selected, contents))?;
         let taken = keys::selected(&selected, &digest_of);
         let key = keys::copy(&put.state.draft.layers, self.request.epoch, &taken, &put.to);
         // Only where the layer is not remembered is an archive looked into.
@@ -444,9 +458,10 @@ impl Evaluation<'_> {
             }
             false => Cow::Borrowed(&selected),
         };
+        let root = Root::new(&self.request.context);
         let open = |content: &Content, size: u64| -> io::Result<Opened> {
             match content {
-                Content::Context(file) => Ok(Box::new(context::open(&self.request.context, &file.path)?)),
+                Content::Context(file) => Ok(Box::new(root.open(&file.path)?.0)),
                 Content::Bytes(bytes) => Ok(Box::new(Cursor::new(bytes.clone()))),
                 Content::Part { of, offset } => {
                     let archive: &Archive = archives.get(of).ok_or(io::ErrorKind::NotFound)?;
@@ -509,6 +524,14 @@ impl Evaluation<'_> {
         self.place(&Named { key, parts: &parts }, &selected, put, &digest, &unpack, &open)
     }
 
+    /// The entries of what a COPY puts over what is below.
+    pub(super) fn entries(&self, selected: &[Selected], put: &Put<'_>) -> Stepped<BTreeMap<TarPath, Found>> {
+        let below = self.below(&put.state.draft)?;
+        let owned = put.chown.as_ref().map(|text| owner(text, below.accounts())).transpose()?;
+        let ownership = Ownership { owner: owned, mode: put.mode.clone() };
+        Ok(copy::place(selected, &put.destination, &put.state.workdir(), &ownership, &below)?)
+    }
+
     /// The layers of a COPY: remembered under its key, or each under its entries, or written now. `prepare` makes ready what `open` needs.
     fn place<P>(
         &self,
@@ -525,10 +548,7 @@ impl Evaluation<'_> {
             return Ok(Given { layers, cached: true });
         }
         let parts = parts();
-        let below = self.below(&put.state.draft)?;
-        let owned = put.chown.as_ref().map(|text| owner(text, below.accounts())).transpose()?;
-        let ownership = Ownership { owner: owned, mode: put.mode.clone() };
-        let entries = copy::place(selected, &put.destination, &put.state.workdir(), &ownership, &below)?;
+        let entries = self.entries(selected, put)?;
         let entries = match put.packed {
             None => vec![entries],
             Some(most) => pack::pack(entries, most),
@@ -549,17 +569,21 @@ impl Evaluation<'_> {
         for (entries, by_entries, known) in all {
             let layer = match known {
                 Some(layer) => layer,
-                None if entries.is_empty() => None,
+                None if entries.is_empty() => {
+                    self.remember(&by_entries, &[], None)?;
+                    None
+                }
                 None => {
                     let prepared = match &mut prepared {
                         Some(prepared) => prepared,
                         none => none.insert(prepare()?),
                     };
                     let open = |content: &Content, size: u64| open(prepared, content, size);
-                    Some(write_layer(entries, self.request.form(), store, digest, &open)?)
+                    let layer = write_layer(entries, self.request.form(), store, digest, &open)?;
+                    self.remember_entries(entries, &by_entries, &layer)?;
+                    Some(layer)
                 }
             };
-            self.remember(&by_entries, layer.as_slice(), None)?;
             layers.extend(layer);
         }
         self.remember(key, &layers, Some(parts))?;
@@ -585,22 +609,22 @@ struct Named<'a> {
 }
 
 /// Where a COPY puts what it takes.
-struct Put<'a> {
-    instruction: &'a Instruction,
-    state: &'a State<'a>,
+pub(super) struct Put<'a> {
+    pub(super) instruction: &'a Instruction,
+    pub(super) state: &'a State<'a>,
     destination: String,
     chown: Option<String>,
     mode: Option<ModeChange>,
-    choice: Choice,
+    pub(super) choice: Choice,
     /// How many layers it may become, where it is packed.
-    packed: Option<usize>,
+    pub(super) packed: Option<usize>,
     /// All of it, for the key.
-    to: Value,
+    pub(super) to: Value,
 }
 
 impl Put<'_> {
     /// What a key says of it.
-    fn parts(&self, epoch: u64) -> Parts {
+    pub(super) fn parts(&self, epoch: u64) -> Parts {
         let mut parts = Parts::new(&self.state.draft.layers, self.state.base, epoch);
         for (name, value) in self.to.as_object().into_iter().flatten() {
             parts.add(if name == "path" { "destination" } else { name }, value);
@@ -658,7 +682,7 @@ fn place_of((written, replaced): (&dockerfile::Source, &Source)) -> Option<(Posi
 /// The digest of a content that a key says more of than where it is.
 pub(super) fn digest_of(content: &Content) -> Option<Digest> {
     match content {
-        Content::Context(file) => Some(file.digest.expect("all files that are copied were learned before")),
+        Content::Context(file) => Some(file.digest().expect("all files that are copied were learned before")),
         Content::Bytes(bytes) => Some(Digest::of(bytes)),
         Content::Blob(digest) => Some(*digest),
         Content::None | Content::Path(_) | Content::Layer(..) | Content::Part { .. } => None,
@@ -666,20 +690,29 @@ pub(super) fn digest_of(content: &Content) -> Option<Digest> {
 }
 
 /// Learns the digests of all files that are taken.
-pub(super) fn learn(selected: &mut [Selected], contents: &mut Contents) -> Stepped<()> {
+pub(super) fn learn(selected: &[Selected], contents: &mut Contents) -> Stepped<()> {
+    refuse_special(selected)?;
+    Ok(contents.learn(files(selected))?)
+}
+
+/// The files of the context that are taken.
+pub(super) fn files(selected: &[Selected]) -> impl Iterator<Item = &File> {
+    let found =
+        selected.iter().flat_map(|one| std::iter::once(&one.top).chain(one.below.iter().map(|(_, found)| found)));
+    found.filter_map(|found| match &found.content {
+        Content::Context(file) => Some(&**file),
+        _ => None,
+    })
+}
+
+/// Named pipes and devices are not copied.
+pub(super) fn refuse_special(selected: &[Selected]) -> Stepped<()> {
     if let Some(Selected { name, .. }) = selected.iter().find(|one| {
         one.top.entry.node == Node::Fifo || one.below.iter().any(|(_, found)| found.entry.node == Node::Fifo)
     }) {
         return Err(CopyError::Special { path: TarPath::normal(name) }.into());
     }
-    let found = selected
-        .iter_mut()
-        .flat_map(|one| std::iter::once(&mut one.top).chain(one.below.iter_mut().map(|(_, found)| found)));
-    let files = found.filter_map(|found| match &mut found.content {
-        Content::Context(file) => Some(&mut **file),
-        _ => None,
-    });
-    Ok(contents.learn(files.collect())?)
+    Ok(())
 }
 
 /// What `jiji.lock` says of a step that changed nothing: the digest of a tar without entries.
