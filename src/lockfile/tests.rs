@@ -2,7 +2,13 @@ use std::path::Path;
 
 use super::*;
 
+/// What the first layer format wrote.
 const FIXTURE: &str = include_str!("fixtures/v1.lock");
+
+/// The same as it is written now.
+fn written() -> String {
+    FIXTURE.replacen("layer-format = 1\n", "layer-format = 2\n", 1)
+}
 
 fn parse(text: &str) -> Result<Lock, LockfileError> {
     format::parse(text, Path::new("jiji.lock"))
@@ -21,11 +27,11 @@ fn target(service: &str) -> Target {
 }
 
 #[test]
-fn the_fixture_of_version_1_is_read_and_written_back_byte_for_byte() {
+fn the_fixture_of_version_1_is_read_and_written_back_with_the_layer_format_of_now_alone() {
     let lock = parse(FIXTURE).expect("the fixture is a lock");
     assert_eq!(lock.build.bases.len(), 2);
     assert_eq!(lock.plugins.len(), 1);
-    assert_eq!(render(&lock), FIXTURE);
+    assert_eq!(render(&lock), written());
 }
 
 #[test]
@@ -35,7 +41,7 @@ fn the_order_of_entries_does_not_reach_the_text() {
     let (other, rest) = rest.split_once("\n[[run]]").expect("the fixture has a run");
     let swapped = format!("{head}[[image]]{other}\n[[image]]\nservice = \"web\"\nplatform{image}\n[[run]]{rest}");
     assert_ne!(swapped, FIXTURE);
-    assert_eq!(render(&parse(&swapped).expect("still a lock")), FIXTURE);
+    assert_eq!(render(&parse(&swapped).expect("still a lock")), written());
 }
 
 #[test]
@@ -125,7 +131,7 @@ fn an_update_that_changes_nothing_leaves_the_file_alone() {
         use std::os::unix::fs::MetadataExt as _;
         std::fs::metadata(file.path()).expect("the file is there").ino()
     };
-    std::fs::write(file.path(), FIXTURE).expect("written");
+    std::fs::write(file.path(), written()).expect("written");
     let before = inode();
     file.update_build(|_| ()).expect("nothing to do");
     assert_eq!(inode(), before);

@@ -20,7 +20,7 @@ pub const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// The version of the rules by which layers are written: tar dialect, normalisation, compressor and its exact version. Part of every
 /// build key and of `jiji.lock`, so that a change of the rules is a change of names and never a silent change of bytes.
-pub const LAYER_FORMAT: u32 = 1;
+pub const LAYER_FORMAT: u32 = 2;
 
 /// How layers are compressed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

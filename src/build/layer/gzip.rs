@@ -1,15 +1,15 @@
-//! The gzip of layer format 1: a member for each piece of the tar.
+//! The gzip of layer format 2: a member for each piece of the tar.
 //!
 //! libdeflate gives other bytes in other versions, so its exact version is part of the format and pinned in Cargo.toml.
 
 use libdeflater::CompressionLvl;
 pub(super) use libdeflater::Compressor;
 
-/// libdeflate's level 6: better than zlib's 6 and faster.
-const LEVEL: i32 = 6;
+/// libdeflate's level 4: about as small as what Docker pushes (zlib's level 6). `docs/design/images.md` has the numbers.
+const LEVEL: i32 = 4;
 
 pub(super) fn compressor() -> Compressor {
-    Compressor::new(CompressionLvl::new(LEVEL).expect("6 is one of libdeflate's levels"))
+    Compressor::new(CompressionLvl::new(LEVEL).expect("4 is one of libdeflate's levels"))
 }
 
 /// Puts a piece's member in place of what is in `member`.

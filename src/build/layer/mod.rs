@@ -36,7 +36,7 @@ const BUFFER: usize = 128 * 1024;
 /// The name of a compression in the store's records of layers.
 pub fn codec(compression: Compression) -> &'static str {
     match compression {
-        Compression::Gzip => "gzip-1",
+        Compression::Gzip => "gzip-2",
         Compression::Zstd => "zstd-1",
     }
 }

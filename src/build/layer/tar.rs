@@ -1,4 +1,4 @@
-//! The tar dialect of layer format 1: POSIX ustar headers, with a PAX header before an entry where a value does not fit.
+//! The tar dialect of layer format 2: POSIX ustar headers, with a PAX header before an entry where a value does not fit.
 //!
 //! Fixed where tar leaves a choice: numbers are octal with leading zeros and a NUL; user and group names are empty; device numbers of
 //! what is no device are 0; PAX records are sorted by key and there are no others than those needed; no global header; no padding

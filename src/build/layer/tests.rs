@@ -91,8 +91,8 @@ fn everything() -> Vec<(TarPath, Entry, Vec<u8>)> {
 }
 
 #[test]
-fn the_digests_of_layer_format_1_do_not_change() {
-    assert_eq!(LAYER_FORMAT, 1);
+fn the_digests_of_layer_format_2_do_not_change() {
+    assert_eq!(LAYER_FORMAT, 2);
     let (_dir, store) = store();
     let digests = |entries: Vec<(TarPath, Entry, Vec<u8>)>| {
         let layers = Compression::ALL.map(|compression| written_as(compression, &store, 2, entries.clone()));
@@ -103,7 +103,7 @@ fn the_digests_of_layer_format_1_do_not_change() {
         digests(everything()),
         [
             "sha256:5029b9d099121bdb936a750863ed5759a37ba48b8a95ad4ea1a9be5585ed03f3",
-            "sha256:4494f285ad3b09787c555a7c44264a4512f98941e10208537590f50dc9b2abdb",
+            "sha256:2128ea80a8a8bed0f998cf37bc53ec8e70873c830d3053aae19007006f5087ba",
             "sha256:4e612a066b435aee4a969b08db9a78afb3159e06ee0ec7ab2fc5cd92ba6fa940"
         ]
     );
@@ -113,7 +113,7 @@ fn the_digests_of_layer_format_1_do_not_change() {
         digests(vec![(path("numbers"), Entry::file(0o644, numbers.len() as u64), numbers)]),
         [
             "sha256:531261321d7c9ab7130275860a1077cabd83850d896c21dfb360533d60dbb5bd",
-            "sha256:2b52404208ba3258be9aaf98d5bb75827676951e4cc158a7d95c37e50e32917c",
+            "sha256:a846ee4322beeabfd300636f747eab244dc65484da5ca78a0e2949c9d2670a2b",
             "sha256:cc861b7850d47a464068bc3e319aa31cc41b5df1fafe67d6f81f0a7781f814f2"
         ]
     );
@@ -123,7 +123,7 @@ fn the_digests_of_layer_format_1_do_not_change() {
         digests(vec![(path("lines"), Entry::file(0o644, lines.len() as u64), lines)]),
         [
             "sha256:218ede3ee53dd5a735221fe378b98273b741c23c4aed918432ac52e78e96705a",
-            "sha256:3805fff1e8355008aef8a0d944d1acdba0dc1503408c54b9a0a80b246ea51dde",
+            "sha256:128141cd7900261d674091aa1b94c3a6b30ec94842251535ccab713e906c7037",
             "sha256:97088b2a5288456d181c81649c1c63d51d79cb18ae67e6785aa59d8a2e85127e"
         ]
     );
