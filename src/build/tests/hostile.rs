@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiji_model::digest::Digest;
 use jiji_model::image::{Descriptor, LAYER_GZIP};
@@ -22,8 +22,15 @@ use super::super::trees::Trees;
 use super::fixture::Fixture;
 use crate::lockfile::LockFile;
 
-/// More than any of these may take.
+/// More of the processors' time than any of these may take. By the wall's clock it would depend on what else the machine does. Tests that run
+/// beside count as well, so an input has less than this.
 const SOON: Duration = Duration::from_secs(20);
+
+/// What this process has taken of the processors' time so far.
+fn taken() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(time).expect("no process has taken less than nothing")
+}
 
 /// An error with all its causes.
 fn told(error: &dyn Error) -> String {
@@ -55,10 +62,11 @@ struct Verdicts {
 impl Verdicts {
     fn judge<T, E: Error + 'static>(&mut self, name: &str, due: &Due, input: impl FnOnce() -> Result<T, E>) {
         self.count += 1;
-        let begun = Instant::now();
+        let before = taken();
         let result = input();
-        if begun.elapsed() > SOON {
-            self.wrong.push(format!("{name}: it took {:?}", begun.elapsed()));
+        let took = taken() - before;
+        if took > SOON {
+            self.wrong.push(format!("{name}: it took {took:?} of the processors"));
         }
         match (due, result) {
             (Refused(part), Err(error)) => {
@@ -341,12 +349,6 @@ fn layers_that_mean_harm() {
 #[test]
 fn contexts_that_mean_harm() {
     let steps = |copy: &str| format!("FROM scratch\n{copy}\n");
-    let build = |dockerfile: &str, prepare: &dyn Fn(&Path)| {
-        let fixture = Fixture::new(&steps(dockerfile), &[("a", "1")]);
-        let context = fixture.place().join("context");
-        prepare(&context);
-        fixture.build().map(|built| fixture.names(&built))
-    };
     let mut verdicts = Verdicts::default();
     let fifo = |path: &Path| {
         rustix::fs::mknodat(
@@ -427,10 +429,10 @@ fn contexts_that_mean_harm() {
             Refused("Whiteout"),
         ),
         (
-            "20,000 tiny files",
+            "100,000 tiny files",
             "COPY . /",
             &|to| {
-                for number in 0..20_000 {
+                for number in 0..100_000 {
                     fs::write(to.join(number.to_string()), "").expect("written");
                 }
             },
@@ -443,7 +445,13 @@ fn contexts_that_mean_harm() {
             Harmless,
         ),
     ] {
-        verdicts.judge(name, &due, || build(copy, prepare));
+        let fixture = Fixture::new(&steps(copy), &[("a", "1")]);
+        prepare(&fixture.place().join("context"));
+        let mut taken = None;
+        verdicts.judge(name, &due, || fixture.build().map(|built| taken = Some(built)));
+        if let Some(built) = taken {
+            assert!(!fixture.names(&built).is_empty(), "{name}: what was taken can be read back");
+        }
     }
     // Modes that mean rights are the context's to lose.
     let fixture = Fixture::new(&steps("COPY a /"), &[("a", "1")]);
