@@ -1,4 +1,5 @@
-//! `cargo xtask bench build`: jiji beside buildah on the same contexts, beside a plain walk of them, and beside the compressor alone.
+//! `cargo xtask bench build`: jiji beside buildah and BuildKit on the same contexts, beside a plain walk of them, and beside the compressor alone. Goals
+//! are set by buildah; without BuildKit, which is built from its Go module, its rows are left out.
 //!
 //! Every figure is a median of several runs, each with whatever the case says is cold removed before. Pushes go to the lab's registry, into
 //! a repository of their own each time, so that nobody finds a blob there. Memory is the most that the process ever had resident.
@@ -10,6 +11,7 @@
 )]
 
 mod buildah;
+mod buildkit;
 mod tree;
 
 use std::fs;
@@ -18,6 +20,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use buildah::Buildah;
+use buildkit::BuildKit;
 use jiji_e2e::{Outcome, Project, Site};
 use jiji_lab::{Engines, Spec};
 use serde_json::json;
@@ -34,11 +37,11 @@ const MANY: usize = 10_000;
 /// About so many bytes has a file of these.
 const SMALL: usize = 3_000;
 
-/// How much the layer compressor gets at once: a member of layer format 1.
+/// How much the layer compressor gets at once: a member of layer format 2.
 const MEMBER: usize = 1 << 20;
 
 /// Its level.
-const LEVEL: i32 = 6;
+const LEVEL: i32 = 4;
 
 /// Of how much its own speed is measured.
 const SAMPLE: usize = 256 << 20;
@@ -125,6 +128,7 @@ fn unchanged(site: &Site, place: &Path) -> Outcome {
             row(&name, "s", ours, Some((peer, "buildah")), Some(peer / 40.0));
             changed(site, &project, &buildah)?;
             buildah.end()?;
+            beside_buildkit(site, &project, ours)?;
         }
     }
     Ok(())
@@ -152,6 +156,49 @@ fn changed(site: &Site, project: &Project<'_>, buildah: &Buildah<'_>) -> Outcome
     let (ours, theirs) = (median(ours), median(theirs));
     row("one of 10,000 files changed, build and push", "s", ours, Some((theirs, "buildah")), Some(theirs / 8.0));
     Ok(())
+}
+
+/// A BuildKit that remembers nothing. None where it cannot be had.
+fn buildkit(site: &Site) -> Option<BuildKit<'_>> {
+    BuildKit::new(site).inspect_err(|error| eprintln!("no BuildKit: {error}")).ok()
+}
+
+/// BuildKit where nothing changed, which took `unchanged` here, and where one file of many changed.
+fn beside_buildkit(site: &Site, project: &Project<'_>, unchanged: f64) -> Outcome {
+    let Some(buildkit) = buildkit(site) else { return Ok(()) };
+    let name = format!("{}/buildkit/many", site.lab.registry()?.address);
+    let context = project.root().join("context");
+    buildkit.build(&context, &name, true)?;
+    let peer = median((0..3).map(|_| timed(|| buildkit.build(&context, &name, false))).collect::<Outcome<Vec<_>>>()?);
+    row(&format!("unchanged, {MANY} files"), "s", unchanged, Some((peer, "BuildKit")), None);
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for round in 3..6 {
+        tree::change(&context.join("files"), round)?;
+        ours.push(timed(|| {
+            build(project)?;
+            project.run(&["push"])?.expect(0).map(drop)
+        })?);
+        theirs.push(timed(|| buildkit.build(&context, &name, true))?);
+    }
+    eprintln!("one file changed: {ours:?}, BuildKit {theirs:?}");
+    row("one of 10,000 files changed, build and push", "s", median(ours), Some((median(theirs), "BuildKit")), None);
+    buildkit.end()
+}
+
+/// Another builder on a context of 1 GiB that it has not seen, several times: build and push.
+fn cold_peer(place: &Path, who: &str, mut work: impl FnMut(&Path, usize) -> Outcome<f64>) -> Outcome<f64> {
+    let (files, context) = (place.join("files"), place.join("context"));
+    let mut theirs = Vec::new();
+    for round in 0..2 {
+        fs::create_dir(&context)?;
+        fs::write(context.join("Dockerfile"), DOCKERFILE)?;
+        fs::rename(&files, context.join("files"))?;
+        theirs.push(work(&context, round)?);
+        eprintln!("1 GiB, {who}: {theirs:?}");
+        fs::rename(context.join("files"), &files)?;
+        fs::remove_dir_all(&context)?;
+    }
+    Ok(median(theirs))
 }
 
 /// What two cores compress, in seconds for each MiB.
@@ -184,7 +231,7 @@ fn compressor(bytes: &[u8]) -> Outcome<f64> {
 /// A context of 1 GiB that nobody has seen.
 fn cold(site: &Site, place: &Path) -> Outcome {
     let registry = &site.lab.registry()?.address;
-    let mut files = place.join("files");
+    let files = place.join("files");
     tree::make(&files, 1024, 1 << 20)?;
     let compressing = compressor(&tree::bytes(&files, SAMPLE)?)? * 1024.0;
     let (mut built, mut pushed, mut peak) = (Vec::new(), Vec::new(), Vec::new());
@@ -209,24 +256,26 @@ fn cold(site: &Site, place: &Path) -> Outcome {
         fs::rename(project.root().join("context/files"), &files)?;
     }
     eprintln!("1 GiB in zstd: {zstd:?}");
-    let mut theirs = Vec::new();
-    for round in 0..2 {
+    let theirs = cold_peer(place, "buildah", |context, round| {
         let buildah = Buildah::new(site)?;
-        let context = place.join("context");
-        fs::create_dir(&context)?;
-        fs::write(context.join("Dockerfile"), DOCKERFILE)?;
-        fs::rename(&files, context.join("files"))?;
-        theirs.push(timed(|| {
-            buildah.build(&context)?;
+        let seconds = timed(|| {
+            buildah.build(context)?;
             buildah.push(&format!("{registry}/theirs/cold-{round}"))
-        })?);
-        eprintln!("1 GiB, buildah: {theirs:?}");
+        })?;
         buildah.end()?;
-        files = place.join("files");
-        fs::rename(context.join("files"), &files)?;
-        fs::remove_dir_all(&context)?;
+        Ok(seconds)
+    })?;
+    let (built, pushed, zstd) = (median(built), median(pushed), median(zstd));
+    if let Some(first) = buildkit(site) {
+        first.end()?;
+        let peer = cold_peer(place, "BuildKit", |context, round| {
+            let buildkit = BuildKit::new(site)?;
+            let seconds = timed(|| buildkit.build(context, &format!("{registry}/buildkit/cold-{round}"), true))?;
+            buildkit.end()?;
+            Ok(seconds)
+        })?;
+        row("1 GiB, cold, build and push", "s", built + pushed, Some((peer, "BuildKit")), None);
     }
-    let (built, pushed, zstd, theirs) = (median(built), median(pushed), median(zstd), median(theirs));
     row("1 GiB, cold, build and push", "s", built + pushed, Some((theirs, "buildah")), Some(theirs / 4.0));
     row("1 GiB in zstd, cold, build and push", "s", zstd, Some((theirs, "buildah, gzip")), None);
     row("1 GiB, cold, build", "s", built, Some((compressing, "compressor")), Some(compressing / 0.85));

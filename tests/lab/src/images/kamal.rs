@@ -1,15 +1,11 @@
-//! The real kamal-proxy, built from its Go module, in an image that buildah makes from scratch around the binary. The Go
-//! command is the one on the path, or the one that `JIJI_LAB_GO` names.
+//! The real kamal-proxy, built from its Go module, in an image that buildah makes from scratch around the binary.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use super::{
-    cache::{Cache, checkout},
-    layout, sha256_hex,
-};
+use super::{cache::Cache, layout, tool};
 use crate::{
     LabError,
     command::{command, run},
@@ -18,34 +14,19 @@ use crate::{
 /// The image's name in the registry: the version is the module's.
 pub(super) const NAME: &str = "kamal-proxy:v0.9.2";
 
+/// Its name below `tests/tools`.
+const TOOL: &str = "kamal-proxy";
+
 /// The program in the module that `tests/tools/kamal-proxy/go.mod` pins.
 const PROGRAM: &str = "github.com/basecamp/kamal-proxy/cmd/kamal-proxy";
 
 /// The layout of the image in the cache, built if it is not there, and the digest of its manifest.
 pub(super) fn build(cache: &Cache) -> Result<(PathBuf, String), LabError> {
-    let tool = checkout().join("tests/tools/kamal-proxy");
-    let mut pins = Vec::new();
-    for file in ["go.mod", "go.sum"] {
-        let path = tool.join(file);
-        pins.extend(fs::read(&path).map_err(LabError::file("read", &path))?);
-    }
-    let key = &sha256_hex(&pins)[..16];
-    let binary = cache.directory(&format!("kamal-proxy-{key}"), |dir| compile(&tool, dir))?;
+    let key = tool::key(TOOL)?;
+    let binary = tool::programs(cache, TOOL, &[PROGRAM])?;
     let layout = cache.directory(&format!("kamal-proxy-image-{key}"), |dir| assemble(cache, &binary, dir))?;
     let digest = layout::digest(&layout)?;
     Ok((layout, digest))
-}
-
-fn compile(tool: &Path, dir: &Path) -> Result<(), LabError> {
-    // Go 1.25.5 or newer; one that is older but not ancient fetches it by itself.
-    let go = std::env::var("JIJI_LAB_GO").unwrap_or_else(|_| "go".to_owned());
-    run(command(&go, ["build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o"])
-        .arg(dir.join("kamal-proxy"))
-        .arg(PROGRAM)
-        .current_dir(tool)
-        .env("CGO_ENABLED", "0")
-        .env("GOFLAGS", "-mod=readonly"))
-    .map(drop)
 }
 
 fn assemble(cache: &Cache, binary: &Path, dir: &Path) -> Result<(), LabError> {

@@ -11,6 +11,7 @@ mod kamal;
 mod layer;
 mod layout;
 mod pins;
+mod tool;
 mod wheel;
 
 use std::path::{Path, PathBuf};
@@ -54,6 +55,11 @@ pub fn node() -> Result<PathBuf, LabError> {
 /// A directory of the cache that `make` fills if it is not there, with the cache locked.
 pub fn kept(name: &str, make: impl FnOnce(&Path) -> Result<(), LabError>) -> Result<PathBuf, LabError> {
     cache::Cache::open()?.directory(name, make)
+}
+
+/// The directory in the cache with these programs of a Go module that `tests/tools` pins, built if they are not there.
+pub fn programs(tool: &str, packages: &[&str]) -> Result<PathBuf, LabError> {
+    tool::programs(&cache::Cache::open()?, tool, packages)
 }
 
 /// An image in the lab's registry.
