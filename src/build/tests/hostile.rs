@@ -23,13 +23,23 @@ use super::fixture::Fixture;
 use crate::lockfile::LockFile;
 
 /// More of the processors' time than any of these may take. By the wall's clock it would depend on what else the machine does. Tests that run
-/// beside count as well, so an input has less than this.
+/// beside count as well, so what takes long has a process of its own ([`alone`]).
 const SOON: Duration = Duration::from_secs(20);
 
 /// What this process has taken of the processors' time so far.
 fn taken() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::try_from(time).expect("no process has taken less than nothing")
+}
+
+/// Runs an ignored test of this file in a process of its own.
+fn alone(test: &str) {
+    let program = std::env::current_exe().expect("this program");
+    let (_, module) = module_path!().split_once("::").expect("a module of the crate");
+    let mut command = std::process::Command::new(program);
+    let done = command.args(["--ignored", "--exact", &format!("{module}::{test}")]).output().expect("started");
+    let told = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success() && told.contains("1 passed"), "{told}{}", String::from_utf8_lossy(&done.stderr));
 }
 
 /// An error with all its causes.
@@ -348,6 +358,12 @@ fn layers_that_mean_harm() {
 
 #[test]
 fn contexts_that_mean_harm() {
+    alone("contexts");
+}
+
+#[test]
+#[ignore = "it is run by the one above, in a process of its own"]
+fn contexts() {
     let steps = |copy: &str| format!("FROM scratch\n{copy}\n");
     let mut verdicts = Verdicts::default();
     let fifo = |path: &Path| {
