@@ -18,6 +18,12 @@ use crate::engine::inspect::ContainerInspect;
 use crate::engine::run;
 use crate::{listen, records, secrets};
 
+/// How often a container is removed that stays.
+const REMOVALS: u32 = 4;
+
+/// Time between two of those.
+const BETWEEN_REMOVALS: Duration = Duration::from_millis(150);
+
 impl Executor<'_> {
     /// A container with this specification runs.
     pub(super) async fn run_container(&self, spec: &ContainerSpec, limit: Duration) -> Result<Outcome, ActionError> {
@@ -151,7 +157,16 @@ impl Executor<'_> {
             Some(container) if container.label(LABEL_SCOPE).is_some() => {}
             Some(_) | None => return Ok(Outcome::Unchanged),
         }
-        let output = engine.change(Change::RemoveContainer(name), limit).await?;
+        let mut output = engine.change(Change::RemoveContainer(name), limit).await?;
+        for _ in 1..REMOVALS {
+            if output.ok() || output.timed_out || engine.inspect_container(name).await?.is_none() {
+                break;
+            }
+            // Podman gives up on one that ends at the same moment (`container state improper`), as one does that is started again and
+            // again because it ends.
+            tokio::time::sleep(BETWEEN_REMOVALS).await;
+            output = engine.change(Change::RemoveContainer(name), limit).await?;
+        }
         if !output.ok() && engine.inspect_container(name).await?.is_some() {
             return Err(engine.failure("rm", &output).into());
         }

@@ -44,7 +44,14 @@ case "$1 $2" in
         "$name" "$name" "$(cat "$here/runs")" "$labels" >"$here/container/$name"
     ;;
 "stop -t") sed -i 's/"running","Pid":7/"exited","ExitCode":0/' "$here/container/$4" ;;
-"rm --force") rm "$here/container/$4" ;;
+"rm --force")
+    if [ -e "$here/ends" ]; then
+        rm "$here/ends"
+        echo "Error: sending SIGKILL to container $4: container state improper: stopped" >&2
+        exit 2
+    fi
+    rm "$here/container/$4"
+    ;;
 "exec "*) if [ "$3" = slow ]; then sleep 1; else shift 2; exec "$@"; fi ;;
 "wait "*) exec sleep 60 ;;
 "logs "*) echo "the application says $(cat "$here/value")" ;;

@@ -300,6 +300,18 @@ fn an_interrupt_stops_what_was_asked_along_with_the_phase_at_work() {
 }
 
 #[test]
+fn a_container_that_ends_while_it_is_removed_is_removed_all_the_same() {
+    let machine = Machine::new();
+    let image = image(&machine);
+    let (mut operator, _) = leased(&machine, vec![run_it(image.id())]);
+    assert!(ran(operator.ask(Request::Run { phase: Phase::Prepare })).failure.is_none());
+    fs::write(machine.engine("ends"), "").expect("written");
+    assert_eq!(operator.ask(settle(Decision::Revert, 1)), Reply::Done);
+    assert!(ran(operator.ask(Request::Undo)).failure.is_none());
+    assert!(!machine.engine("ends").exists() && !machine.engine("container").join("shop-web-1").exists());
+}
+
+#[test]
 fn when_the_input_ends_the_step_in_hand_is_finished_and_no_other_begins() {
     let machine = Machine::new();
     let image = image(&machine);
