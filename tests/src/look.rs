@@ -71,17 +71,32 @@ pub struct Running {
     pub manifest: Option<String>,
 }
 
+/// How often containers are looked at that go meanwhile.
+const LOOKS: usize = 5;
+
 /// The containers of a project that run on a host.
 ///
 /// # Errors
 /// When the engine does not answer.
 pub fn running(host: &Host, project: &str) -> Outcome<Vec<Running>> {
-    let ids = host.engine(&["ps", "--quiet", "--no-trunc"])?;
-    let ids: Vec<&str> = ids.split_whitespace().collect();
-    if ids.is_empty() {
-        return Ok(Vec::new());
+    let look = || -> Outcome<Option<Value>> {
+        let ids = host.engine(&["ps", "--quiet", "--no-trunc"])?;
+        let ids: Vec<&str> = ids.split_whitespace().collect();
+        if ids.is_empty() {
+            return Ok(Some(Value::Null));
+        }
+        let seen = host.output(&[[host.engine_cli(), "inspect"].as_slice(), ids.as_slice()].concat())?;
+        // One of another project may go between the two.
+        Ok(if seen.status.success() { Some(serde_json::from_slice(&seen.stdout)?) } else { None })
+    };
+    let mut all = None;
+    for _ in 0..LOOKS {
+        all = look()?;
+        if all.is_some() {
+            break;
+        }
     }
-    let all: Value = serde_json::from_str(&host.engine(&[&["inspect"], ids.as_slice()].concat())?)?;
+    let all = all.ok_or_else(|| format!("{}: containers go as fast as they are looked at", host.name))?;
     let of_project = |container: &&Value| container["Config"]["Labels"]["jiji.scope"] == project;
     let digest = |text: &str| if text.starts_with("sha256:") { text.to_owned() } else { format!("sha256:{text}") };
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
