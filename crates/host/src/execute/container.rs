@@ -157,15 +157,17 @@ impl Executor<'_> {
             Some(container) if container.label(LABEL_SCOPE).is_some() => {}
             Some(_) | None => return Ok(Outcome::Unchanged),
         }
+        let begun = Instant::now();
         let mut output = engine.change(Change::RemoveContainer(name), limit).await?;
         for _ in 1..REMOVALS {
-            if output.ok() || output.timed_out || engine.inspect_container(name).await?.is_none() {
+            if output.ok() || begun.elapsed() > limit || engine.inspect_container(name).await?.is_none() {
                 break;
             }
             // Podman gives up on one that ends at the same moment (`container state improper`), as one does that is started again and
             // again because it ends.
             tokio::time::sleep(BETWEEN_REMOVALS).await;
-            output = engine.change(Change::RemoveContainer(name), limit).await?;
+            let left = limit.saturating_sub(begun.elapsed());
+            output = engine.change(Change::RemoveContainer(name), left).await?;
         }
         if !output.ok() && engine.inspect_container(name).await?.is_some() {
             return Err(engine.failure("rm", &output).into());
