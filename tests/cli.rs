@@ -121,7 +121,9 @@ fn contexts_and_agents_are_named_on_the_command_line() -> Outcome {
         .expect(0)?;
     let agent =
         Agent(Command::new("ssh-agent").args(["-D", "-a"]).arg(&socket).stdout(std::process::Stdio::null()).spawn()?);
+    let begun = std::time::Instant::now();
     while !socket.exists() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "the agent does not listen");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     Run::of(Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket))?.expect(0)?;

@@ -51,12 +51,14 @@ for address in sys.argv[3:]:
 
 /// Writes whatever passes to standard output, as it is.
 const CAPTURE: &str = "
-import socket, sys
+import select, socket, sys
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 print('ready', file=sys.stderr, flush=True)
 while True:
+    waiting, _, _ = select.select([s, sys.stdin], [], [])
+    if s not in waiting:
+        break
     sys.stdout.buffer.write(s.recv(65535))
-    sys.stdout.buffer.flush()
 ";
 
 /// A process that ends with this value.
@@ -158,13 +160,14 @@ fn captured(site: &Site, work: impl FnOnce() -> Outcome) -> Outcome<Vec<u8>> {
     let path = dir.path().join("capture");
     let net = format!("--net=/proc/{}/ns/net", site.lab.record().bridge_pid);
     let mut capture = command("nsenter", [net.as_str(), "--", "python3", "-c", CAPTURE]);
-    let child = capture.stdin(Stdio::null()).stdout(std::fs::File::create(&path)?).stderr(Stdio::piped()).spawn()?;
+    let child = capture.stdin(Stdio::piped()).stdout(std::fs::File::create(&path)?).stderr(Stdio::piped()).spawn()?;
     let mut child = Ends(child);
     let mut ready = [0; 6];
     std::io::Read::read_exact(child.0.stderr.as_mut().ok_or("a pipe")?, &mut ready)?;
     work()?;
-    std::thread::sleep(Duration::from_millis(300));
-    drop(child);
+    // It ends once its input has and no frame waits any more.
+    drop(child.0.stdin.take());
+    assert!(child.0.wait()?.success(), "the capture goes to its end");
     Ok(std::fs::read(&path)?)
 }
 

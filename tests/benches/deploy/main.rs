@@ -65,6 +65,7 @@ fn measured(hosts: &[Host], work: impl FnOnce() -> Outcome) -> Outcome<Cost> {
         hosts.iter().map(|host| Ok((host.ssh_sessions()?, host.ssh_traffic()?))).collect()
     };
     drop(jiji_lab::command::output(&mut command("sync", [] as [&str; 0]), None)?);
+    // An engine still takes names away after a deploy has ended.
     std::thread::sleep(Duration::from_millis(200));
     let before = counts()?;
     let begun = Instant::now();
